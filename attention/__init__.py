@@ -1,0 +1,1 @@
+"""Runs in the AttentionNode: attention, rolling cache, scheduler, engine, sampling."""

@@ -1,0 +1,48 @@
+"""How an attention node reaches the experts: through any router, over whatever transport its peers have."""
+
+import time
+from collections.abc import Callable
+
+from torch import Tensor
+
+from protos.dispatch_pb2 import Header, LayerRows
+from transport.errors import CallError
+from transport.replicas import Replicas
+from transport.tensors import describe_rows
+
+ROUTERS = "the routers"
+
+
+class RouterClient:
+    """Sends a layer's rows to the least loaded router and waits for their combined expert output.
+
+    Args:
+        routers: The router replicas, in the group ROUTERS.
+        pump: Turns the loop that carries the answers, for at most so many seconds.
+        timeout_s: How long an answer may take (`limits.request_timeout_s`).
+    """
+
+    def __init__(self, routers: Replicas, pump: Callable[[float], None], timeout_s: float) -> None:
+        self._routers = routers
+        self._pump = pump
+        self._timeout_s = timeout_s
+
+    def exchange(self, layer: int, rows_TD: Tensor) -> Tensor:
+        """Returns the combined expert output of `rows_TD`, [T, D].
+
+        Raises:
+            CallError: `expert_unavailable` when an expert (or every router) stays away, or no answer comes in time.
+        """
+        answers: list[Tensor | CallError] = []
+        header = Header(layer_rows=LayerRows(layer=layer, rows=describe_rows(rows_TD)))
+        self._routers.call(ROUTERS, header, rows_TD, answers.append)
+        deadline_s = time.monotonic() + self._timeout_s
+        while not answers:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise CallError("expert_unavailable", f"no answer from the experts within {self._timeout_s:g} s")
+            self._pump(left_s)
+        answer = answers[0]
+        if isinstance(answer, CallError):
+            raise answer
+        return answer.to(rows_TD.device)

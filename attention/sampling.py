@@ -1,0 +1,129 @@
+"""Chooses the next token of every sequence of a step.
+
+The order is that of vLLM and OpenAI: logit bias, forbidden tokens, repetition, presence and frequency penalties; then
+the best token if the temperature is 0, else temperature, min-p, top-k, top-p and one draw. Legend: B rows, R rows of
+a group, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attention.drawing import FAILED, draw_filtered, draw_unfiltered
+from attention.logprobs import prompt_logprobs, score
+from attention.randomness import Doubles, uniforms
+from attention.sampling_limits import SamplingError, validate_sampling
+from attention.sampling_slots import Batch, Group, Ints, SamplingSlots, select_rows
+from attention.vocabulary import best_tokens
+from protos.generation_pb2 import Sampling, TokenLogprob
+
+__all__ = ["Sampled", "Sampler", "SamplingError", "prompt_logprobs", "validate_sampling"]
+
+MAX_KEPT_BATCHES = 8  # half-batches that take turns each keep theirs
+
+FAILURE = (
+    "the model's logits for this token have no finite largest value (a NaN, an infinity, or every token forbidden); "
+    "no token was drawn"
+)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One step's tokens. A row in `failed` (row -> why) drew none: its token id is -1, and nothing was recorded."""
+
+    token_ids: list[int]
+    logprobs: dict[int, TokenLogprob] | None  # by row; only rows that asked, None where none did
+    failed: dict[int, str] = field(default_factory=dict[int, str])
+
+
+class Sampler:
+    """Samples for sequences that sit in numbered slots; each slot keeps its parameters, position and token counts."""
+
+    def __init__(
+        self, vocab_size: int, max_sequences: int, eos_token_ids: tuple[int, ...], device: torch.device
+    ) -> None:
+        self._slots = SamplingSlots(vocab_size, max_sequences, eos_token_ids, device)
+        self._vocab_size = vocab_size
+        self._batches: dict[tuple[int, ...], Batch] = {}
+
+    def add(self, slot: int, sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
+        """A sequence joins in a free slot. `sampling` was validated; `output_ids` is empty unless it resumes."""
+        self._slots.add(slot, sampling, prompt_ids, output_ids)
+        self._forget(slot)
+
+    def remove(self, slot: int) -> None:
+        """A sequence leaves; its slot may be used again."""
+        self._slots.remove(slot)
+        self._forget(slot)
+
+    def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> Sampled:
+        """Draws and records one token per row.
+
+        Args:
+            logits_BV: [B, V], float32 or bf16, without gradient; left unchanged.
+            slots: the slot of each row, all different.
+        """
+        assert logits_BV.shape == (len(slots), self._vocab_size), f"logits {tuple(logits_BV.shape)}, {len(slots)} slots"
+        if not slots:
+            return Sampled([], None)
+        batch = self._batch(slots)
+        ids_B = self._choose(batch, logits_BV)
+        token_ids: list[int] = ids_B.tolist()
+        failed = dict.fromkeys(np.flatnonzero(ids_B == FAILED).tolist(), FAILURE) if min(token_ids) < 0 else {}
+        self._slots.positions_S[batch.slots_B] += ids_B != FAILED
+        if batch.edits is not None:
+            batch.edits.record(token_ids)
+        logprobs = _logprobs(batch, logits_BV, token_ids) if batch.num_logprobs else None
+        return Sampled(token_ids, logprobs, failed)
+
+    def _choose(self, batch: Batch, logits_BV: Tensor) -> Ints:
+        positions_B = self._slots.positions_S[batch.slots_B]
+        if batch.edits is not None:
+            logits_BV = batch.edits.apply(logits_BV, positions_B)
+        if batch.greedy_rows is None:
+            return _greedy(logits_BV)
+        ids_B = np.empty(len(batch.slots_B), dtype=np.int64)
+        if len(batch.greedy_rows):
+            ids_B[batch.greedy_rows] = _greedy(select_rows(logits_BV, batch.greedy_rows))
+        if (group := batch.unfiltered) is not None:
+            rows_R = _rows(group)
+            uniform_R = _uniforms(group, positions_B)
+            ids_B[rows_R] = draw_unfiltered(group.select(logits_BV), group.temperature_R1, uniform_R)
+        if (group := batch.filtered) is not None:
+            ids_B[_rows(group)] = draw_filtered(group.select(logits_BV), group.filters, _uniforms(group, positions_B))
+        return ids_B
+
+    def _batch(self, slots: Sequence[int]) -> Batch:
+        key = tuple(slots)
+        batch = self._batches.get(key)
+        if batch is None:
+            if len(self._batches) >= MAX_KEPT_BATCHES:
+                del self._batches[next(iter(self._batches))]
+            batch = self._batches[key] = self._slots.batch(key)
+        return batch
+
+    def _forget(self, slot: int) -> None:
+        self._batches = {key: batch for key, batch in self._batches.items() if slot not in key}
+
+
+def _greedy(logits_RV: Tensor) -> Ints:
+    ids_R, values_R = best_tokens(logits_RV)
+    return np.where(np.isfinite(values_R), ids_R, FAILED)
+
+
+def _rows(group: Group) -> Ints | slice:
+    return slice(None) if group.rows_R is None else group.rows_R
+
+
+def _uniforms(group: Group, positions_B: Ints) -> Doubles:
+    return uniforms(group.states_R, positions_B[_rows(group)])
+
+
+def _logprobs(batch: Batch, logits_BV: Tensor, token_ids: list[int]) -> dict[int, TokenLogprob]:
+    rows = [row for row in batch.num_logprobs if token_ids[row] != FAILED]
+    chosen_RV = select_rows(logits_BV, None if len(rows) == len(token_ids) else np.array(rows, dtype=np.int64))
+    scores = score(chosen_RV, [token_ids[row] for row in rows], [batch.num_logprobs[row] for row in rows])
+    return dict(zip(rows, scores, strict=True))

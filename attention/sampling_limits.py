@@ -1,0 +1,58 @@
+"""What a request may ask of the sampler. Checked once, when the request arrives; no torch needed."""
+
+import math
+
+from protos.generation_pb2 import Sampling
+
+MAX_BIAS = 100.0  # as in OpenAI's API
+MAX_PENALTY = 2.0  # as in OpenAI's API
+
+
+class SamplingError(ValueError):
+    """A sampling parameter is out of range; the message says what was given and what is allowed."""
+
+
+def validate_sampling(sampling: Sampling, vocab_size: int) -> None:
+    """Raises SamplingError unless each field that is set is in its range and each token id below `vocab_size`."""
+    _check_truncation(sampling)
+    _check_penalties(sampling)
+    _check_token_ids(sampling, vocab_size)
+    if sampling.HasField("logprobs"):
+        _require(sampling.logprobs <= vocab_size, "logprobs", sampling.logprobs, f"at most {vocab_size}")
+    if sampling.HasField("max_tokens") and sampling.min_tokens > sampling.max_tokens:
+        _require(False, "min_tokens", sampling.min_tokens, f"at most max_tokens ({sampling.max_tokens})")
+
+
+def _check_truncation(sampling: Sampling) -> None:
+    temperature = sampling.temperature
+    _require(math.isfinite(temperature) and temperature >= 0, "temperature", temperature, "a finite number, at least 0")
+    if sampling.HasField("top_p"):
+        _require(0 < sampling.top_p <= 1, "top_p", sampling.top_p, "greater than 0 and at most 1")
+    if sampling.HasField("top_k"):
+        _require(sampling.top_k >= 1, "top_k", sampling.top_k, "at least 1 (leave it out to consider every token)")
+    if sampling.HasField("min_p"):
+        _require(0 <= sampling.min_p <= 1, "min_p", sampling.min_p, "from 0 to 1")
+
+
+def _check_penalties(sampling: Sampling) -> None:
+    allowed = f"from {-MAX_PENALTY:g} to {MAX_PENALTY:g}"
+    presence, frequency = sampling.presence_penalty, sampling.frequency_penalty
+    _require(abs(presence) <= MAX_PENALTY, "presence_penalty", presence, allowed)
+    _require(abs(frequency) <= MAX_PENALTY, "frequency_penalty", frequency, allowed)
+    if sampling.HasField("repetition_penalty"):
+        given = sampling.repetition_penalty
+        _require(math.isfinite(given) and given > 0, "repetition_penalty", given, "a finite number greater than 0")
+
+
+def _check_token_ids(sampling: Sampling, vocab_size: int) -> None:
+    allowed = f"token ids below the vocabulary's size, {vocab_size}"
+    for token_id, bias in sampling.logit_bias.items():
+        _require(token_id < vocab_size, "logit_bias", token_id, allowed)
+        _require(abs(bias) <= MAX_BIAS, "logit_bias", bias, f"from {-MAX_BIAS:g} to {MAX_BIAS:g} for each token")
+    for token_id in sampling.stop_token_ids:
+        _require(token_id < vocab_size, "stop_token_ids", token_id, allowed)
+
+
+def _require(holds: bool, name: str, given: float, allowed: str) -> None:
+    if not holds:
+        raise SamplingError(f"{name}: got {given:g}; allowed: {allowed}")

@@ -1,0 +1,163 @@
+"""Continuous batching with a token budget: which tokens the next engine step computes. Pure; time and tensors stay outside.
+
+Each step takes one token of every decoding sequence, then prefill chunks, first come first served, up to the budget,
+so that a long prompt advances by a chunk a step and never stalls the others.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from attention.sequence import NO_LANE, Sequence
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """The YAML's `attention` section, resolved.
+
+    Args:
+        prefill_chunk: Tokens of one prompt in one step, at most.
+        max_batch_tokens: Tokens of one step, at most (decoding sequences always fit).
+        max_sequences: Sequences that run at once, at most.
+        max_queued: Sequences that wait, at most.
+    """
+
+    prefill_chunk: int
+    max_batch_tokens: int
+    max_sequences: int
+    max_queued: int
+
+
+class Memory(Protocol):
+    """What the scheduler needs to know of the cache."""
+
+    @property
+    def num_free_blocks(self) -> int: ...
+
+    def grow(self, lane: int, num_positions: int) -> bool: ...
+
+    def release(self, lane: int) -> None: ...
+
+    def num_held(self, lane: int) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """`count` tokens of a sequence, from its first one that is not cached; `last`: its next token can then be drawn."""
+
+    sequence: Sequence
+    count: int
+    last: bool
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """What one engine step computes: decoding sequences (one token each) and prefill chunks."""
+
+    decode: list[Sequence] = field(default_factory=list[Sequence])
+    prefill: list[Chunk] = field(default_factory=list[Chunk])
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        return self.decode + [chunk.sequence for chunk in self.prefill]
+
+    def __bool__(self) -> bool:
+        return bool(self.decode or self.prefill)
+
+
+class Scheduler:
+    """Holds every sequence of a node: waiting, or running in a lane.
+
+    Args:
+        blocks_for: Cache blocks that a sequence of so many positions holds.
+    """
+
+    def __init__(self, limits: SchedulerLimits, memory: Memory, blocks_for: Callable[[int], int]) -> None:
+        self.limits = limits
+        self._memory = memory
+        self._blocks_for = blocks_for
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self._free_lanes = list(range(limits.max_sequences - 1, -1, -1))
+        self.num_preemptions = 0
+
+    @property
+    def queue_full(self) -> bool:
+        """Whether one more sequence would exceed `max_queued`: those that a free lane will take at once do not count."""
+        return len(self.waiting) >= self.limits.max_queued + len(self._free_lanes)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a sequence out, wherever it is, and frees what it held."""
+        if sequence.lane == NO_LANE:
+            self.waiting.remove(sequence)
+        else:
+            self.running.remove(sequence)
+            self._free_lane(sequence)
+
+    def next_step(self) -> StepPlan:
+        """Returns the next step; its sequences have lanes and cache blocks for what they compute."""
+        self._admit()
+        plan = StepPlan()
+        budget = self.limits.max_batch_tokens
+        for sequence in list(self.running):
+            if sequence.num_pending == 1 and self._grow(sequence, 1):
+                plan.decode.append(sequence)
+                budget -= 1
+        for sequence in list(self.running):
+            count = min(sequence.num_pending, self.limits.prefill_chunk, budget)
+            if sequence.num_pending > 1 and count > 0 and self._grow(sequence, count):
+                plan.prefill.append(Chunk(sequence, count, count == sequence.num_pending))
+                budget -= count
+        # Growing a later sequence may have preempted one that was planned before it.
+        plan.decode = [sequence for sequence in plan.decode if sequence.lane != NO_LANE]
+        plan.prefill = [chunk for chunk in plan.prefill if chunk.sequence.lane != NO_LANE]
+        return plan
+
+    def _admit(self) -> None:
+        """Gives lanes to waiting sequences while there are lanes and room for their whole prompts."""
+        promised = sum(
+            self._blocks_for(len(sequence.ids)) - self._memory.num_held(sequence.lane) for sequence in self.running
+        )
+        while self.waiting and self._free_lanes:
+            needed = self._blocks_for(len(self.waiting[0].ids) + 1)
+            if promised + needed > self._memory.num_free_blocks:
+                return
+            promised += needed
+            sequence = self.waiting.popleft()
+            sequence.lane = self._free_lanes.pop()
+            self.running.append(sequence)
+
+    def _grow(self, sequence: Sequence, count: int) -> bool:
+        """Makes room for `count` more tokens, preempting the sequences that were admitted last, if need be."""
+        if sequence.lane == NO_LANE:
+            return False
+        while not self._memory.grow(sequence.lane, sequence.num_cached + count):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Puts a sequence back to the head of the queue; it is computed again, output included, when there is room."""
+        self.running.remove(sequence)
+        self._free_lane(sequence)
+        sequence.num_cached = 0
+        self.waiting.appendleft(sequence)
+        self.num_preemptions += 1
+
+    def _free_lane(self, sequence: Sequence) -> None:
+        self._memory.release(sequence.lane)
+        self._free_lanes.append(sequence.lane)
+        sequence.lane = NO_LANE
+
+    def check_integrity(self) -> None:
+        """Asserts that every lane is free or held by exactly one running sequence."""
+        lanes = [sequence.lane for sequence in self.running]
+        assert sorted(lanes + self._free_lanes) == list(range(self.limits.max_sequences)), "a lane is lost or held twice"
+        assert all(sequence.lane == NO_LANE and not sequence.num_cached for sequence in self.waiting)

@@ -1,0 +1,52 @@
+"""One sequence: what was asked, what has come out, how much of it is in the cache."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+
+from protos.generation_pb2 import Sampling, TokenLogprob
+
+NO_LANE = -1
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """The state of one sequence on its node.
+
+    Args:
+        key: Who asked: unique, chosen by the caller.
+        ids: Prompt and output token ids, in order.
+        num_prompt: How many of `ids` are the prompt.
+        max_output: Outputs after which it ends.
+        arrival_s: When it arrived, and `admitted_s` when it first got a lane (monotonic clock).
+        stop_ids: Tokens that end it once it has `sampling.min_tokens` outputs.
+        num_cached: Tokens whose keys and values have been computed.
+        announced: Whether its first message has been sent.
+    """
+
+    key: Hashable
+    ids: list[int]
+    num_prompt: int
+    sampling: Sampling
+    max_output: int
+    arrival_s: float
+    stop_ids: frozenset[int] = frozenset()
+    lane: int = NO_LANE
+    num_cached: int = 0
+    admitted_s: float | None = None
+    cancelled: bool = False
+    announced: bool = False
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+
+    @property
+    def num_output(self) -> int:
+        """Output tokens so far."""
+        return len(self.ids) - self.num_prompt
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens that are not in the cache yet: one for a sequence that decodes."""
+        return len(self.ids) - self.num_cached
+
+    @property
+    def output_ids(self) -> list[int]:
+        return self.ids[self.num_prompt :]

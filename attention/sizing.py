@@ -1,0 +1,79 @@
+"""How large a node's cache is, and its other limits, where the service file says `auto`."""
+
+from dataclasses import dataclass
+
+import torch
+
+from attention.cache import DEFAULT_BLOCK_SIZE, CacheShape, RollingCache
+from attention.scheduler import SchedulerLimits
+from model.config import MixtralConfig
+
+# A prompt chunk where there is no window: large enough for full-speed matmuls, small enough not to hold up decoding.
+FULL_ATTENTION_CHUNK = 512
+CPU_MEMORY_FRACTION = 0.2
+GPU_MEMORY_FRACTION = 0.9
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """The `attention` section and what it depends on, as given; None means auto.
+
+    Args:
+        window: Attention window in positions; None: full attention.
+        max_context: Positions of a sequence, prompt and output together.
+        cache_tokens: Positions that the cache holds, over all sequences.
+    """
+
+    window: int | None
+    max_context: int
+    cache_tokens: int | None
+    prefill_chunk: int | None
+    max_batch_tokens: int
+    max_sequences: int
+    max_queued: int
+
+    def limits(self) -> SchedulerLimits:
+        """Returns the scheduler's limits; the prefill chunk is the window unless it was given."""
+        chunk = self.prefill_chunk or self.window or FULL_ATTENTION_CHUNK
+        return SchedulerLimits(
+            min(chunk, self.max_batch_tokens), self.max_batch_tokens, self.max_sequences, self.max_queued
+        )
+
+
+def make_cache(
+    settings: NodeSettings, config: MixtralConfig, dtype: torch.dtype, device: torch.device
+) -> RollingCache:
+    """Returns a node's cache.
+
+    Raises:
+        ValueError: `cache_tokens` (given, or what the memory allows) cannot hold one full sequence.
+    """
+    window = min(settings.window or settings.max_context, settings.max_context)
+    block_size = min(DEFAULT_BLOCK_SIZE, window)
+    shape = CacheShape(config.num_layers, config.num_kv_heads, config.head_dim, window, block_size)
+    wanted = settings.max_sequences * shape.blocks_per_sequence
+    if settings.cache_tokens is not None:
+        num_blocks = min(wanted, settings.cache_tokens // block_size)
+    else:
+        num_blocks = min(wanted, _memory_budget_bytes(device) // (shape.bytes_per_position(dtype) * block_size))
+    if num_blocks < shape.blocks_per_sequence:
+        raise ValueError(
+            f"the cache would hold {num_blocks * block_size} positions, but one sequence needs "
+            f"{shape.blocks_per_sequence * block_size}; raise attention.cache_tokens, or lower model.max_context or model.window"
+        )
+    return RollingCache(shape, num_blocks, settings.max_sequences, dtype, device)
+
+
+def _memory_budget_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return int(free_bytes * GPU_MEMORY_FRACTION)
+    return int(_available_host_bytes() * CPU_MEMORY_FRACTION)
+
+
+def _available_host_bytes() -> int:
+    with open("/proc/meminfo") as meminfo:
+        for line in meminfo:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    raise OSError("/proc/meminfo has no MemAvailable; set attention.cache_tokens")

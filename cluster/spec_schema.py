@@ -1,0 +1,239 @@
+"""The service file as typed, frozen data: one class for each section, one line of documentation for each field."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from cluster.spec_fields import (
+    Allowed,
+    AutoBool,
+    AutoCount,
+    Count,
+    CountOrZero,
+    ExpertId,
+    Host,
+    Labels,
+    NotYet,
+    NumCpus,
+    NumGpus,
+    Port,
+    PortOrNull,
+    Route,
+    Seconds,
+    ServiceName,
+    Share,
+    Text,
+    TextOrNull,
+    Window,
+    is_whole,
+    one_of,
+)
+
+DEMO = "demo"  # the model.path that means the bundled model
+
+
+class Section(BaseModel):
+    """What every section shares: it cannot change once read, and a field it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+REPLICAS = Allowed("a whole number of at least 1, or {min: …, max: …} with min at most max")
+
+
+class Replicas(Section):
+    """How many copies run. A plain number n means {min: n, max: n}."""
+
+    min: Count
+    """The fewest."""
+    max: Count
+    """The most."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_number(cls, value: Any) -> Any:
+        if is_whole(value, 1):
+            return {"min": value, "max": value}
+        if not isinstance(value, dict | Replicas):
+            raise REPLICAS.refuse()
+        return value
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Replicas":
+        if self.min > self.max:
+            raise REPLICAS.refuse()
+        return self
+
+    @property
+    def num(self) -> int:
+        """How many to start (in this version min equals max)."""
+        return self.min
+
+
+ReplicaCount = Annotated[Replicas, REPLICAS]
+ONE = Replicas(min=1, max=1)
+
+
+class ModelSpec(Section):
+    """The checkpoint to serve."""
+
+    path: Text
+    """A Hugging Face directory, or `demo` for the bundled model. Relative paths start at the service file's folder."""
+    name: TextOrNull = None
+    """The name clients use; null: the directory's."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16"], one_of("auto", "float32", "bfloat16")] = "auto"
+    """What weights and activations are held in; auto: the checkpoint's own."""
+    window: Window = "auto"
+    """How many positions attention sees and the rolling cache keeps; auto: from the checkpoint."""
+    max_context: AutoCount = "auto"
+    """The most positions (prompt and output) of one sequence; auto: from the checkpoint."""
+
+    @property
+    def directory(self) -> Path:
+        """The checkpoint's directory; `demo` is resolved to the bundled one."""
+        return Path(str(resources.files("manta") / "demo")) if self.path == DEMO else Path(self.path)
+
+    @property
+    def served_name(self) -> str:
+        """The name clients use."""
+        return self.name or self.directory.resolve().name
+
+
+class ApiSpec(Section):
+    """The gateways: the HTTP API that clients talk to."""
+
+    host: Host = "127.0.0.1"
+    """The address to listen on. Anything but a loopback address needs `keys_file`."""
+    port: Port = 8000
+    """One host and port serve a whole Ray cluster: a second service needs another `route_prefix`."""
+    route_prefix: Route = "/"
+    """What every path of this service starts with."""
+    grpc_port: Annotated[PortOrNull, NotYet("leave it out and use the HTTP API")] = None
+    """The port of the public gRPC API."""
+    keys_file: TextOrNull = None
+    """A file with one API key a line; null: no keys, loopback only."""
+    replicas: ReplicaCount = ONE
+    """Gateways."""
+
+
+class AttentionSpec(Section):
+    """The attention nodes: embedding, attention, rolling cache, scheduling, sampling."""
+
+    replicas: ReplicaCount = ONE
+    """Attention nodes."""
+    num_gpus: NumGpus = 0
+    """GPUs of one node."""
+    num_cpus: NumCpus = "auto"
+    """CPUs that Ray sets aside for one node; auto: 1, or a fraction that fits when Manta starts Ray itself."""
+    cache_tokens: AutoCount = "auto"
+    """Rolling-cache capacity of one node, in positions."""
+    prefill_chunk: AutoCount = "auto"
+    """The most prompt positions that one step takes from one sequence; auto: the window."""
+    max_batch_tokens: Count = 2048
+    """The most rows of one step."""
+    max_sequences: Count = 64
+    """The most sequences that run at once on one node; the others queue."""
+    max_queued: CountOrZero = 256
+    """The most sequences that wait on one node; beyond it a request is answered 429."""
+
+
+class RouterSpec(Section):
+    """The routers: gating, dispatch, combine."""
+
+    replicas: ReplicaCount = ONE
+    """Routers."""
+    routing: Annotated[
+        Literal["token", "sentence", "task"], one_of("token", "sentence", "task"), NotYet("use token")
+    ] = "token"
+    """What one gating decision covers."""
+
+
+class ShardOverride(Section):
+    """Settings of one shard that differ from the others'. Null: as `experts` says."""
+
+    replicas: Annotated[Replicas | None, REPLICAS] = None
+    """Replicas of this shard."""
+    num_gpus: Annotated[NumGpus | None, NotYet("set experts.num_gpus for every shard")] = None
+    """GPUs of one replica of this shard."""
+    num_cpus: Annotated[NumCpus | None, NotYet("set experts.num_cpus for every shard")] = None
+    """CPUs of one replica of this shard."""
+    accelerator_type: Annotated[TextOrNull, NotYet("set experts.accelerator_type for every shard")] = None
+    """The accelerator this shard must run on."""
+    labels: Annotated[Labels | None, NotYet("set experts.labels for every shard")] = None
+    """The labels of the hosts this shard may run on."""
+
+
+Placement = Literal["spread", "pack", "strict_spread", "strict_pack"]
+
+
+class ExpertsSpec(Section):
+    """The expert actors: the feed-forward networks of every layer."""
+
+    per_actor: AutoCount = "auto"
+    """Experts in one actor (a shard); auto: 1 on GPUs, to fit the cores on CPUs."""
+    slices: AutoCount = "auto"
+    """Parts that each expert's hidden columns are cut in, one an actor; auto: 1 on GPUs, to fit the cores on CPUs."""
+    replicas: ReplicaCount = ONE
+    """Replicas of every shard."""
+    overrides: dict[ExpertId, ShardOverride] = Field(default_factory=dict)
+    """Expert id to settings of its shard: `{3: {replicas: 2}}`; two that disagree about one shard are an error."""
+    num_gpus: NumGpus = 0
+    """GPUs of one replica."""
+    num_cpus: NumCpus = "auto"
+    """CPUs that Ray sets aside for one replica; auto: 1, or a fraction that fits when Manta starts Ray itself."""
+    pin_cores: AutoBool = "auto"
+    """Whether each replica is kept on one core, as it would be on one GPU; auto: when there are cores for it."""
+    accelerator_type: TextOrNull = None
+    """The accelerator that replicas must run on, in Ray's words, such as H200."""
+    labels: Labels = Field(default_factory=dict)
+    """The Ray labels of the hosts that replicas may run on."""
+    placement: Annotated[Placement, one_of("spread", "pack", "strict_spread", "strict_pack")] = "spread"
+    """How replicas are spread over hosts."""
+    quantization: Annotated[Literal["none", "int8"], one_of("none", "int8"), NotYet("use none")] = "none"
+    """What the experts' weights are compressed to."""
+    on_missing: Annotated[Literal["wait", "degrade"], one_of("wait", "degrade"), NotYet("use wait")] = "wait"
+    """What happens while no replica of a shard lives."""
+
+
+class AutoscalingSpec(Section):
+    """How replica counts follow the load."""
+
+    interval_s: Seconds = 5
+    """Time between two decisions."""
+    target_utilization: Share = 0.7
+    """The share of a replica's measured rows/s to aim at."""
+    downscale_delay_s: Seconds = 60
+    """How long the load must stay low before a replica leaves."""
+
+
+class LimitsSpec(Section):
+    """How long things may take."""
+
+    request_timeout_s: Seconds = 600
+    """One request, from its arrival to its last token."""
+    drain_timeout_s: Seconds = 30
+    """How long a part that leaves may finish what it has."""
+    load_timeout_s: Seconds = 600
+    """How long a part may take to load its weights."""
+    recovery_timeout_s: Seconds = 30
+    """How long a request waits for the only copy of a part to come back."""
+    orphan_timeout_s: Seconds = 120
+    """How long expert actors stay with neither controller nor routers."""
+
+
+class ServiceSpec(Section):
+    """One service. Every field but `model.path` has a default."""
+
+    name: ServiceName = "manta"
+    """The service's name: one Ray cluster can run several."""
+    model: ModelSpec
+    api: ApiSpec = ApiSpec()
+    attention: AttentionSpec = AttentionSpec()
+    router: RouterSpec = RouterSpec()
+    experts: ExpertsSpec = ExpertsSpec()
+    autoscaling: Annotated[
+        AutoscalingSpec | None, NotYet("leave it out and give each part a fixed number of replicas")
+    ] = None
+    limits: LimitsSpec = LimitsSpec()

@@ -1,0 +1,1 @@
+"""Runs in the ExpertActor: SwiGLU kernels, batching, the actor."""

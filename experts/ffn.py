@@ -1,0 +1,48 @@
+"""One expert's feed-forward network of one layer: SwiGLU (arXiv 2002.05202), as Mixtral uses it.
+
+N rows, D model dim, F expert hidden dim (or the columns of one slice of it).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.linear import make_linear
+
+
+class ExpertFFN:
+    """rows_ND -> down(silu(gate(rows)) * up(rows)), [N, D].
+
+    With a slice of the F columns, the result is that slice's share of the sum.
+
+    Args:
+        gate_up_2FD: The gate's rows (w1), then the up projection's (w3).
+        down_DF: The down projection (w2).
+    """
+
+    def __init__(self, gate_up_2FD: Tensor, down_DF: Tensor) -> None:
+        self._gate_up = make_linear(gate_up_2FD)
+        self._down = make_linear(down_DF)
+
+    def __call__(self, rows_ND: Tensor) -> Tensor:
+        gate_NF, up_NF = self._gate_up(rows_ND).chunk(2, dim=-1)
+        return self._down(F.silu(gate_NF).mul_(up_NF))
+
+
+def column_slice(ffn_size: int, slice_index: int, num_slices: int) -> slice:
+    """Returns which of the F columns a slice holds: all but the last have a multiple of 16, which vector units like.
+
+    Raises:
+        ValueError: There are fewer groups of columns than slices.
+    """
+    step = 16 if ffn_size >= 16 * num_slices else 1
+    if ffn_size < num_slices:
+        raise ValueError(f"{ffn_size} FFN columns cannot be cut in {num_slices} slices; set experts.slices lower")
+    width = ffn_size // num_slices // step * step
+    start = slice_index * width
+    return slice(start, ffn_size if slice_index == num_slices - 1 else start + width)
+
+
+def warm_up(ffn: ExpertFFN, width: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Runs once, so that the first request does not pay for kernels being built."""
+    ffn(torch.zeros(2, width, dtype=dtype, device=device))

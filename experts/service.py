@@ -1,0 +1,100 @@
+"""Answers ExpertRows: merges whatever rows wait for the same layer and expert into one matmul.
+
+N rows, D model dim.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from experts.ffn import ExpertFFN
+from experts.shard import ExpertShard
+from transport.base import Request
+from transport.errors import CallError
+
+
+@dataclass(slots=True)
+class _Work:
+    """The rows of every waiting request that go to one expert, and where each request's share belongs."""
+
+    ffn: ExpertFFN
+    rows: list[Tensor] = field(default_factory=list[Tensor])
+    places: list[tuple[int, int]] = field(default_factory=list[tuple[int, int]])
+
+
+class ExpertService:
+    """The computation of an expert actor; `num_rows` and `busy_s` count what it has done."""
+
+    def __init__(self, shard: ExpertShard, device: torch.device) -> None:
+        self._shard = shard
+        self._device = device
+        self.num_rows = 0
+        self.busy_s = 0.0
+
+    def serve(self, requests: Sequence[Request]) -> None:
+        """Answers every request; one that is malformed fails alone."""
+        started_s = time.perf_counter()
+        by_layer: dict[int, list[Request]] = {}
+        for request in requests:
+            by_layer.setdefault(request.header.expert_rows.layer, []).append(request)
+        for layer, group in by_layer.items():
+            self._serve_layer(layer, group)
+        self.busy_s += time.perf_counter() - started_s
+
+    def _serve_layer(self, layer: int, requests: Sequence[Request]) -> None:
+        work: dict[int, _Work] = {}
+        accepted: list[Request] = []
+        answers: list[list[Tensor]] = []
+        for request in requests:
+            try:
+                parts = self._split(layer, request)
+            except CallError as error:
+                request.responder.fail(error)
+                continue
+            for place, (expert, ffn, rows_ND) in enumerate(parts):
+                item = work.setdefault(expert, _Work(ffn))
+                item.rows.append(rows_ND)
+                item.places.append((len(accepted), place))
+            accepted.append(request)
+            answers.append([request.rows_TD] * len(parts))
+        for item in work.values():
+            _compute(item, answers)
+        for request, outputs in zip(accepted, answers, strict=True):
+            request.responder.reply(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+
+    def _split(self, layer: int, request: Request) -> list[tuple[int, ExpertFFN, Tensor]]:
+        """Returns (expert, its network, its rows) in the order of the request.
+
+        Raises:
+            CallError: Another layer or expert than this shard's, or counts that do not add up.
+        """
+        header, rows_TD = request.header.expert_rows, request.rows_TD
+        counts = list(header.num_rows_per_expert)
+        if len(counts) != len(header.expert_ids) or sum(counts) != rows_TD.shape[0] or not counts or 0 in counts:
+            raise CallError("invalid_request", f"row counts {counts} do not describe {rows_TD.shape[0]} rows")
+        if rows_TD.shape[1] != self._shard.width:
+            raise CallError("invalid_request", f"rows of {rows_TD.shape[1]} elements; allowed: {self._shard.width}")
+        rows_ND = rows_TD.to(self._device, self._shard.dtype)
+        self.num_rows += rows_ND.shape[0]
+        parts: list[tuple[int, ExpertFFN, Tensor]] = []
+        for expert, expert_rows in zip(header.expert_ids, rows_ND.split(counts), strict=True):
+            ffn = self._shard.ffn(layer, expert)
+            if ffn is None:
+                raise CallError("invalid_request", f"layer {layer}, expert {expert} is not of this shard")
+            parts.append((expert, ffn, expert_rows))
+        return parts
+
+
+def _compute(item: _Work, answers: list[list[Tensor]]) -> None:
+    """Runs one expert over everything that waits for it, and puts each share into its place."""
+    if len(item.rows) == 1:
+        request, place = item.places[0]
+        answers[request][place] = item.ffn(item.rows[0])
+        return
+    output_ND = item.ffn(torch.cat(item.rows))
+    shares = output_ND.split([rows.shape[0] for rows in item.rows])
+    for (request, place), share in zip(item.places, shares, strict=True):
+        answers[request][place] = share

@@ -1,0 +1,3 @@
+"""Manta's face: the command line (`manta.cli`) and the one-process service (`manta.local`). All else is internal."""
+
+__version__ = "0.1.0"

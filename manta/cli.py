@@ -1,0 +1,157 @@
+"""The `manta` command. Thin: it reads arguments, calls `cluster.lifecycle` or `manta.local`, and prints.
+
+Nothing heavy is imported until a command runs, so that `manta --help` answers at once.
+"""
+
+import json
+import secrets
+import sys
+from typing import Annotated, Literal
+
+import typer
+
+from manta.outcome import plain_errors, sigterm_is_ctrl_c
+
+app = typer.Typer(
+    name="manta",
+    help="Serve Mixture-of-Experts models on Ray: every expert is a service of its own.\n\n"
+    "Start here: manta serve demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="The Ray cluster to use, such as auto or HOST:6379. Without it: a Ray of Manta's own, on this machine."
+    ),
+]
+Name = Annotated[
+    str | None, typer.Argument(help="The service's name. Without it: the one that runs.", show_default=False)
+]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="What to compute in. auto: the checkpoint's own.")]
+
+
+@app.command()
+def serve(
+    model_or_yaml: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL_OR_YAML",
+            help="A Hugging Face Mixtral directory, demo for the bundled model, or a service file (.yaml).",
+            show_default=False,
+        ),
+    ],
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The port to listen on; 8000 unless the file says.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on; 127.0.0.1 unless the file says.")] = None,
+    model_name: Annotated[
+        str | None, typer.Option(help="The name clients use; the directory's unless the file says.")
+    ] = None,
+    dtype: DtypeOption = None,
+    address: Address = None,
+) -> None:
+    """Serve a model over an OpenAI-compatible API until Ctrl-C."""
+    with plain_errors():
+        from manta.target import spec_of
+
+        given = {"api.port": port, "api.host": host, "model.name": model_name, "model.dtype": dtype}
+        overrides = {field: value for field, value in given.items() if value is not None}
+        spec = spec_of(model_or_yaml, overrides, check_files=address is None)
+
+        from manta.foreground import serve_in_foreground  # imports Ray, which a mistyped path need not wait for
+
+        serve_in_foreground(spec, address)
+
+
+@app.command()
+def status(
+    name: Name = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    address: Address = None,
+) -> None:
+    """Show what runs: each part, its replicas and their health."""
+    with plain_errors():
+        from cluster.lifecycle import status as read_status
+        from manta.status_view import print_status
+
+        found = read_status(name, address)
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        else:
+            print_status(found)
+
+
+@app.command()
+def down(name: Name = None, address: Address = None) -> None:
+    """Stop one service, and nothing else that runs on the cluster."""
+    with plain_errors():
+        from cluster.lifecycle import down as stop
+
+        stop(name, address)
+        typer.echo(f"Stopped {name}." if name else "Stopped.")
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str,
+        typer.Argument(help="A Hugging Face Mixtral directory, or demo for the bundled model.", show_default=False),
+    ],
+    prompt: Annotated[
+        str, typer.Argument(help="The text to continue; - reads it from standard input.", show_default=False)
+    ],
+    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0.0, help="0 always takes the likeliest token; higher is more varied.")
+    ] = 0.0,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this total probability.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many likeliest tokens.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**64 - 1, help="Repeats a draw. Without it: a new one each time.")
+    ] = None,
+    dtype: DtypeOption = None,
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
+) -> None:
+    """Continue a text in this one process, without Ray or a server."""
+    if top_p == 0:
+        raise typer.BadParameter("0 leaves no token to draw; give more than 0, at most 1.", param_hint="--top-p")
+    with plain_errors(), sigterm_is_ctrl_c():
+        from manta.target import spec_of
+        from protos.generation_pb2 import Sampling
+
+        sampling = Sampling(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=secrets.randbits(64) if seed is None else seed,
+        )
+        spec = spec_of(model, {"model.dtype": dtype or "auto"}, check_files=True, allow_yaml=False)
+        text = sys.stdin.read() if prompt == "-" else prompt
+
+        from manta.local import LocalService
+
+        pieces = LocalService(spec.model.directory, spec.model.dtype).generate(text, sampling)
+        typer.echo(text if echo else "", nl=False)
+        for piece in pieces:
+            typer.echo(piece, nl=False)  # flushes
+        typer.echo()
+
+
+@app.command()
+def version() -> None:
+    """Print Manta's version."""
+    from manta import __version__
+
+    typer.echo(f"manta {__version__}")
+
+
+def main() -> None:
+    """The entry point of the `manta` command."""
+    app()

@@ -1,0 +1,167 @@
+"""The Ray-free path: engine, router and experts of one model in this process, through `transport/local`.
+
+The oracle of the distributed runs, the debug mode, and what `manta generate` uses.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from attention.dense import DenseModel
+from attention.engine import Engine
+from attention.routers import ROUTERS, RouterClient
+from attention.sizing import NodeSettings, make_cache
+from checkpoint.reader import CheckpointReader
+from checkpoint.weights import read_attention_weights, read_gates
+from experts.service import ExpertService
+from experts.shard import load_shard
+from model.config import MixtralConfig, read_config
+from model.dtypes import torch_dtype
+from protos.generation_pb2 import FAILED, SequenceOutput, Submit
+from router.core import Router
+from transport.address import Address
+from transport.errors import CallError
+from transport.local import LocalPeer
+from transport.loop import Timer
+from transport.replicas import Replicas
+from transport.table import ShardEntry
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """How a local model is cut and run; the defaults suit one prompt at a time.
+
+    Args:
+        dtype: `auto` (the checkpoint's), `float32` or `bfloat16`.
+        window: `auto` (the checkpoint's), None (full attention) or a number of positions.
+        per_actor: Experts in one shard; None: all.
+        slices: Slices of every expert's FFN columns.
+    """
+
+    dtype: str = "auto"
+    window: int | str | None = "auto"
+    max_context: int | None = None
+    cache_tokens: int | None = None
+    prefill_chunk: int | None = None
+    max_batch_tokens: int = 2048
+    max_sequences: int = 16
+    max_queued: int = 256
+    per_actor: int | None = None
+    slices: int = 1
+    device: str = "cpu"
+
+
+class LocalModel:
+    """A whole model in one process: `submit`, then `step` until everything has ended.
+
+    Raises:
+        ModelError: The checkpoint cannot be read; names the file, the tensor or field, and the remedy.
+        ValueError: The settings do not fit the model.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        settings: LocalSettings | None = None,
+        on_progress: Callable[[str, float], None] = lambda what, fraction: None,
+    ) -> None:
+        settings = settings or LocalSettings()
+        config = read_config(directory)
+        window = config.window if settings.window == "auto" else settings.window
+        assert not isinstance(window, str)
+        self.config = replace(config, window=window)
+        self._settings = settings
+        self._device = torch.device(settings.device)
+        self._dtype = torch_dtype(config.dtype if settings.dtype == "auto" else settings.dtype)
+        self._on_progress = on_progress
+        router = self._make_router(directory)
+        self.engine = self._make_engine(directory, router)
+        self._keys = itertools.count()
+
+    def submit(self, submit: Submit) -> int:
+        """Queues a sequence and returns its key."""
+        key = next(self._keys)
+        self.engine.submit(key, submit)
+        return key
+
+    def step(self) -> list[tuple[int, SequenceOutput]]:
+        """Computes one engine step; returns what each sequence got."""
+        result = self.engine.step()
+        plain = [
+            (sequence, SequenceOutput(token_ids=[token_id]))
+            for sequence, token_id in zip(result.sequences, result.token_ids, strict=True)
+        ]
+        return [(_key(sequence.key), output) for sequence, output in plain + result.messages]
+
+    def generate(self, submit: Submit) -> Iterator[SequenceOutput]:
+        """Yields one sequence's outputs as they come.
+
+        Raises:
+            CallError: The sequence failed.
+        """
+        wanted = self.submit(submit)
+        try:
+            while True:
+                for key, output in self.step():
+                    if key == wanted:
+                        if output.finish_reason == FAILED:
+                            raise CallError(output.failure.code, output.failure.message)
+                        yield output
+                        if output.finish_reason:
+                            return
+        finally:
+            self.engine.cancel(wanted)
+
+    def _make_router(self, directory: Path) -> Router:
+        per_actor = self._settings.per_actor or self.config.num_experts
+        services: dict[Address, ExpertService] = {}
+        entries: list[ShardEntry] = []
+        starts = range(0, self.config.num_experts, per_actor)
+        cuts = [(start, index) for start in starts for index in range(self._settings.slices)]
+        for number, (start, index) in enumerate(cuts):
+            expert_ids = tuple(range(start, min(start + per_actor, self.config.num_experts)))
+            address = Address("local", f"shard-{number}", "", 0)
+            shard = load_shard(
+                directory, self.config, expert_ids, index, self._settings.slices, self._dtype, self._device,
+                lambda fraction, done=number: self._on_progress("experts", (done + fraction) / len(cuts)),
+            )  # fmt: skip
+            services[address] = ExpertService(shard, self._device)
+            entries.append(ShardEntry(expert_ids, index, self._settings.slices, (address,)))
+        gates = [gate.to(self._device) for gate in read_gates(CheckpointReader(directory), self.config, self._dtype)]
+        replicas = Replicas(lambda address: LocalPeer(services[address].serve), _no_timer, 0.0)
+        router = Router(gates, self.config.top_k, replicas)
+        router.update(tuple(entries))
+        return router
+
+    def _make_engine(self, directory: Path, router: Router) -> Engine:
+        settings, config = self._settings, self.config
+        node = NodeSettings(
+            window=config.window,
+            max_context=min(settings.max_context or config.max_context, config.max_context),
+            cache_tokens=settings.cache_tokens,
+            prefill_chunk=settings.prefill_chunk,
+            max_batch_tokens=settings.max_batch_tokens,
+            max_sequences=settings.max_sequences,
+            max_queued=settings.max_queued,
+        )
+        weights = read_attention_weights(CheckpointReader(directory), config, self._dtype)
+        self._on_progress("attention", 1.0)
+        routers = Replicas(lambda address: LocalPeer(router.serve), _no_timer, 0.0)
+        routers.update({ROUTERS: (Address("local", "router", "", 0),)})
+        client = RouterClient(routers, lambda timeout_s: None, timeout_s=0.0)
+        cache = make_cache(node, config, self._dtype, self._device)
+        model = DenseModel(config, weights, self._device)
+        return Engine(model, cache, node.limits(), node.max_context, client.exchange)
+
+
+def _no_timer(delay_s: float, callback: Callable[[], None]) -> Timer:
+    """Local peers are always ready: nothing ever waits."""
+    raise AssertionError("a local peer was not ready")
+
+
+def _key(key: object) -> int:
+    assert isinstance(key, int)
+    return key

@@ -1,0 +1,1 @@
+"""Runs in the Router: gating, dispatch plan, combine, replica choice."""

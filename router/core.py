@@ -1,0 +1,83 @@
+"""The router: gate, scatter, gather, combine. Stateless between requests; transport and time are given from outside."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from router.exchange import Exchange, ExpertRange, Part, expert_ranges
+from router.gating import top_k_gate
+from router.plan import dispatch
+from transport.base import Request
+from transport.errors import CallError
+from transport.replicas import Replicas
+from transport.table import ShardEntry
+
+
+class Router:
+    """Answers LayerRows with the combined expert outputs.
+
+    Args:
+        gates: One gate_ED for each layer.
+        top_k: Experts per row.
+        experts: The expert replicas, in groups named by ShardKey.
+    """
+
+    def __init__(self, gates: Sequence[Tensor], top_k: int, experts: Replicas) -> None:
+        self._gates = gates
+        self._top_k = top_k
+        self._num_experts, self._width = gates[0].shape
+        self._experts = experts
+        self._ranges: tuple[ExpertRange, ...] = ()
+        self.rows_per_expert = [0] * self._num_experts
+
+    def update(self, shards: tuple[ShardEntry, ...]) -> None:
+        """Takes over a new routing table.
+
+        Raises:
+            ValueError: Its shards do not cover the experts.
+        """
+        self._ranges = expert_ranges(shards, self._num_experts)
+        self._experts.update({entry.key: entry.replicas for entry in shards})
+
+    @property
+    def ready(self) -> bool:
+        """Whether every shard has a connected replica."""
+        return self._experts.complete
+
+    def serve(self, requests: Sequence[Request]) -> None:
+        """Starts on each request; the answers follow when the experts have answered."""
+        for request in requests:
+            try:
+                self._check(request)
+            except CallError as error:
+                request.responder.fail(error)
+                continue
+            self._start(request)
+
+    def _check(self, request: Request) -> None:
+        layer, shape = request.header.layer_rows.layer, tuple(request.rows_TD.shape)
+        if layer >= len(self._gates) or shape[0] == 0 or shape[1] != self._width:
+            raise CallError(
+                "invalid_request",
+                f"layer {layer} and rows of shape {shape}; allowed: layers 0 to {len(self._gates) - 1}, "
+                f"at least one row, rows of {self._width} elements",
+            )
+
+    def _start(self, request: Request) -> None:
+        gate_ED = self._gates[request.header.layer_rows.layer]
+        rows_TD = request.rows_TD.to(gate_ED)
+        weights_TK, experts_TK = top_k_gate(rows_TD, gate_ED, self._top_k)
+        sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
+        for expert, count in enumerate(plan.counts):
+            self.rows_per_expert[expert] += count
+        for part in Exchange(request, sent_ND, plan, self._ranges).parts:
+            self._send(part)
+
+    def _send(self, part: Part) -> None:
+        def answered(answer: Tensor | CallError) -> None:
+            if isinstance(answer, CallError):
+                part.exchange.fail(answer)
+            else:
+                part.exchange.take(part, answer.to(part.rows_ND.device))
+
+        self._experts.call(part.shard, part.header, part.rows_ND, answered)

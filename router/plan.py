@@ -1,0 +1,52 @@
+"""The dispatch plan: where each row's copies go, and how the answers come back together. Pure; training uses it too.
+
+T rows, D model dim, E experts, K chosen experts per row, N = T*K row copies.
+
+Worked example, T=2 rows, K=2, E=3, experts_TK = [[2, 0], [0, 1]]:
+    copies, in row order       0:(row 0 -> 2)  1:(row 0 -> 0)  2:(row 1 -> 0)  3:(row 1 -> 1)
+    order (sorted by expert)   [1, 2, 3, 0]    so rows [0, 1, 1, 0] are sent, counts = [2, 1, 1]
+    place (where copy i went)  [3, 0, 1, 2]    the inverse of order
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What `dispatch` decided and `combine` consumes.
+
+    Args:
+        weights_TK: The gate's weights.
+        place_N: Where copy i (row i // K) stands among the copies sorted by expert.
+        counts: Copies per expert, for every expert.
+    """
+
+    weights_TK: Tensor
+    place_N: Tensor
+    counts: list[int]
+
+
+def dispatch(rows_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Plan]:
+    """Returns the row copies sorted by expert [T*K, D] (ties in row order) and the plan to combine the answers with."""
+    flat_N = experts_TK.flatten()
+    order_N = flat_N.argsort(stable=True)
+    place_N = torch.empty_like(order_N)
+    place_N[order_N] = torch.arange(len(order_N), device=order_N.device)
+    counts: list[int] = torch.bincount(flat_N, minlength=num_experts).tolist()
+    sent_ND = rows_TD[order_N // experts_TK.shape[1]]
+    return sent_ND, Plan(weights_TK, place_N, counts)
+
+
+def combine(plan: Plan, answers_ND: Tensor) -> Tensor:
+    """Returns sum over k of weight times answer, [T, D], in the answers' dtype.
+
+    Args:
+        answers_ND: Expert outputs, in the order in which the rows were sent.
+    """
+    num_rows, top_k = plan.weights_TK.shape
+    answers_TKD = answers_ND[plan.place_N].view(num_rows, top_k, -1)
+    weights_T1K = plan.weights_TK.to(answers_ND.dtype).unsqueeze(1)
+    return torch.bmm(weights_T1K, answers_TKD).squeeze(1)

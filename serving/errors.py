@@ -1,0 +1,134 @@
+"""Errors as clients see them: OpenAI's shape, a status that says who must act.
+
+ApiError
+├── invalid()           400 the request is wrong; `param` names the field
+├── unauthorized()      401 no key, or a wrong one
+├── not_found()         404 unknown model or path
+├── request_timeout()   408 the body did not arrive in time
+├── too_large()         413 the body exceeds the limit
+└── from_generation()   400, 429, 500 or 503: what the nodes said; 504 when they took too long
+"""
+
+import json
+import math
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from serving.generator import GenerationError
+
+MAX_SHOWN_CHARS = 80
+# Nothing that is known to the HTTP layer alone (timeouts, bad bodies) has a generation code.
+STATUS_OF_GENERATION_CODE: Mapping[str, int] = {
+    "queue_full": 429,
+    "context_length": 400,
+    "expert_unavailable": 503,
+    "invalid_request": 400,
+    "internal": 500,
+}
+TYPE_OF_STATUS: Mapping[int, str] = {
+    401: "authentication_error",
+    404: "not_found_error",
+    408: "timeout_error",
+    429: "rate_limit_error",
+    503: "service_unavailable_error",
+    504: "timeout_error",
+}
+
+
+class ApiError(Exception):
+    """Ends a request with `status` and one `{"error": {message, type, param, code}}` object."""
+
+    def __init__(
+        self, status: int, message: str, *, code: str, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    @property
+    def type(self) -> str:
+        """OpenAI's `type`: the family of the error."""
+        fallback = "invalid_request_error" if self.status < 500 else "server_error"
+        return TYPE_OF_STATUS.get(self.status, fallback)
+
+    def body(self) -> str:
+        """The JSON object that a response or an SSE event carries."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, ensure_ascii=False)
+
+    def response(self) -> Response:
+        """The whole HTTP response, with Retry-After (whole seconds, rounded up) where trying again helps."""
+        headers: dict[str, str] = {}
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(self.retry_after_s)))
+        if self.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return Response(self.body(), self.status, headers, media_type="application/json")
+
+
+def invalid(message: str, param: str | None = None, code: str = "invalid_value") -> ApiError:
+    """400: the client must change the request."""
+    return ApiError(400, message, code=code, param=param)
+
+
+def unauthorized(message: str) -> ApiError:
+    """401: a key is needed."""
+    return ApiError(401, message, code="invalid_api_key")
+
+
+def unknown_model(given: str, served: str) -> ApiError:
+    """404: one gateway serves one model."""
+    return ApiError(
+        404, f"The model '{given}' does not exist; this service serves '{served}'.", code="model_not_found", param="model"
+    )
+
+
+def too_large(limit_bytes: int) -> ApiError:
+    """413: the body is refused before it is read whole."""
+    return ApiError(413, f"The request body exceeds the limit of {limit_bytes} bytes.", code="request_too_large")
+
+
+def body_timeout(limit_s: float) -> ApiError:
+    """408: the client stopped sending."""
+    return ApiError(408, f"The request body did not arrive within {limit_s:g} s.", code="request_timeout")
+
+
+def generation_timeout(limit_s: float) -> ApiError:
+    """504: the service was too slow."""
+    return ApiError(504, f"The request was not finished within {limit_s:g} s and was cancelled.", code="timeout")
+
+
+def from_generation(error: GenerationError, retry_after_s: float) -> ApiError:
+    """What a node said, with the status that tells the client what to do about it."""
+    code = "context_length_exceeded" if error.code == "context_length" else error.code
+    status = STATUS_OF_GENERATION_CODE[error.code]
+    return ApiError(
+        status, error.message, code=code, retry_after_s=retry_after_s if status in (429, 503) else None
+    )
+
+
+def from_validation(error: ValidationError) -> ApiError:
+    """The first of pydantic's findings as one sentence: which field, what is wrong, what was given."""
+    findings = error.errors(include_url=False)
+    first = findings[0]
+    param = ".".join(str(part) for part in first["loc"]) or None
+    if first["type"] == "json_invalid":
+        return invalid(f"The request body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}.", None)
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    sentence = f"{param}: {message}" if param else message
+    if first["type"] not in ("missing", "value_error"):
+        sentence += f" (given: {shown(first['input'])})"
+    if len(findings) > 1:
+        sentence += f"; {len(findings) - 1} more problem(s) in this request"
+    return invalid(sentence + ".", param)
+
+
+def shown(value: object) -> str:
+    """A short picture of what was given, safe to put into a message."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."

@@ -1,0 +1,82 @@
+"""A request's wishes as the messages that attention nodes understand."""
+
+import secrets
+from collections.abc import Sequence
+
+from protos.generation_pb2 import Sampling, Submit
+from serving.errors import ApiError, invalid
+from serving.prompts import Prompt, check_ids
+from serving.schemas import GenerationBody
+from serving.settings import GatewaySettings
+
+DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
+DEFAULT_TEMPERATURE = 1.0
+
+
+def resolve_max_tokens(num_prompt: int, asked: int | None, default: int | None, settings: GatewaySettings) -> int:
+    """How many tokens one prompt's outputs may have at most.
+
+    A client's own number must fit into the context together with the prompt; the default is cut to fit.
+    Raises ApiError (400) that states the limit, the prompt's length and max_tokens.
+    """
+    room = settings.max_context - num_prompt
+    if room < (1 if asked is None else asked):
+        raise _context_exceeded(num_prompt, asked, settings.max_context)
+    if asked is not None:
+        return asked
+    return room if default is None else min(default, room)
+
+
+def _context_exceeded(num_prompt: int, asked: int | None, max_context: int) -> ApiError:
+    wish = "at least 1 token of output" if asked is None else f"max_tokens = {asked}"
+    return invalid(
+        f"This model's maximum context length is {max_context} tokens; the prompt has {num_prompt} tokens and the "
+        f"request asks for {wish}, which is {num_prompt + (1 if asked is None else asked)} in all. Shorten the "
+        "prompt or lower max_tokens.",
+        "max_tokens" if num_prompt < max_context else "prompt",
+        "context_length_exceeded",
+    )
+
+
+def build_sampling(
+    body: GenerationBody,
+    max_tokens: int,
+    settings: GatewaySettings,
+    *,
+    logprobs: int | None,
+    prompt_logprobs: bool = False,
+) -> Sampling:
+    """Everything but the seed; `logprobs` counts alternatives, None is off. Raises ApiError (400) for ids beyond the vocabulary and impossible minimums."""
+    min_tokens = body.min_tokens or 0
+    if min_tokens > max_tokens:
+        raise invalid(f"min_tokens ({min_tokens}) exceeds max_tokens ({max_tokens}).", "min_tokens")
+    check_ids(list(body.logit_bias or {}), settings, "logit_bias")
+    check_ids(body.stop_token_ids or [], settings, "stop_token_ids")
+    temperature = DEFAULT_TEMPERATURE if body.temperature is None else body.temperature
+    return Sampling(
+        max_tokens=max_tokens,
+        min_tokens=min_tokens,
+        temperature=temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        repetition_penalty=body.repetition_penalty,
+        logit_bias=body.logit_bias,
+        stop_token_ids=body.stop_token_ids,
+        ignore_eos=bool(body.ignore_eos),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+    )
+
+
+def build_submits(prompt: Prompt, sampling: Sampling, n: int, seed: int | None, task: str) -> Sequence[Submit]:
+    """The n sequences of one prompt; they draw from the seeds seed, seed + 1, ..."""
+    first = secrets.randbits(63) if seed is None else seed
+    submits: list[Submit] = []
+    for index in range(n):
+        submit = Submit(prompt_ids=prompt.token_ids, sampling=sampling, task=task)
+        submit.sampling.seed = (first + index) % (1 << 64)
+        submits.append(submit)
+    return submits

@@ -1,0 +1,47 @@
+"""How one gateway is set up; made from the service's YAML by whoever starts it."""
+
+from dataclasses import dataclass, field
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """What a single request may ask for; beyond it, a 400 (or 413) that names the limit."""
+
+    max_body_bytes: int = 8 * MIB
+    max_n: int = 128
+    max_prompts: int = 256
+    max_sequences: int = 512  # prompts times n
+    max_stop_strings: int = 16
+    max_stop_string_chars: int = 256
+    max_stop_token_ids: int = 64
+    max_logprobs: int = 20
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """What the API promises about the one model it serves.
+
+    `max_context` counts positions, prompt and output together. `vocab_size`, when given, refuses token ids
+    beyond it. With no `api_keys` every request is let in; with some, all but /health need a bearer key.
+    """
+
+    model_name: str
+    max_context: int
+    eos_token_ids: tuple[int, ...] = ()
+    vocab_size: int | None = None
+    request_timeout_s: float = 600.0
+    body_timeout_s: float = 60.0
+    retry_after_s: float = 1.0
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    created: int = 0  # Unix time, seconds
+    limits: RequestLimits = RequestLimits()
+
+    def __post_init__(self) -> None:
+        if not self.model_name:
+            raise ValueError("model_name is empty: give the name that clients put into `model`")
+        if self.max_context < 1:
+            raise ValueError(f"max_context is {self.max_context}: it must be at least 1 position")
+        if any(not key for key in self.api_keys):
+            raise ValueError("api_keys holds an empty key: anyone could use it; remove it")

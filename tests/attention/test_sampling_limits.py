@@ -1,0 +1,56 @@
+"""Each parameter out of range is refused with an error that names it."""
+
+import pytest
+
+from attention.sampling import SamplingError, validate_sampling
+from protos.generation_pb2 import Sampling
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("sampling", "name"),
+    [
+        (Sampling(temperature=-0.1), "temperature"),
+        (Sampling(temperature=NAN), "temperature"),
+        (Sampling(temperature=float("inf")), "temperature"),
+        (Sampling(top_p=0.0), "top_p"),
+        (Sampling(top_p=1.1), "top_p"),
+        (Sampling(top_p=NAN), "top_p"),
+        (Sampling(top_k=0), "top_k"),
+        (Sampling(min_p=-0.1), "min_p"),
+        (Sampling(min_p=1.5), "min_p"),
+        (Sampling(presence_penalty=2.5), "presence_penalty"),
+        (Sampling(frequency_penalty=NAN), "frequency_penalty"),
+        (Sampling(repetition_penalty=0.0), "repetition_penalty"),
+        (Sampling(repetition_penalty=float("inf")), "repetition_penalty"),
+        (Sampling(logit_bias={100: 1.0}), "logit_bias"),
+        (Sampling(logit_bias={1: 101.0}), "logit_bias"),
+        (Sampling(stop_token_ids=[100]), "stop_token_ids"),
+        (Sampling(logprobs=101), "logprobs"),
+        (Sampling(max_tokens=3, min_tokens=4), "min_tokens"),
+    ],
+)
+def test_out_of_range(sampling: Sampling, name: str) -> None:
+    with pytest.raises(SamplingError, match=rf"^{name}: got .*; allowed: "):
+        validate_sampling(sampling, vocab_size=100)
+
+
+def test_in_range() -> None:
+    validate_sampling(Sampling(), vocab_size=100)
+    validate_sampling(
+        Sampling(
+            temperature=3.0,
+            top_p=1.0,
+            top_k=1000,
+            min_p=0.0,
+            presence_penalty=-2.0,
+            repetition_penalty=0.5,
+            logit_bias={99: -100.0},
+            stop_token_ids=[99],
+            logprobs=20,
+            max_tokens=4,
+            min_tokens=4,
+        ),
+        vocab_size=100,
+    )

@@ -1,0 +1,262 @@
+"""The service file: defaults, every kind of bad input, and the shards it asks for."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.spec import (
+    ServiceSpec,
+    ShardPlan,
+    SpecError,
+    cpu_default_shards,
+    load_spec,
+    shards,
+    spec_for_model,
+    spec_from_dict,
+)
+from cluster.spec_reference import TARGET, reference
+from cluster.spec_shards import expert_groups
+
+
+def make_spec(**experts: Any) -> ServiceSpec:
+    return spec_from_dict({"model": {"path": "demo"}, "experts": experts})
+
+
+def refusal(section: str | None, value: object) -> str:
+    """The error for a service whose `section` holds `value`."""
+    data = {"model": {"path": "demo"}, **({section: value} if section else {})}
+    with pytest.raises(SpecError) as caught:
+        spec_from_dict(data)
+    return str(caught.value)
+
+
+def test_every_field_but_the_model_has_a_default() -> None:
+    spec = spec_from_dict({"model": {"path": "demo"}})
+    assert (spec.api.host, spec.api.port, spec.attention.max_queued) == ("127.0.0.1", 8000, 256)
+    assert (spec.model.window, spec.experts.per_actor, spec.experts.slices) == ("auto", "auto", "auto")
+    assert spec.model.served_name == "demo"
+    assert spec.model.directory.parts[-2:] == ("manta", "demo")
+
+
+def test_the_specification_survives_a_trip_through_plain_data() -> None:
+    spec = make_spec(replicas=2, overrides={3: {"replicas": 4}}, labels={"zone": "a"}, num_gpus=0.5)
+    assert spec_from_dict(spec.model_dump(mode="json")) == spec
+    assert spec_from_dict(yaml.safe_load(yaml.safe_dump(spec.model_dump()))) == spec
+
+
+def test_replicas_are_a_number_or_a_range() -> None:
+    assert make_spec(replicas=3).experts.replicas == make_spec(replicas={"min": 3, "max": 3}).experts.replicas
+    assert make_spec(replicas=3).experts.replicas.num == 3
+
+
+def test_override_keys_may_be_text_as_json_gives_them() -> None:
+    spec = make_spec(overrides={"3": {"replicas": 2}}, per_actor=1)
+    assert [plan.replicas for plan in shards(spec, 8, 2)] == [1, 1, 1, 2, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("window", ["auto", None, 1, 4096])
+def test_windows_that_are_allowed(window: int | str | None) -> None:
+    assert spec_for_model("demo", {"model.window": window}).model.window == window
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "expected"),
+    [
+        ("api", {"prot": 1}, "api.prot: is not a field; did you mean port?"),
+        ("apis", {}, "apis: is not a field; did you mean api?"),
+        ("api", {"port": 0}, "api.port: 0 was given; allowed: a whole number from 1 to 65535."),
+        ("api", {"port": "8000"}, "Write it without quotes."),
+        ("api", {"port": True}, "api.port: true was given"),
+        ("api", {"route_prefix": "v1"}, "api.route_prefix: 'v1' was given; allowed: / or a path"),
+        ("api", {"host": "0.0.0.0"}, "api.keys_file is not set"),
+        ("api", [], "api: [] was given; allowed: a section with some of the fields host, port"),
+        ("model", {"dtype": "bfloat61", "path": "x"}, "Did you mean bfloat16?"),
+        ("model", {"path": ""}, "model.path: '' was given"),
+        ("model", {}, "model.path: is missing"),
+        ("model", {"path": "x", "window": 0}, "auto, null (full attention) or a whole number of at least 1"),
+        ("model", {"path": "x", "window": "big"}, "model.window: 'big' was given"),
+        ("name", "Über Dienst", "name: 'Über Dienst' was given"),
+        ("attention", {"replicas": 0}, "attention.replicas: 0 was given; allowed: a whole number of at least 1"),
+        ("attention", {"replicas": {"min": 2, "max": 1}}, "min at most max"),
+        ("attention", {"replicas": {"min": 2}}, "attention.replicas.max: is missing"),
+        ("attention", {"max_sequences": 64, "max_batch_tokens": 32}, "more than attention.max_batch_tokens (32)"),
+        ("attention", {"num_gpus": 1.5}, "a fraction of one GPU"),
+        ("attention", {"num_cpus": -1}, "attention.num_cpus: -1 was given"),
+        ("experts", {"overrides": {"first": {"replicas": 2}}}, "allowed: an expert id"),
+        ("experts", {"overrides": {3: {"replica": 2}}}, "experts.overrides.3.replica: is not a field; did you mean"),
+        ("experts", {"overrides": [3]}, "experts.overrides: [3] was given; allowed: a mapping."),
+        ("experts", {"labels": {"zone": 1}}, "experts.labels: {'zone': 1} was given"),
+        ("experts", {"placement": "sprad"}, "Did you mean spread?"),
+        ("limits", {"load_timeout_s": 0}, "a number of seconds above 0"),
+        ("limits", {"load_timeout_s": float("inf")}, "a number of seconds above 0"),
+    ],
+)
+def test_bad_input_names_the_field_and_the_remedy(section: str, value: object, expected: str) -> None:
+    assert expected in refusal(section, value)
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "field"),
+    [
+        ("api", {"grpc_port": 9000}, "api.grpc_port"),
+        ("api", {"replicas": {"min": 1, "max": 2}}, "api.replicas"),
+        ("attention", {"replicas": {"min": 1, "max": 2}}, "attention.replicas"),
+        ("router", {"routing": "sentence"}, "router.routing"),
+        ("router", {"replicas": {"min": 1, "max": 2}}, "router.replicas"),
+        ("experts", {"replicas": {"min": 1, "max": 2}}, "experts.replicas"),
+        ("experts", {"quantization": "int8"}, "experts.quantization"),
+        ("experts", {"on_missing": "degrade"}, "experts.on_missing"),
+        ("experts", {"overrides": {3: {"num_gpus": 1}}}, "experts.overrides.3.num_gpus"),
+        ("experts", {"overrides": {3: {"labels": {"zone": "a"}}}}, "experts.overrides.3.labels"),
+        ("experts", {"overrides": {3: {"replicas": {"min": 1, "max": 2}}}}, "experts.overrides.3.replicas"),
+        ("autoscaling", {"interval_s": 1}, "autoscaling"),
+    ],
+)
+def test_what_is_not_honoured_is_refused(section: str, value: object, field: str) -> None:
+    text = refusal(section, value)
+    assert text.startswith(f"{field}: ")
+    assert "not honoured yet" in text
+
+
+def test_every_problem_is_reported_at_once() -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_from_dict({"api": {"port": 0, "prot": 1}}, source="service.yaml")
+    assert {problem.field for problem in caught.value.problems} == {"model", "api.port", "api.prot"}
+    assert str(caught.value).startswith("service.yaml: 3 problems\n")
+
+
+def test_the_error_survives_the_trip_between_processes() -> None:
+    with pytest.raises(SpecError) as caught:
+        spec_from_dict({"api": {"port": 0}}, source="service.yaml")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)  # noqa: S301 - our own bytes
+
+
+def test_a_public_address_is_allowed_with_keys() -> None:
+    spec = spec_from_dict({"model": {"path": "demo"}, "api": {"host": "0.0.0.0", "keys_file": "keys.txt"}})
+    assert spec.api.keys_file == "keys.txt"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_loopback_addresses_need_no_keys(host: str) -> None:
+    assert spec_for_model("demo", {"api.host": host}).api.host == host
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: {path: demo\napi: {}\n", "is not valid YAML: line 2, column 4"),
+        ("model: {path: demo}\napi:\n  port: 1\n  port: 2\n", "line 4, column 3: `port` is given twice"),
+        ("", "is empty; allowed: sections and fields"),
+        ("- model\n", "['model'] was given; allowed: sections and fields"),
+        ("model: !!python/object/apply:os.getcwd []\n", "is not valid YAML: line 1"),
+    ],
+)
+def test_files_that_are_not_a_service(tmp_path: Path, text: str, expected: str) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text(text)
+    with pytest.raises(SpecError, match="service.yaml") as caught:
+        load_spec(path)
+    assert expected in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="absent.yaml: cannot be read"):
+        load_spec(tmp_path / "absent.yaml")
+
+
+def test_relative_paths_start_at_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text("model: {path: ./weights}\napi: {keys_file: keys.txt}\nlimits:\n")
+    spec = load_spec(path)
+    assert spec.model.directory == tmp_path / "weights"
+    assert spec.api.keys_file == str(tmp_path / "keys.txt")
+
+
+def test_overrides_win_and_leave_the_rest(tmp_path: Path) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text("model: {path: demo, dtype: float32}\napi: {port: 8001, route_prefix: /a}\n")
+    spec = load_spec(path, {"api.port": 9000, "model.name": "mixtral"})
+    assert (spec.api.port, spec.api.route_prefix) == (9000, "/a")
+    assert (spec.model.served_name, spec.model.dtype) == ("mixtral", "float32")
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    assert TARGET.read_text(encoding="utf-8") == reference(), "run `make docs`"
+
+
+def test_shards_on_gpus_are_whole_single_experts() -> None:
+    assert shards(make_spec(num_gpus=1), 3, 64) == tuple(ShardPlan(i, (i,), 0, 1, 1) for i in range(3))
+
+
+def test_shards_on_two_cores_are_two_slices_of_every_expert() -> None:
+    everything = tuple(range(8))
+    assert shards(make_spec(), 8, 2) == (ShardPlan(0, everything, 0, 2, 1), ShardPlan(1, everything, 1, 2, 1))
+
+
+def test_an_override_reaches_every_slice_of_its_shard() -> None:
+    plans = shards(make_spec(per_actor=4, slices=2, overrides={5: {"replicas": 3}}), 8, 2)
+    assert [plan.replicas for plan in plans] == [1, 1, 3, 3]
+
+
+def test_overrides_that_disagree_are_an_error() -> None:
+    spec = make_spec(per_actor=4, overrides={1: {"replicas": 2}, 2: {"replicas": 3}})
+    with pytest.raises(SpecError, match="expert 1 asks for 2 replicas, expert 2 asks for 3 replicas"):
+        shards(spec, 8, 2)
+
+
+def test_overrides_that_agree_are_none() -> None:
+    spec = make_spec(per_actor=4, slices=1, overrides={1: {"replicas": 2}, 2: {"replicas": 2}})
+    assert [plan.replicas for plan in shards(spec, 8, 2)] == [2, 1]
+
+
+def test_an_override_of_no_expert_is_an_error() -> None:
+    with pytest.raises(SpecError, match=r"experts.overrides.8: names no expert .* 0 to 7"):
+        shards(make_spec(overrides={8: {"replicas": 2}}), 8, 2)
+
+
+def test_more_experts_per_actor_than_experts_is_an_error() -> None:
+    with pytest.raises(SpecError, match="experts.per_actor: 9 was given; allowed: auto or 1 to 8"):
+        shards(make_spec(per_actor=9), 8, 2)
+
+
+COUNTS = st.integers(1, 64)
+AUTO_OR_COUNT = st.just("auto") | st.integers(1, 16)
+
+
+@given(
+    num_experts=COUNTS, num_cpus=COUNTS, per_actor=AUTO_OR_COUNT, slices=AUTO_OR_COUNT, num_gpus=st.sampled_from([0, 1])
+)
+def test_each_expert_is_in_exactly_one_shard_per_slice(
+    num_experts: int, num_cpus: int, per_actor: int | str, slices: int | str, num_gpus: int
+) -> None:
+    if per_actor != "auto":
+        per_actor = min(int(per_actor), num_experts)
+    plans = shards(make_spec(per_actor=per_actor, slices=slices, num_gpus=num_gpus), num_experts, num_cpus)
+    num_slices = plans[0].num_slices
+    assert [plan.index for plan in plans] == list(range(len(plans)))
+    assert {plan.num_slices for plan in plans} == {num_slices}
+    for part in range(num_slices):
+        held = [expert_id for plan in plans if plan.slice_index == part for expert_id in plan.expert_ids]
+        assert sorted(held) == list(range(num_experts))
+    if per_actor != "auto":
+        assert max(len(plan.expert_ids) for plan in plans) <= per_actor
+    if slices != "auto":
+        assert num_slices == slices
+
+
+@given(num_experts=COUNTS, num_cpus=COUNTS)
+def test_the_default_on_cpus_never_asks_for_more_actors_than_cores(num_experts: int, num_cpus: int) -> None:
+    per_actor, slices = cpu_default_shards(num_experts, num_cpus)
+    assert len(expert_groups(num_experts, per_actor)) * slices <= num_cpus
+
+
+@given(num_experts=COUNTS, per_actor=COUNTS)
+def test_groups_are_even(num_experts: int, per_actor: int) -> None:
+    sizes = [len(group) for group in expert_groups(num_experts, per_actor)]
+    assert max(sizes) - min(sizes) <= 1
+    assert sum(sizes) == num_experts

@@ -1,0 +1,26 @@
+"""What every test shares: one thread per process, and a seed that is printed so that a failure can be repeated."""
+
+import os
+import random
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is first imported
+
+import pytest
+from hypothesis import settings
+
+SEED_VARIABLE = "MANTA_TEST_SEED"
+SESSION_SEED = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randrange(2**31))
+
+settings.register_profile("manta", deadline=None, print_blob=True)  # shared cores make single examples slow at times
+settings.load_profile("manta")
+
+
+def pytest_report_header() -> str:
+    """Names the seed of this run."""
+    return f"random inputs: {SEED_VARIABLE}={SESSION_SEED}"
+
+
+@pytest.fixture
+def seed() -> int:
+    """The seed for a test's random inputs: new in every run, printed in the header, set with MANTA_TEST_SEED."""
+    return SESSION_SEED

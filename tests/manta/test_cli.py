@@ -1,0 +1,306 @@
+"""The command line: its frozen surface, what it passes on, and how it ends for each kind of bad input."""
+
+import json
+import re
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import click
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from cluster.spec import ServiceSpec, SpecError, spec_from_dict
+from manta.cli import app
+
+SURFACE = {
+    "serve": {"MODEL_OR_YAML", "--port", "--host", "--model-name", "--dtype", "--address"},
+    "status": {"name", "--json", "--address"},
+    "down": {"name", "--address"},
+    "generate": {
+        "model",
+        "prompt",
+        "--max-tokens",
+        "--temperature",
+        "--top-p",
+        "--top-k",
+        "--seed",
+        "--dtype",
+        "--echo",
+    },
+    "version": set[str](),
+}
+
+
+@dataclass(frozen=True)
+class FakeProgress:
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+@dataclass
+class FakeService:
+    """Stands in for a running service: Ctrl-C comes at once."""
+
+    url: str = "http://127.0.0.1:8000"
+    stopped: bool = False
+
+    def wait(self) -> None:
+        raise KeyboardInterrupt
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stopped = True
+
+
+@dataclass
+class FakeLifecycle:
+    """Records what the command line asks of `cluster.lifecycle`."""
+
+    calls: list[tuple[Any, ...]] = field(default_factory=list)
+    service: FakeService = field(default_factory=FakeService)
+    failure: BaseException | None = None
+
+    def _note(self, *call: Any) -> None:
+        self.calls.append(call)
+        if self.failure is not None:
+            raise self.failure
+
+    def serve(self, spec: ServiceSpec, address: str | None, on_progress: Callable[[Any], None]) -> FakeService:
+        on_progress(FakeProgress("starting Ray"))
+        on_progress(FakeProgress("loading experts", 0, 2))
+        on_progress(FakeProgress("loading experts", 2, 2))
+        self._note("serve", spec, address)
+        return self.service
+
+    def status(self, name: str | None, address: str | None) -> dict[str, Any]:
+        self._note("status", name, address)
+        return {"name": "demo", "parts": [{"part": "router", "replicas": 1}, {"part": "experts", "healthy": True}]}
+
+    def down(self, name: str | None, address: str | None) -> None:
+        self._note("down", name, address)
+
+
+@pytest.fixture
+def lifecycle(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLifecycle]:
+    fake = FakeLifecycle()
+    module = types.ModuleType("cluster.lifecycle")
+    for name in ("serve", "status", "down"):
+        setattr(module, name, getattr(fake, name))
+    monkeypatch.setitem(sys.modules, "cluster.lifecycle", module)
+    monkeypatch.delitem(sys.modules, "manta.foreground", raising=False)
+    yield fake
+    sys.modules.pop("manta.foreground", None)
+
+
+@pytest.fixture
+def model_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "mixtral"
+    path.mkdir()
+    return path
+
+
+def run(*args: str, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, list(args), input=stdin)
+
+
+def test_the_surface_is_frozen() -> None:
+    group = typer.main.get_command(app)
+    found = {
+        name: {
+            option
+            for parameter in command.params
+            for option in (
+                parameter.opts if parameter.param_type_name == "option" else [parameter.metavar or parameter.name]
+            )
+        }
+        - {"--help"}
+        for name, command in group.commands.items()  # pyright: ignore[reportAttributeAccessIssue]
+    }
+    assert found == SURFACE
+
+
+@pytest.mark.parametrize("command", SURFACE)
+def test_help_names_every_option(command: str) -> None:
+    text = click.unstyle(run(command, "--help").output)
+    assert all(name in text for name in SURFACE[command])
+
+
+def test_help_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'ray', 'pydantic', 'transformers', 'numpy', 'google.protobuf', 'yaml'}"
+    code = f"import manta.cli, sys; found = {heavy} & set(sys.modules); sys.exit(', '.join(found) or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_version() -> None:
+    assert re.fullmatch(r"manta \d+\.\d+\.\d+\n", run("version").output)
+
+
+def test_serve_passes_the_options_on(lifecycle: FakeLifecycle, model_dir: Path) -> None:
+    options = ["--port", "9000", "--host", "localhost", "--model-name", "m", "--dtype", "float32"]
+    result = run("serve", str(model_dir), *options)
+    assert result.exit_code == 0, result.output
+    [(_, spec, address)] = lifecycle.calls
+    assert (spec.api.port, spec.api.host, spec.model.name, spec.model.dtype) == (9000, "localhost", "m", "float32")
+    assert (spec.model.directory, address) == (model_dir, None)
+
+
+def test_serve_shows_progress_then_a_request_to_try_then_stops(lifecycle: FakeLifecycle, model_dir: Path) -> None:
+    result = run("serve", str(model_dir))
+    assert re.search(r"\d s  starting Ray\n +\d+\.\d s  loading experts\n", result.stderr)
+    assert "curl http://127.0.0.1:8000/v1/completions" in result.stdout
+    assert '"model": "mixtral"' in result.stdout
+    assert "Stopped." in result.stderr
+    assert lifecycle.service.stopped
+
+
+def test_serve_reads_a_file_and_lets_options_win(lifecycle: FakeLifecycle, model_dir: Path, tmp_path: Path) -> None:
+    path = tmp_path / "service.yaml"
+    path.write_text("model: {path: mixtral, dtype: float32}\napi: {port: 8001}\n")
+    assert run("serve", str(path), "--port", "9000").exit_code == 0
+    [(_, spec, _)] = lifecycle.calls
+    assert (spec.api.port, spec.model.dtype, spec.model.directory) == (9000, "float32", model_dir)
+
+
+def test_files_on_a_clusters_hosts_are_not_looked_for_here(lifecycle: FakeLifecycle) -> None:
+    assert run("serve", "/models/elsewhere", "--address", "head:6379").exit_code == 0
+    assert lifecycle.calls[0][2] == "head:6379"
+
+
+@pytest.mark.parametrize(
+    ("args", "expected"),
+    [
+        (["serve"], "Missing argument"),
+        (["serve", "/no/such/model"], "/no/such/model was given: there is no such directory here"),
+        (["serve", "absent.yaml"], "absent.yaml: cannot be read"),
+        (["serve", "{tmp}/broken.yaml"], "is not valid YAML: line 1"),
+        (["serve", "{tmp}/typo.yaml"], "did you mean port?"),
+        (["serve", "{tmp}/keys.yaml"], "api.keys_file"),
+        (["serve", "{tmp}/weights.safetensors"], "is a file, but no service file"),
+        (["serve", "{tmp}", "--port", "0"], "--port"),
+        (["serve", "{tmp}", "--port", "http"], "--port"),
+        (["serve", "{tmp}", "--dtype", "int4"], "--dtype"),
+        (["serve", "{tmp}", "--host", "0.0.0.0"], "api.keys_file is not set"),
+        (["serve", "{tmp}", "--model-name", ""], "model.name: '' was given"),
+        (["serve", "{tmp}", "--prot", "1"], "No such option"),
+        (["generate", "{tmp}"], "Missing argument"),
+        (["generate", "/no/such/model", "x"], "there is no such directory here"),
+        (["generate", "{tmp}/typo.yaml", "x"], "is a file; allowed: a model directory, or demo."),
+        (["generate", "{tmp}", "x", "--temperature", "-1"], "--temperature"),
+        (["generate", "{tmp}", "x", "--top-p", "0"], "--top-p"),
+        (["generate", "{tmp}", "x", "--top-p", "1.1"], "--top-p"),
+        (["generate", "{tmp}", "x", "--max-tokens", "0"], "--max-tokens"),
+        (["serv"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(
+    lifecycle: FakeLifecycle, tmp_path: Path, args: list[str], expected: str
+) -> None:
+    (tmp_path / "broken.yaml").write_text("model: {path: x")
+    (tmp_path / "typo.yaml").write_text("model: {path: .}\napi: {prot: 1}\n")
+    (tmp_path / "keys.yaml").write_text("model: {path: .}\napi: {keys_file: absent.txt}\n")
+    (tmp_path / "weights.safetensors").write_text("")
+    result = run(*(arg.format(tmp=tmp_path) for arg in args))
+    text = " ".join(click.unstyle(result.stderr).split())
+    assert result.exit_code == 2, result.output
+    assert expected in text
+    assert "Traceback" not in result.output
+    assert lifecycle.calls == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "exit_code", "expected"),
+    [
+        (SpecError([]), 2, "error: "),
+        (ValueError("no layer 3 in model.safetensors"), 2, "error: no layer 3 in model.safetensors\n"),
+        (RuntimeError("port 8000 is taken"), 1, "error: port 8000 is taken\n"),
+        (TimeoutError("experts did not load in 600 s"), 1, "error: experts did not load in 600 s\n"),
+        (KeyError("shape"), 1, "error: KeyError: 'shape' (MANTA_TRACEBACK=1 shows where)\n"),
+        (KeyboardInterrupt(), 130, "Interrupted.\n"),
+    ],
+)
+def test_a_failed_start_is_one_message(
+    lifecycle: FakeLifecycle, model_dir: Path, failure: BaseException, exit_code: int, expected: str
+) -> None:
+    lifecycle.failure = failure
+    result = run("serve", str(model_dir))
+    assert result.exit_code == exit_code
+    assert expected in result.stderr
+    assert "Ready" not in result.output
+
+
+def test_a_traceback_is_shown_on_demand(
+    lifecycle: FakeLifecycle, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MANTA_TRACEBACK", "1")
+    lifecycle.failure = RuntimeError("port 8000 is taken")
+    assert run("serve", str(model_dir)).exception is lifecycle.failure
+
+
+def test_status_as_text_and_as_json(lifecycle: FakeLifecycle) -> None:
+    text = run("status", "demo", "--address", "auto").output
+    assert re.search(r"name: demo\n", text)
+    assert re.search(r"part +replicas +healthy", text)
+    assert re.search(r"experts +- +yes", text)
+    assert json.loads(run("status", "--json").output)["name"] == "demo"
+    assert lifecycle.calls == [("status", "demo", "auto"), ("status", None, None)]
+
+
+def test_down_stops_one_service(lifecycle: FakeLifecycle) -> None:
+    assert run("down", "demo").output == "Stopped demo.\n"
+    assert lifecycle.calls == [("down", "demo", None)]
+
+
+def test_down_with_nothing_running_fails(lifecycle: FakeLifecycle) -> None:
+    lifecycle.failure = RuntimeError("no service runs here")
+    result = run("down")
+    assert (result.exit_code, result.stderr) == (1, "error: no service runs here\n")
+
+
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Replaces the one-process service by one that repeats the prompt, and returns what it was asked."""
+    asked: list[Any] = []
+
+    class LocalService:
+        def __init__(self, model_path: Path, dtype: str) -> None:
+            asked.extend((model_path, dtype))
+
+        def generate(self, prompt: str, sampling: Any) -> Iterator[str]:
+            asked.extend((prompt, sampling))
+            yield from ("a", " b")
+
+    module = types.ModuleType("manta.local")
+    module.LocalService = LocalService  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "manta.local", module)
+    return asked
+
+
+def test_generate_streams_the_text(local: list[Any], model_dir: Path) -> None:
+    result = run("generate", str(model_dir), "x = ", "--temperature", "0.5", "--top-k", "3", "--seed", "7", "--echo")
+    assert (result.exit_code, result.stdout) == (0, "x = a b\n")
+    path, dtype, prompt, sampling = local
+    assert (path, dtype, prompt) == (model_dir, "auto", "x = ")
+    assert (sampling.temperature, sampling.top_k, sampling.seed, sampling.max_tokens) == (0.5, 3, 7, 128)
+    assert not sampling.HasField("top_p")
+
+
+def test_generate_reads_a_prompt_from_standard_input(local: list[Any], model_dir: Path) -> None:
+    assert run("generate", str(model_dir), "-", stdin="from a pipe").exit_code == 0
+    assert local[2] == "from a pipe"
+
+
+def test_the_request_to_try_carries_a_key_when_the_service_needs_one(lifecycle: FakeLifecycle) -> None:
+    from manta.foreground import ready_message
+
+    spec = spec_from_dict({"model": {"path": "demo"}, "api": {"keys_file": "keys.txt"}})
+    assert '-H "Authorization: Bearer $MANTA_API_KEY"' in ready_message(spec, "http://127.0.0.1:8000", 1.0)

@@ -1,0 +1,188 @@
+"""config.json of old and new transformers is read alike; what cannot be served is refused by name."""
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import MixtralConfig as TransformersConfig
+
+from model.config import MixtralConfig, read_config
+from model.errors import ConfigError, ModelError
+
+OLD = {  # as transformers 4.36 wrote it for the first Mixtral
+    "architectures": ["MixtralForCausalLM"],
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 32768,
+    "model_type": "mixtral",
+    "num_attention_heads": 32,
+    "num_experts_per_tok": 2,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "num_local_experts": 8,
+    "rms_norm_eps": 1e-05,
+    "rope_theta": 1000000.0,
+    "sliding_window": None,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 32000,
+}
+
+
+def write(directory: Path, **changes: object) -> Path:
+    """OLD with `changes`; a value of ... removes the field."""
+    fields = {name: value for name, value in (OLD | changes).items() if value is not ...}
+    (directory / "config.json").write_text(json.dumps(fields))
+    return directory
+
+
+def test_reads_the_first_mixtral(tmp_path: Path) -> None:
+    assert read_config(write(tmp_path)) == MixtralConfig(
+        hidden_size=4096,
+        ffn_size=14336,
+        num_layers=32,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        num_experts=8,
+        top_k=2,
+        vocab_size=32000,
+        window=None,
+        max_context=32768,
+        rope_theta=1e6,
+        norm_eps=1e-5,
+        tie_embeddings=False,
+        bos_token_id=1,
+        eos_token_ids=(2,),
+        dtype="bfloat16",
+    )
+
+
+def test_old_and_new_fields_read_alike(tmp_path: Path) -> None:
+    new = {"rope_theta": ..., "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}
+    new |= {"torch_dtype": ..., "dtype": "float32"}
+    (tmp_path / "old").mkdir()
+    (tmp_path / "new").mkdir()
+    old = read_config(write(tmp_path / "old", rope_theta=5e5, rope_scaling=None, torch_dtype="float32"))
+    assert read_config(write(tmp_path / "new", **new)) == old
+    assert (old.rope_theta, old.dtype) == (5e5, "float32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        ({"sliding_window": 16}, "window", 16),
+        ({"head_dim": 64}, "head_dim", 64),
+        ({"head_dim": None}, "head_dim", 128),
+        ({"num_key_value_heads": None}, "num_kv_heads", 32),
+        ({"num_key_value_heads": ...}, "num_kv_heads", 8),
+        ({"num_local_experts": ..., "num_experts": 5}, "num_experts", 5),
+        ({"num_experts_per_tok": 8}, "top_k", 8),
+        ({"rope_theta": ...}, "rope_theta", 1e6),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_type": "default"}}, "rope_theta", 1e4),
+        ({"rope_scaling": {"type": "default"}}, "rope_theta", 1e6),
+        ({"tie_word_embeddings": True}, "tie_embeddings", True),
+        ({"tie_word_embeddings": ...}, "tie_embeddings", False),
+        ({"max_position_embeddings": ...}, "max_context", 131072),
+        ({"rms_norm_eps": ...}, "norm_eps", 1e-5),
+        ({"bos_token_id": None}, "bos_token_id", None),
+        ({"bos_token_id": ...}, "bos_token_id", 1),
+        ({"eos_token_id": [2, 7, 2]}, "eos_token_ids", (2, 7)),
+        ({"eos_token_id": None}, "eos_token_ids", ()),
+        ({"eos_token_id": ...}, "eos_token_ids", (2,)),
+        ({"torch_dtype": "float16"}, "dtype", "bfloat16"),
+        ({"torch_dtype": "torch.float32"}, "dtype", "float32"),
+        ({"torch_dtype": ...}, "dtype", "float32"),
+        ({"quantization_config": None}, "window", None),
+    ],
+)
+def test_variants(tmp_path: Path, changes: dict[str, object], field: str, expected: object) -> None:
+    assert getattr(read_config(write(tmp_path, **changes)), field) == expected
+
+
+@pytest.mark.parametrize("missing", ["num_key_value_heads", "rope_theta", "max_position_embeddings", "rms_norm_eps"])
+def test_missing_fields_mean_what_transformers_makes_of_them(tmp_path: Path, missing: str) -> None:
+    ours = read_config(write(tmp_path, **{missing: ...}))
+    theirs = TransformersConfig.from_pretrained(write(tmp_path, **{missing: ...}))
+    assert ours.num_kv_heads == theirs.num_key_value_heads
+    assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert (ours.max_context, ours.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
+
+
+def test_generation_config_adds_end_tokens(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 9]}))
+    assert read_config(write(tmp_path)).eos_token_ids == (2, 9)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"model_type": "llama"}, "model_type"),
+        ({"model_type": ...}, "model_type"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"quantization_config": {"quant_method": "awq"}}, "quantization_config"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling.type"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_parameters.rope_type"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_parameters.rope_theta"),
+        ({"rope_parameters": 3}, "rope_parameters"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"hidden_size": ...}, "hidden_size"),
+        ({"hidden_size": "4096"}, "hidden_size"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"vocab_size": True}, "vocab_size"),
+        ({"num_experts_per_tok": 9}, "num_experts_per_tok"),
+        ({"num_key_value_heads": 5}, "num_key_value_heads"),
+        ({"num_attention_heads": 4, "num_key_value_heads": ...}, "num_key_value_heads"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"head_dim": 63}, "head_dim"),
+        ({"hidden_size": 4100}, "head_dim"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps"),
+        ({"rope_theta": float("inf")}, "rope_theta"),
+        ({"tie_word_embeddings": 1}, "tie_word_embeddings"),
+        ({"bos_token_id": 32000}, "bos_token_id"),
+        ({"eos_token_id": "</s>"}, "eos_token_id"),
+        ({"eos_token_id": [2, -1]}, "eos_token_id"),
+        ({"torch_dtype": "float8_e4m3fn"}, "torch_dtype"),
+        ({"dtype": 16}, "dtype"),
+    ],
+)
+def test_refused(tmp_path: Path, changes: dict[str, object], field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config(write(tmp_path, **changes))
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'config.json'}: {field} ")
+    assert "must be" in message
+    assert caught.value.remedy
+    value = changes.get(field, ...)
+    assert value is ... or json.dumps(value) in message
+
+
+def test_missing_directory_and_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist.*Give a local directory"):
+        read_config(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"there is no config\.json"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+def test_unreadable_json(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"config\.json: the file"):
+        read_config(tmp_path)
+
+
+def test_errors_survive_pickling() -> None:
+    error = pickle.loads(pickle.dumps(ConfigError("here", "it broke.", "Mend it.")))  # noqa: S301  our own bytes
+    assert isinstance(error, ModelError)
+    assert (str(error), error.remedy) == ("here: it broke. Mend it.", "Mend it.")
+
+
+def test_reading_a_config_imports_no_torch() -> None:
+    code = "import sys, model.config; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,59 @@
+"""The interface between roles: a caller has a `Peer`, a callee is a `Service`. `transport/local.py` is the smallest pair.
+
+A call is a header and rows; its answer is rows or a `CallError`. Answers come through callbacks, in the thread that
+turns the caller's loop (or, in-process, before `call` returns).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from protos.dispatch_pb2 import Header
+from transport.errors import CallError
+
+OnReply = Callable[[Tensor | CallError], None]
+
+
+class Peer(Protocol):
+    """One process that answers calls."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether a call made now would be sent at once."""
+        ...
+
+    @property
+    def rows_in_flight(self) -> int:
+        """Rows sent and not answered yet: the load that replica choice goes by."""
+        ...
+
+    def call(self, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+        """Sends rows; `on_reply` is called exactly once, with rows or with an error (PeerLost: try another peer)."""
+        ...
+
+    def close(self) -> None:
+        """Ends the connection; calls under way get PeerLost."""
+        ...
+
+
+class Responder(Protocol):
+    """Where the answer to one request goes; exactly one of the two is called, once."""
+
+    def reply(self, rows_TD: Tensor) -> None: ...
+
+    def fail(self, error: CallError) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call as the callee sees it."""
+
+    header: Header
+    rows_TD: Tensor
+    responder: Responder
+
+
+# Gets every request that has arrived since its last turn, so that rows waiting for the same layer can be merged.
+Service = Callable[[list[Request]], None]

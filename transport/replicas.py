@@ -1,0 +1,116 @@
+"""Replica choice and failover: a call goes to the least loaded replica of its group, and to another one if that is lost."""
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from protos.dispatch_pb2 import Header
+from transport.address import Address
+from transport.base import OnReply, Peer
+from transport.errors import CallError, PeerLost
+from transport.loop import Timer
+
+CallLater = Callable[[float, Callable[[], None]], Timer]
+
+
+@dataclass(eq=False, slots=True)
+class _Waiting:
+    """A call for which its group has no replica at present."""
+
+    group: Hashable
+    header: Header
+    rows_TD: Tensor
+    on_reply: OnReply
+    timer: Timer
+
+
+class Replicas:
+    """Groups of interchangeable peers (the replicas of each shard; all routers), kept as the routing table says.
+
+    A call whose peer is lost is sent again to another one of its group; while the group has none, the call waits.
+
+    Args:
+        connect: Makes the peer of an address; it must call `retry_waiting` whenever that peer becomes ready.
+        call_later: Schedules a callback after a delay in seconds (`Loop.call_later`).
+        recovery_timeout_s: How long a call waits for its group to have a replica again
+            (`limits.recovery_timeout_s`); then it fails with `expert_unavailable`.
+    """
+
+    def __init__(self, connect: Callable[[Address], Peer], call_later: CallLater, recovery_timeout_s: float) -> None:
+        self._connect = connect
+        self._call_later = call_later
+        self._recovery_timeout_s = recovery_timeout_s
+        self._peers: dict[Address, Peer] = {}
+        self._groups: dict[Hashable, tuple[Address, ...]] = {}
+        self._waiting: list[_Waiting] = []
+
+    def update(self, groups: Mapping[Hashable, tuple[Address, ...]]) -> None:
+        """Connects to replicas that appeared and lets go of those that left."""
+        wanted = {address for addresses in groups.values() for address in addresses}
+        # The new groups are in place before the old peers close: calls that a closing peer gives back find them.
+        self._groups = dict(groups)
+        for address in wanted - self._peers.keys():
+            self._peers[address] = self._connect(address)
+        gone = [self._peers.pop(address) for address in self._peers.keys() - wanted]
+        for peer in gone:
+            peer.close()
+        self.retry_waiting()
+
+    @property
+    def complete(self) -> bool:
+        """Whether there are groups, and each has a replica that is ready."""
+        return bool(self._groups) and all(self._choose(group) is not None for group in self._groups)
+
+    def call(self, group: Hashable, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+        """Sends rows to one replica of `group`; `on_reply` gets rows, or an error that no other replica would cure."""
+        peer = self._choose(group)
+        if peer is None:
+            self._wait(group, header, rows_TD, on_reply)
+            return
+
+        def answered(answer: Tensor | CallError) -> None:
+            if isinstance(answer, PeerLost):
+                self.call(group, header, rows_TD, on_reply)
+            else:
+                on_reply(answer)
+
+        peer.call(header, rows_TD, answered)
+
+    def retry_waiting(self) -> None:
+        """Sends what waits; called when a peer has become ready."""
+        waiting, self._waiting = self._waiting, []
+        for item in waiting:
+            if self._choose(item.group) is None:
+                self._waiting.append(item)
+            else:
+                item.timer.cancel()
+                self.call(item.group, item.header, item.rows_TD, item.on_reply)
+
+    def close(self) -> None:
+        """Lets go of every peer; calls that wait stay until their time-out."""
+        self.update({})
+
+    def _choose(self, group: Hashable) -> Peer | None:
+        best: Peer | None = None
+        for address in self._groups.get(group, ()):
+            peer = self._peers.get(address)
+            if peer is not None and peer.ready and (best is None or peer.rows_in_flight < best.rows_in_flight):
+                best = peer
+        return best
+
+    def _wait(self, group: Hashable, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+        timer = self._call_later(self._recovery_timeout_s, lambda: self._give_up(item))
+        item = _Waiting(group, header, rows_TD, on_reply, timer)
+        self._waiting.append(item)
+
+    def _give_up(self, item: _Waiting) -> None:
+        if item in self._waiting:
+            self._waiting.remove(item)
+            item.on_reply(
+                CallError(
+                    "expert_unavailable",
+                    f"no replica of {item.group} came back within {self._recovery_timeout_s:g} s "
+                    "(limits.recovery_timeout_s)",
+                )
+            )

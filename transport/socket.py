@@ -1,0 +1,260 @@
+"""Socket transport: `SocketPeer` makes calls over a `Link`; `SocketServer` accepts, authenticates and hands requests on."""
+
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from protos.dispatch_pb2 import CallFailure, Header
+from transport.address import Address, listen
+from transport.base import OnReply, Request, Service
+from transport.connection import Connection
+from transport.errors import CallError, PeerLost
+from transport.frames import EMPTY_BODY, Body, Frame
+from transport.handshake import ServerHandshake
+from transport.link import HANDSHAKE_TIMEOUT_S, Link
+from transport.loop import READ, Loop
+from transport.tensors import body_to_rows, describe_rows, rows_to_body
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Call:
+    on_reply: OnReply
+    num_rows: int
+
+
+class SocketPeer:
+    """Calls to one address. A lost connection fails the calls under way with PeerLost and is made anew.
+
+    Args:
+        on_change: Called whenever `ready` may have changed.
+    """
+
+    def __init__(
+        self, loop: Loop, address: Address, key: bytes, role: str, on_change: Callable[[], None] = lambda: None
+    ) -> None:
+        self._calls: dict[int, _Call] = {}
+        self._next_id = 1
+        self._on_change = on_change
+        self.rows_in_flight = 0
+        self._link = Link(loop, address, key, role, self._answer, on_change, self._down)
+
+    @property
+    def address(self) -> Address:
+        return self._link.address
+
+    @property
+    def ready(self) -> bool:
+        return self._link.up
+
+    def call(self, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+        if not self._link.up:
+            on_reply(PeerLost(f"{self.address} is not connected: {self._link.last_error}"))
+            return
+        call_id = header.call_id = self._next_id
+        self._next_id += 1
+        num_rows = rows_TD.shape[0]
+        self._calls[call_id] = _Call(on_reply, num_rows)
+        self.rows_in_flight += num_rows
+        self._link.send(header, rows_to_body(rows_TD))
+
+    def close(self) -> None:
+        self._link.close()
+        self._fail_calls("the peer was removed")
+
+    def _answer(self, frame: Frame) -> None:
+        call = self._calls.pop(frame.header.call_id, None)
+        if call is None:
+            return
+        self.rows_in_flight -= call.num_rows
+        call.on_reply(_read_answer(frame))
+
+    def _down(self, reason: str) -> None:
+        self._fail_calls(reason)
+        self._on_change()
+
+    def _fail_calls(self, reason: str) -> None:
+        calls, self._calls = self._calls, {}
+        self.rows_in_flight = 0
+        for call in calls.values():
+            call.on_reply(PeerLost(f"{self.address}: {reason}"))
+
+
+def _read_answer(frame: Frame) -> Tensor | CallError:
+    header = frame.header
+    if header.WhichOneof("kind") == "failure":
+        return CallError(header.failure.code, header.failure.message)
+    try:
+        return body_to_rows(header.rows, frame.body)
+    except CallError as error:
+        return error
+
+
+class Session:
+    """The accepted side of one connection."""
+
+    def __init__(self, server: "SocketServer", loop: Loop, sock: socket.socket, key: bytes) -> None:
+        self._server = server
+        self._handshake = ServerHandshake(key)
+        self._timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self.close)
+        self._connection = Connection(loop, sock, self._frame, self._closed)
+
+    @property
+    def role(self) -> str:
+        """What the other side says it is."""
+        return self._handshake.role
+
+    @property
+    def outbox_bytes(self) -> int:
+        """Bytes sent that the other side has not taken yet."""
+        return self._connection.outbox_bytes
+
+    def send(self, header: Header, body: Body = EMPTY_BODY) -> None:
+        """Sends one message; does nothing once the connection is closed."""
+        self._connection.send(header, body)
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._timer.cancel()
+        self._connection.close()
+        self._server.forget(self)
+
+    def _frame(self, frame: Frame) -> None:
+        if self._handshake.done:
+            self._server.on_frame(self, frame)
+            return
+        answer = self._handshake.receive(frame.header)
+        if answer is not None:
+            self._connection.send(answer)
+        else:
+            self._timer.cancel()
+
+    def _closed(self, reason: str) -> None:
+        self._timer.cancel()
+        logger.info("a connection from %s ended: %s", self.role or "an unknown peer", reason)
+        self._server.forget(self)
+        if self._handshake.done:
+            self._server.on_lost(self)
+
+
+class _Listener:
+    def __init__(self, loop: Loop, sock: socket.socket, accept: Callable[[socket.socket], None]) -> None:
+        self._loop = loop
+        self._socket = sock
+        self._accept = accept
+        sock.setblocking(False)
+        loop.watch(self, READ)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def on_ready(self, events: int) -> None:
+        del events
+        try:
+            sock, _ = self._socket.accept()
+        except OSError:
+            return  # the client gave up before it was accepted
+        self._accept(sock)
+
+    def close(self) -> None:
+        self._loop.unwatch(self)
+        self._socket.close()
+
+
+class SocketServer:
+    """Listens on a Unix socket and, if asked, on TCP; gives each authenticated frame to `on_frame`.
+
+    Args:
+        tcp_host: The interface for other hosts; None listens on the Unix socket only.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        role: str,
+        key: bytes,
+        tcp_host: str | None,
+        on_frame: Callable[[Session, Frame], None],
+        on_lost: Callable[[Session], None] = lambda session: None,
+    ) -> None:
+        self.on_frame = on_frame
+        self.on_lost = on_lost
+        self._sessions: set[Session] = set()
+        self.address, sockets = listen(role, tcp_host)
+        self._listeners = [
+            _Listener(loop, sock, lambda accepted: self._sessions.add(Session(self, loop, accepted, key)))
+            for sock in sockets
+        ]
+
+    def forget(self, session: Session) -> None:
+        """Drops a session that has ended."""
+        self._sessions.discard(session)
+
+    def close(self) -> None:
+        """Stops listening and ends every connection."""
+        for listener in self._listeners:
+            listener.close()
+        for session in list(self._sessions):
+            session.close()
+        Path(self.address.unix_path).unlink(missing_ok=True)
+
+
+class _SessionResponder:
+    """Answers one call over the connection it came from; a connection lost meanwhile drops the answer."""
+
+    __slots__ = ("_call_id", "_session")
+
+    def __init__(self, session: Session, call_id: int) -> None:
+        self._session = session
+        self._call_id = call_id
+
+    def reply(self, rows_TD: Tensor) -> None:
+        header = Header(call_id=self._call_id, rows=describe_rows(rows_TD))
+        self._session.send(header, rows_to_body(rows_TD))
+
+    def fail(self, error: CallError) -> None:
+        failure = CallFailure(code=error.code, message=error.message)
+        self._session.send(Header(call_id=self._call_id, failure=failure))
+
+
+class RequestServer:
+    """A `SocketServer` for a `Service`: collects what has arrived in one turn of the loop and hands it on together."""
+
+    def __init__(self, loop: Loop, role: str, key: bytes, tcp_host: str | None, service: Service) -> None:
+        self._loop = loop
+        self._service = service
+        self._arrived: list[Request] = []
+        self._server = SocketServer(loop, role, key, tcp_host, self._collect)
+
+    @property
+    def address(self) -> Address:
+        return self._server.address
+
+    def close(self) -> None:
+        """Stops listening and ends every connection."""
+        self._server.close()
+
+    def _collect(self, session: Session, frame: Frame) -> None:
+        responder = _SessionResponder(session, frame.header.call_id)
+        kind = frame.header.WhichOneof("kind")
+        if kind not in ("layer_rows", "expert_rows"):
+            responder.fail(CallError("invalid_request", f"a call of kind {kind}; allowed: layer_rows, expert_rows"))
+            return
+        described = frame.header.layer_rows.rows if kind == "layer_rows" else frame.header.expert_rows.rows
+        try:
+            rows_TD = body_to_rows(described, frame.body)
+        except CallError as error:
+            responder.fail(error)
+            return
+        if not self._arrived:
+            self._loop.call_soon(self._serve)
+        self._arrived.append(Request(frame.header, rows_TD, responder))
+
+    def _serve(self) -> None:
+        arrived, self._arrived = self._arrived, []
+        self._service(arrived)
