@@ -1,6 +1,7 @@
 """One random draw per row, by inverting the cumulative distribution at a given number in [0, 1).
 
-Legend: R rows, V vocabulary, N blocks of a row, L tokens of a block, M candidates.
+Whole rows are touched on the device; what is left of them (sums of blocks, or a few candidates) is decided in NumPy on
+the host. Legend: R rows, V vocabulary, N blocks of a row, L tokens of a block, M candidates.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,25 @@ BELOW_ONE = 1.0 - 2.0**-40
 SLACK = 1e-4  # floors are lowered by this share, so that rounding can only admit a candidate too many
 
 
+class Workspace:
+    """Two buffers of float32 rows, kept between steps: fresh ones of this size cost a page fault every 4 KB."""
+
+    def __init__(self, vocab_size: int, device: torch.device) -> None:
+        self._buffers_2RV = torch.empty((2, 0, vocab_size), device=device)
+
+    def softmax(self, logits_RV: Tensor, temperature_R1: Tensor | None) -> Tensor:
+        """Probabilities at the given temperatures (None: every one is 1); valid until the next call."""
+        num_rows, vocab_size = logits_RV.shape
+        if self._buffers_2RV.shape[1] < num_rows:
+            self._buffers_2RV = logits_RV.new_empty((2, num_rows, vocab_size))
+        scaled_RV, probabilities_RV = self._buffers_2RV[:, :num_rows]
+        if temperature_R1 is None:
+            scaled_RV = logits_RV
+        else:
+            torch.div(logits_RV, temperature_R1, out=scaled_RV)
+        return torch.softmax(scaled_RV, dim=-1, out=probabilities_RV)
+
+
 @dataclass(frozen=True)
 class Filters:
     """Which tokens of a row may be drawn; each array is [R]. Off: top_k >= V, top_p = 1, min_p = 0."""
@@ -30,57 +50,69 @@ class Filters:
     min_p_R: Doubles
 
     def needs_total(self, vocab_size: int) -> npt.NDArray[np.bool_]:
-        """Rows whose top-p is over the whole vocabulary: only these need the sum of all of its probabilities."""
+        """Rows whose top-p is over the whole vocabulary: only these need the sum of all of its weights."""
         return (self.top_p_R < 1) & (self.top_k_R >= vocab_size) & (self.min_p_R <= 0)
 
+    def take(self, rows: Ints) -> "Filters":
+        """Those of some rows."""
+        return Filters(self.temperature_R[rows], self.top_k_R[rows], self.top_p_R[rows], self.min_p_R[rows])
 
-def draw_unfiltered(logits_RV: Tensor, temperature_R1: Tensor | None, uniform_R: Doubles) -> Ints:
+
+def draw_unfiltered(logits_RV: Tensor, temperature_R1: Tensor | None, uniform_R: Doubles, workspace: Workspace) -> Ints:
     """Draws a token id for each row of float32 logits [R, V] from all of its tokens (None: every temperature is 1).
 
     First a block is drawn, then a token in it: a sum per block is cheaper and rounds less than a running sum over V.
     """
-    scaled_RV = logits_RV if temperature_R1 is None else logits_RV / temperature_R1
-    blocks_RNL = in_blocks(torch.softmax(scaled_RV, dim=-1), 0.0)
-    cumulative_RN = blocks_RNL.sum(dim=-1).double().cumsum(dim=-1)
-    total_R1 = cumulative_RN[:, -1:]
-    target_R1 = torch.from_numpy(uniform_R).to(logits_RV.device)[:, None] * total_R1
-    block_R1 = (cumulative_RN <= target_R1).sum(dim=-1, keepdim=True).clamp(max=cumulative_RN.shape[1] - 1)
-    before_R1 = torch.where(block_R1 > 0, cumulative_RN.gather(1, (block_R1 - 1).clamp(min=0)), 0.0)
-    fraction_R1 = (target_R1 - before_R1) / (cumulative_RN.gather(1, block_R1) - before_R1)
-    chosen_R1L = blocks_RNL.gather(1, block_R1[:, :, None].expand(-1, -1, BLOCK))
-    cumulative_RL = chosen_R1L[:, 0].double().cumsum(dim=-1)
-    inner_target_R1 = fraction_R1.clamp(max=BELOW_ONE) * cumulative_RL[:, -1:]
-    within_R1 = (cumulative_RL <= inner_target_R1).sum(dim=-1, keepdim=True)
-    ids_R1 = torch.where(torch.isfinite(total_R1), block_R1 * BLOCK + within_R1, FAILED)
-    return ids_R1[:, 0].cpu().numpy()
+    blocks_RNL = in_blocks(workspace.softmax(logits_RV, temperature_R1), 0.0)
+    num_rows, num_blocks, _ = blocks_RNL.shape
+    rows_R = np.arange(num_rows)
+    cumulative_RN = blocks_RNL.sum(dim=-1).cpu().numpy().cumsum(axis=-1, dtype=np.float64)
+    target_R = uniform_R * cumulative_RN[:, -1]
+    block_R = _first_above(cumulative_RN, target_R)
+    before_R = np.where(block_R > 0, cumulative_RN[rows_R, block_R - 1], 0.0)
+    fraction_R = (target_R - before_R) / (cumulative_RN[rows_R, block_R] - before_R)
+    index_R = torch.from_numpy(rows_R * num_blocks + block_R).to(blocks_RNL.device)
+    chosen_RL = blocks_RNL.reshape(num_rows * num_blocks, BLOCK).index_select(0, index_R).cpu().numpy()
+    cumulative_RL = chosen_RL.cumsum(axis=-1, dtype=np.float64)
+    within_R = _first_above(cumulative_RL, np.minimum(fraction_R, BELOW_ONE) * cumulative_RL[:, -1])
+    return np.where(np.isfinite(cumulative_RN[:, -1]), block_R * BLOCK + within_R, FAILED)
 
 
-def draw_filtered(logits_RV: Tensor, filters: Filters, uniform_R: Doubles) -> Ints:
+def draw_filtered(logits_RV: Tensor, filters: Filters, uniform_R: Doubles, workspace: Workspace) -> Ints:
     """Draws a token id for each row of float32 logits [R, V] from what min-p, then top-k, then top-p leave."""
     blocked = BlockedLogits.of(logits_RV)
     best_R = blocked.maxima_RN.max(axis=-1).astype(np.float64)
-    totals_R = _totals(logits_RV, filters)
-    with np.errstate(invalid="ignore"):  # rows that hold a NaN or an infinity are marked below
-        candidates = blocked.reaching(_floors(blocked, best_R, totals_R, filters))
-        weights_RM = _kept_weights(candidates, best_R, totals_R, filters)
+    totals_R = _totals(logits_RV, filters, workspace)
+    ids_R = np.full(len(best_R), FAILED, dtype=np.int64)
+    pending = np.flatnonzero(np.isfinite(best_R))
+    for floors_R in _rungs(blocked, _floors(blocked, best_R, totals_R, filters), totals_R > 0):
+        if not len(pending):
+            break
+        candidates = blocked.reaching(floors_R[pending], pending)
+        weights_RM, enough_R = _kept_weights(candidates, best_R[pending], totals_R[pending], filters.take(pending))
         cumulative_RM = weights_RM.cumsum(axis=-1)
-        target_R1 = (uniform_R * BELOW_ONE)[:, None] * cumulative_RM[:, -1:]
-        chosen_R = (cumulative_RM <= target_R1).sum(axis=-1)
-    chosen_R = np.minimum(chosen_R, weights_RM.shape[1] - 1)
-    ids_R = candidates.ids_RM[np.arange(len(chosen_R)), chosen_R]
-    return np.where(np.isfinite(best_R), ids_R, FAILED)
+        chosen_R = _first_above(cumulative_RM, uniform_R[pending] * BELOW_ONE * cumulative_RM[:, -1])
+        drawn_R = candidates.ids_RM[np.arange(len(pending)), chosen_R]
+        ids_R[pending] = drawn_R  # that of a row without enough candidates is drawn again
+        pending = pending[~enough_R]
+    return ids_R
 
 
-def _totals(logits_RV: Tensor, filters: Filters) -> Doubles:
-    """Sum of all weights of each row that needs it, where the best token weighs 1; else infinity."""
-    totals_R = np.full(len(filters.top_p_R), np.inf)
+def _first_above(cumulative_RM: Doubles, target_R: Doubles) -> Ints:
+    """Index of each row's first entry above its target: never one that adds nothing, as its predecessor is as large."""
+    return np.minimum((cumulative_RM <= target_R[:, None]).sum(axis=-1), cumulative_RM.shape[1] - 1)
+
+
+def _totals(logits_RV: Tensor, filters: Filters, workspace: Workspace) -> Doubles:
+    """Sum of all weights of each row that needs it, where the best token weighs 1; else 0."""
+    totals_R = np.zeros(len(filters.top_p_R))
     rows = np.flatnonzero(filters.needs_total(logits_RV.shape[1]))
     if len(rows):
         index = torch.from_numpy(rows).to(logits_RV.device)
         temperature_R1 = torch.from_numpy(filters.temperature_R[rows, None].astype(np.float32)).to(logits_RV.device)
         chosen_RV = logits_RV if len(rows) == len(totals_R) else logits_RV.index_select(0, index)
         # The best token's probability is 1 / total; softmax is the fastest pass there is (half of logsumexp's time).
-        totals_R[rows] = 1.0 / torch.softmax(chosen_RV / temperature_R1, dim=-1).amax(dim=-1).double().cpu().numpy()
+        totals_R[rows] = 1.0 / workspace.softmax(chosen_RV, temperature_R1).amax(dim=-1).double().cpu().numpy()
     return totals_R
 
 
@@ -91,11 +123,11 @@ def _floors(blocked: BlockedLogits, best_R: Doubles, totals_R: Doubles, filters:
     in the nucleus. With min-p a token must weigh min_p, where the best weighs 1.
     """
     vocab_size = blocked.logits_RV.shape[1]
-    nucleus_R = np.where(np.isfinite(totals_R), (1.0 - filters.top_p_R) * totals_R / vocab_size, 0.0)
+    nucleus_R = (1.0 - filters.top_p_R) * totals_R / vocab_size
     lightest_R = np.maximum(nucleus_R, filters.min_p_R) * (1.0 - SLACK)
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):  # log(0): no floor; rows that are not finite
         floors_R = best_R + filters.temperature_R * np.log(lightest_R)
-    floors_R = (floors_R - SLACK * np.abs(floors_R)).astype(np.float32)
+        floors_R = (floors_R - SLACK * np.abs(floors_R)).astype(np.float32)
     rows = np.flatnonzero(filters.top_k_R < vocab_size)
     if len(rows):
         kth_R = blocked.kth_floors(np.where(filters.top_k_R < vocab_size, filters.top_k_R, 1))
@@ -103,16 +135,36 @@ def _floors(blocked: BlockedLogits, best_R: Doubles, totals_R: Doubles, filters:
     return floors_R
 
 
-def _kept_weights(candidates: Candidates, best_R: Doubles, totals_R: Doubles, filters: Filters) -> Doubles:
-    """Weights of the candidates [R, M], the best weighing 1; 0 for those that min-p, top-k or top-p remove."""
+def _rungs(blocked: BlockedLogits, floors_R: Floats, needs_total_R: npt.NDArray[np.bool_]) -> list[Floats]:
+    """Floors to try, highest first. The floor of a top-p over the vocabulary is a safe one, and thousands of tokens may
+    reach it, where most often a few dozen hold p already: their sum tells whether a lower rung must be tried. Of 32000
+    independent logits about 70 reach the 64th largest maximum of their 500 blocks, 350 the median, 3000 the smallest.
+    """
+    if not needs_total_R.any():
+        return [floors_R]
+    sorted_RN = -np.sort(-blocked.maxima_RN, axis=-1)
+    num_blocks = sorted_RN.shape[1]
+    tries = [sorted_RN[:, rank] for rank in sorted({min(64, num_blocks // 2), num_blocks // 2, num_blocks - 1})]
+    return [*(np.where(needs_total_R, np.maximum(floors_R, higher_R), floors_R) for higher_R in tries), floors_R]
+
+
+def _kept_weights(
+    candidates: Candidates, best_R: Doubles, totals_R: Doubles, filters: Filters
+) -> tuple[Doubles, npt.NDArray[np.bool_]]:
+    """Weights of the candidates [R, M], the best weighing 1; 0 for those that min-p, top-k or top-p remove.
+
+    Also tells of each row whether it holds all that may be drawn; if not, its candidates weigh less than p together.
+    """
     values_RM = candidates.values_RM.astype(np.float64)
     weights_RM = np.exp((values_RM - best_R[:, None]) / filters.temperature_R[:, None])
     weights_RM[weights_RM < filters.min_p_R[:, None]] = 0.0
     weights_RM[np.arange(values_RM.shape[1]) >= filters.top_k_R[:, None]] = 0.0
+    enough_R = np.ones(len(best_R), dtype=np.bool_)
     if (filters.top_p_R < 1).any():
         cumulative_RM = weights_RM.cumsum(axis=-1)
-        total_R = np.where(np.isfinite(totals_R), totals_R, cumulative_RM[:, -1])
+        total_R = np.where(totals_R > 0, totals_R, cumulative_RM[:, -1])
         allowed_R = np.where(filters.top_p_R < 1, filters.top_p_R * total_R, np.inf)
         # A token stays while those before it have not yet reached p; the first one therefore always stays.
         weights_RM[cumulative_RM - weights_RM >= allowed_R[:, None]] = 0.0
-    return weights_RM
+        enough_R = (totals_R == 0) | (cumulative_RM[:, -1] >= allowed_R)
+    return weights_RM, enough_R

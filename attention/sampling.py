@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attention.drawing import FAILED, draw_filtered, draw_unfiltered
+from attention.drawing import FAILED, Workspace, draw_filtered, draw_unfiltered
 from attention.logprobs import prompt_logprobs, score
 from attention.randomness import Doubles, uniforms
 from attention.sampling_limits import SamplingError, validate_sampling
@@ -46,6 +46,7 @@ class Sampler:
         self, vocab_size: int, max_sequences: int, eos_token_ids: tuple[int, ...], device: torch.device
     ) -> None:
         self._slots = SamplingSlots(vocab_size, max_sequences, eos_token_ids, device)
+        self._workspace = Workspace(vocab_size, device)
         self._vocab_size = vocab_size
         self._batches: dict[tuple[int, ...], Batch] = {}
 
@@ -89,11 +90,11 @@ class Sampler:
         if len(batch.greedy_rows):
             ids_B[batch.greedy_rows] = _greedy(select_rows(logits_BV, batch.greedy_rows))
         if (group := batch.unfiltered) is not None:
-            rows_R = _rows(group)
-            uniform_R = _uniforms(group, positions_B)
-            ids_B[rows_R] = draw_unfiltered(group.select(logits_BV), group.temperature_R1, uniform_R)
+            logits_RV, uniform_R = group.select(logits_BV), _uniforms(group, positions_B)
+            ids_B[_rows(group)] = draw_unfiltered(logits_RV, group.temperature_R1, uniform_R, self._workspace)
         if (group := batch.filtered) is not None:
-            ids_B[_rows(group)] = draw_filtered(group.select(logits_BV), group.filters, _uniforms(group, positions_B))
+            logits_RV, uniform_R = group.select(logits_BV), _uniforms(group, positions_B)
+            ids_B[_rows(group)] = draw_filtered(logits_RV, group.filters, uniform_R, self._workspace)
         return ids_B
 
     def _batch(self, slots: Sequence[int]) -> Batch:

@@ -73,44 +73,55 @@ class BlockedLogits:
         example, blocks of 2, k = 2: (5 1)(3 4)(0 2) has maxima 5 4 2, so the floor is 4, which exactly 5 and 4 reach.
         """
         num_rows, num_blocks = self.maxima_RN.shape
-        largest_k = int(top_k_R.max())
-        if largest_k > num_blocks:
-            best_RM = torch.topk(self.logits_RV, largest_k, dim=-1).values.cpu().numpy()
-        else:
-            best_RM = -np.sort(-self.maxima_RN, axis=-1)
-        return best_RM[np.arange(num_rows), top_k_R - 1]
+        largest_k, maxima_RN = int(top_k_R.max()), self.maxima_RN
+        if largest_k > num_blocks:  # smaller blocks then, down to single tokens
+            width = 8 if largest_k <= num_blocks * BLOCK // 8 else 1
+            maxima_RN = self.blocks_RNL.reshape(num_rows, -1, width).amax(dim=-1).cpu().numpy()
+        return -np.sort(-maxima_RN, axis=-1)[np.arange(num_rows), top_k_R - 1]
 
-    def reaching(self, floors_R: Floats) -> Candidates:
-        """The tokens whose logit is at least their row's floor [R]."""
-        num_blocks = self.maxima_RN.shape[1]
-        blocks_I = np.flatnonzero(self.maxima_RN >= floors_R[:, None])
-        block_rows_I = blocks_I // num_blocks
-        index_I = torch.from_numpy(blocks_I).to(self.blocks_RNL.device)
-        values_IL = self.blocks_RNL.reshape(-1, BLOCK).index_select(0, index_I).cpu().numpy()
-        hits_I = np.flatnonzero(values_IL >= floors_R[block_rows_I, None])
-        hit_blocks_I = hits_I // BLOCK
-        rows_I = block_rows_I[hit_blocks_I]
-        ids_I = (blocks_I - block_rows_I * num_blocks)[hit_blocks_I] * BLOCK + hits_I % BLOCK
-        return _best_first(len(floors_R), rows_I, ids_I, values_IL.reshape(-1)[hits_I], self.logits_RV.shape[1])
+    def reaching(self, floors_R: Floats, rows_R: Ints | None = None) -> Candidates:
+        """The tokens whose logit is at least their row's floor [R]; of some rows only, if `rows_R` names them."""
+        lines_I, ids_I, values_I = self._hits(floors_R, rows_R)
+        return _best_first(len(floors_R), lines_I, ids_I, values_I)
+
+    def count_above(self, logits_R: Floats) -> Ints:
+        """How many tokens of each row have a greater logit than the given one [R]."""
+        lines_I, _, _ = self._hits(np.nextafter(logits_R, np.float32(np.inf)), None)
+        return np.bincount(lines_I, minlength=len(logits_R))
+
+    def largest(self, count: int) -> Candidates:
+        """The `count` best tokens of each row: [R, min(count, V)]. No row may hold a NaN."""
+        num_rows, vocab_size = self.logits_RV.shape
+        count = min(count, vocab_size)
+        found = self.reaching(self.kth_floors(np.full(num_rows, count, dtype=np.int64)))
+        return Candidates(found.values_RM[:, :count], found.ids_RM[:, :count])
+
+    def _hits(self, floors_R: Floats, rows_R: Ints | None) -> tuple[Ints, Ints, Floats]:
+        """Every token that reaches its floor, row by row: its place in `floors_R`, its id and its logit."""
+        num_rows, num_blocks = self.maxima_RN.shape
+        maxima_RN = self.maxima_RN if rows_R is None else self.maxima_RN[rows_R]
+        found_I = np.flatnonzero(maxima_RN >= floors_R[:, None])  # blocks to look into
+        line_I = found_I // num_blocks
+        block_I = found_I - line_I * num_blocks
+        index_I = torch.from_numpy(block_I + num_blocks * (line_I if rows_R is None else rows_R[line_I]))
+        flat_blocks = self.blocks_RNL.reshape(num_rows * num_blocks, BLOCK)
+        values_IL = flat_blocks.index_select(0, index_I.to(flat_blocks.device)).cpu().numpy()
+        hits_I = np.flatnonzero(values_IL >= floors_R[line_I, None])
+        found_in_I = hits_I // BLOCK
+        ids_I = block_I[found_in_I] * BLOCK + hits_I % BLOCK
+        lines_I, values_I = line_I[found_in_I], values_IL.reshape(-1)[hits_I]
+        if self.logits_RV.shape[1] % BLOCK:  # a floor of -inf also finds what fills the last block
+            real_I = ids_I < self.logits_RV.shape[1]
+            return lines_I[real_I], ids_I[real_I], values_I[real_I]
+        return lines_I, ids_I, values_I
 
 
-def largest(logits_RV: Tensor, count: int) -> Candidates:
-    """The `count` best tokens of each row [R, V], float32 and without NaN: [R, min(count, V)]."""
-    num_rows, vocab_size = logits_RV.shape
-    blocked = BlockedLogits.of(logits_RV)
-    count = min(count, vocab_size)
-    found = blocked.reaching(blocked.kth_floors(np.full(num_rows, count, dtype=np.int64)))
-    return Candidates(found.values_RM[:, :count], found.ids_RM[:, :count])
-
-
-def _best_first(num_rows: int, rows_I: Ints, ids_I: Ints, values_I: Floats, vocab_size: int) -> Candidates:
+def _best_first(num_rows: int, rows_I: Ints, ids_I: Ints, values_I: Floats) -> Candidates:
     """Arranges hits, given row by row, in one padded line per row and sorts each line.
 
     Logit and id are packed in one integer (high word: the logit, so that a larger one comes first; low word: the
     id), because NumPy sorts integers many times faster than it, or torch, sorts pairs.
     """
-    keep_I = ids_I < vocab_size  # a floor of -inf also finds the filling of the last block
-    rows_I, ids_I, values_I = rows_I[keep_I], ids_I[keep_I], values_I[keep_I]
     counts_R = np.bincount(rows_I, minlength=num_rows)
     columns_I = np.arange(len(rows_I)) - (np.cumsum(counts_R) - counts_R)[rows_I]
     keys_RM = np.full((num_rows, max(int(counts_R.max()), 1)), LAST_KEY, dtype=np.int64)

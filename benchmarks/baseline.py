@@ -1,7 +1,7 @@
 """The in-process baseline: transformers' own generate, a whole batch at a time, on two threads.
 
-Legend: B sequences, L tokens of a prompt. torch and transformers are imported only here, and only when asked for: the load
-generator itself starts without them.
+Legend: B sequences, L tokens of a prompt. torch and transformers are imported only here, and only when asked for: the
+load generator itself starts without them.
 """
 
 import time
@@ -18,7 +18,8 @@ NUM_THREADS = 2
 class TransformersBaseline:
     """A checkpoint under transformers, measured like a server: one batch of `concurrency` prompts after another.
 
-    No HTTP, no scheduling and no arrivals: what the checkpoint takes in plain PyTorch. All sequences of a batch share its times.
+    No HTTP, no scheduling and no arrivals: what the checkpoint takes in plain PyTorch. All sequences of a batch share
+    its times.
     """
 
     name = "transformers"
@@ -39,7 +40,7 @@ class TransformersBaseline:
         self.model.generation_config.pad_token_id = 0  # never used: prompts of one batch have one length
 
     def run(self, workload: Workload, on_request: Callable[[], None]) -> RunRecord:
-        """Generate for the whole workload; `on_request` is called once per prompt. Prompts must be ids of one length."""
+        """Generate for the whole workload; `on_request` is called per prompt. Prompts must be ids of one length."""
         records: list[RequestRecord] = []
         began_s = time.perf_counter()
         size = workload.concurrency

@@ -1,7 +1,7 @@
 """What was seen of each request under load, and the pure statistics over it.
 
-Definitions, for one streamed request that produced n tokens: TTFT is the time from sending it to its first chunk; end to
-end is the time to its last chunk; TPOT is (end to end - TTFT) / (n - 1), so a server gains nothing by sending several
+Definitions, for one streamed request that produced n tokens: TTFT is the time from sending it to its first chunk; end
+to end is the time to its last chunk; TPOT is (end to end - TTFT) / (n - 1), so a server gains nothing by sending several
 tokens in one chunk; ITL is each gap between two chunks. Output tokens/s is the tokens of completed requests over the
 wall time of the run.
 """
@@ -50,7 +50,7 @@ class RequestRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """One uninterrupted run against one target: its requests, its wall time, and the processor time this client took."""
+    """One uninterrupted run against one target: its requests, its wall time, and the client's processor time."""
 
     requests: tuple[RequestRecord, ...]
     duration_s: float
@@ -124,7 +124,7 @@ def spread(values_s: Iterable[float | None]) -> Spread | None:
 
 
 def summarise(target: str, concurrency: int, runs: Sequence[RunRecord], output_len: int) -> LoadResult:
-    """Pool the runs of one target at one concurrency. `output_len` is what was asked for: shorter answers are counted."""
+    """Pool the runs of one target at one concurrency. `output_len` was asked for: shorter answers are counted."""
     requests = [request for run in runs for request in run.requests]
     completed = [request for request in requests if request.error is None]
     failed = [request.error for request in requests if request.error is not None]

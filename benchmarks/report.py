@@ -7,19 +7,26 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import LoadResult, Spread, ratio
 
+TABLE_WIDTH = 128
+
 
 def table(results: Sequence[LoadResult]) -> Table:
     """One row per concurrency and target, in the order given; the ratio is to the first target of that concurrency."""
-    shown = Table(title="Serving benchmark")
-    shown.add_column("conc", justify="right")
+    shown = Table(box=box.SIMPLE, caption_justify="left")
+    shown.add_column("conc", justify="right", no_wrap=True)
     shown.add_column("target", overflow="fold")
-    for heading in ("ok", "failed", "out tok/s", "ratio", "TTFT ms", "TPOT ms", "ITL ms", "e2e ms", "client CPU"):
+    for heading in ("ok", "failed", "out tok/s", "ratio", "TTFT ms", "TPOT ms", "ITL ms", "e2e ms", "client"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    shown.caption = "latencies: p50 / p99; ratio: output tok/s against the first target at the same concurrency"
+    shown.caption = (
+        "latencies: p50 / p99. ratio: output tok/s against the first target at the same concurrency. "
+        "client: processor share that measuring took."
+    )
     reference: LoadResult | None = None
     for result in results:
         if reference is None or reference.concurrency != result.concurrency:
@@ -27,6 +34,13 @@ def table(results: Sequence[LoadResult]) -> Table:
             reference = result
         shown.add_row(*row(result, reference))
     return shown
+
+
+def open_console() -> Console:
+    """A console wide enough for the table, whatever the terminal: a pipe or a log gets whole rows too."""
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    return console
 
 
 def row(result: LoadResult, reference: LoadResult) -> list[str]:

@@ -3,8 +3,8 @@
     python -m benchmarks.serve manta=http://127.0.0.1:8000 vllm=http://127.0.0.1:8001 --tokenizer CHECKPOINT \
         --concurrency 1,8,32 --rounds 3 --json OUT.json
 
-Targets take turns (A B A B) at each concurrency, so that a machine that slows down slows them all. Exits with 1 where any
-request failed, with 2 where nothing could be measured.
+Targets take turns (A B A B) at each concurrency, so that a machine that slows down slows them all. Exits with 1 where
+any request failed, with 2 where nothing could be measured.
 """
 
 import argparse
@@ -74,11 +74,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def prompts_per_level(levels: Sequence[int], given: Sequence[int] | None) -> list[int]:
-    """Requests per run for each level; by default 4 per place in flight, 8 at least. Raises WorkloadError on a mismatch."""
+    """Requests per run for each level; by default 4 per place in flight, at least 8. Raises WorkloadError."""
     if given is None:
         return [max(8, 4 * level) for level in levels]
     if len(given) not in {1, len(levels)}:
-        raise WorkloadError(f"--num-prompts has {len(given)} numbers for {len(levels)} levels; give one, or one per level")
+        raise WorkloadError(f"--num-prompts has {len(given)} numbers for {len(levels)} levels; give 1, or 1 per level")
     return list(given) * (len(levels) if len(given) == 1 else 1)
 
 
@@ -108,7 +108,7 @@ def open_targets(arguments: argparse.Namespace) -> list[Target]:
 def measure(
     targets: Sequence[Target], source: PromptSource, counts: Sequence[int], arguments: argparse.Namespace
 ) -> list[LoadResult]:
-    """Warm every target up, then measure each level (`counts` requests a run) round by round, the targets taking turns."""
+    """Warm every target up, then measure each level (`counts` requests a run), the targets taking turns."""
     levels: list[int] = arguments.concurrency
     total = len(targets) * (sum(counts) * arguments.rounds + arguments.warmup)
     results: list[LoadResult] = []
@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     arguments = parser.parse_args(argv)
     check(parser, arguments)
-    console = Console()
+    console = report.open_console()
     try:
         counts = prompts_per_level(arguments.concurrency, arguments.num_prompts)
         folder = arguments.tokenizer or arguments.transformers

@@ -19,7 +19,7 @@ class WorkloadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One run's requests: prompts (token ids, or text), how many tokens each asks for, how many are in flight at once."""
+    """One run's requests: prompts (ids or text), how many tokens each asks for, how many are in flight at once."""
 
     prompts: tuple[Prompt, ...]
     output_len: int
@@ -62,5 +62,5 @@ def prompt_source(folder: Path, input_len: int, seed: int, *, as_text: bool) -> 
     special = set(tokenizer.get_added_tokens_decoder())
     ordinary = tuple(sorted(set(tokenizer.get_vocab().values()) - special))
     if not ordinary:
-        raise WorkloadError(f"the tokenizer in {folder} has only special tokens, so there is nothing to draw prompts from")
+        raise WorkloadError(f"the tokenizer in {folder} has only special tokens: nothing to draw prompts from")
     return PromptSource(ordinary, input_len, seed, tokenizer.decode if as_text else None)

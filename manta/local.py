@@ -3,6 +3,7 @@
 The oracle of the distributed runs, the debug mode, and what `manta generate` uses.
 """
 
+import asyncio
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -20,8 +21,9 @@ from experts.service import ExpertService
 from experts.shard import load_shard
 from model.config import MixtralConfig, read_config
 from model.dtypes import torch_dtype
-from protos.generation_pb2 import FAILED, SequenceOutput, Submit
+from protos.generation_pb2 import FAILED, Sampling, SequenceOutput, Submit
 from router.core import Router
+from serving.tokenizer import TextCodec
 from transport.address import Address
 from transport.errors import CallError
 from transport.local import LocalPeer
@@ -155,6 +157,36 @@ class LocalModel:
         cache = make_cache(node, config, self._dtype, self._device)
         model = DenseModel(config, weights, self._device)
         return Engine(model, cache, node.limits(), node.max_context, client.exchange)
+
+
+class LocalService:
+    """Text in, text out, in this process.
+
+    Args:
+        dtype: `auto` (the checkpoint's), `float32` or `bfloat16`.
+
+    Raises:
+        ModelError: The checkpoint cannot be read.
+        ValueError: It has no tokenizer that can be read.
+    """
+
+    def __init__(self, directory: Path, dtype: str = "auto") -> None:
+        self._codec = TextCodec.load(directory)
+        self._model = LocalModel(directory, LocalSettings(dtype=dtype))
+
+    def generate(self, prompt: str, sampling: Sampling) -> Iterator[str]:
+        """Yields the continuation of `prompt`, piece by piece.
+
+        Raises:
+            CallError: It could not be generated.
+            SubmitError: The prompt is empty or too long.
+        """
+        prompt_ids = asyncio.run(self._codec.encode(prompt))
+        detokenizer = self._codec.detokenizer(continues=True)
+        for output in self._model.generate(Submit(prompt_ids=prompt_ids, sampling=sampling)):
+            ends = output.HasField("stop_token_id")
+            yield detokenizer.push(list(output.token_ids)[: -1 if ends else None])
+        yield detokenizer.finish()
 
 
 def _no_timer(delay_s: float, callback: Callable[[], None]) -> Timer:

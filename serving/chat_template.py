@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, cast
 
-from jinja2 import TemplateError, nodes
+from jinja2 import Environment, TemplateError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -24,7 +24,9 @@ class ChatTemplateError(ValueError):
 class _GenerationTag(Extension):
     """`{% generation %}` marks what an assistant said, for training; here its body is simply rendered."""
 
-    tags = {"generation"}
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
         next(parser.stream)
@@ -79,7 +81,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     # Jinja's own tojson escapes for HTML, which would change what the model reads.
     filters = cast("dict[str, Any]", environment.filters)
     filters["tojson"] = _tojson
-    environment.globals |= {"raise_exception": _raise_exception, "strftime_now": _strftime_now}
+    cast("dict[str, Any]", environment.globals).update(raise_exception=_raise_exception, strftime_now=_strftime_now)
     return environment
 
 

@@ -84,7 +84,10 @@ def unauthorized(message: str) -> ApiError:
 def unknown_model(given: str, served: str) -> ApiError:
     """404: one gateway serves one model."""
     return ApiError(
-        404, f"The model '{given}' does not exist; this service serves '{served}'.", code="model_not_found", param="model"
+        404,
+        f"The model '{given}' does not exist; this service serves '{served}'.",
+        code="model_not_found",
+        param="model",
     )
 
 
@@ -107,9 +110,7 @@ def from_generation(error: GenerationError, retry_after_s: float) -> ApiError:
     """What a node said, with the status that tells the client what to do about it."""
     code = "context_length_exceeded" if error.code == "context_length" else error.code
     status = STATUS_OF_GENERATION_CODE[error.code]
-    return ApiError(
-        status, error.message, code=code, retry_after_s=retry_after_s if status in (429, 503) else None
-    )
+    return ApiError(status, error.message, code=code, retry_after_s=retry_after_s if status in (429, 503) else None)
 
 
 def from_validation(error: ValidationError) -> ApiError:

@@ -1,19 +1,13 @@
 """What the gateway asks of whatever makes tokens: attention nodes in production, `serving.fake` in tests."""
 
-from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Mapping
+from typing import Literal, Protocol, get_args
 
 from protos.generation_pb2 import SequenceOutput, Submit
 from serving.metrics import MetricsSnapshot
 
 GenerationCode = Literal["queue_full", "context_length", "expert_unavailable", "invalid_request", "internal"]
-GENERATION_CODES: tuple[GenerationCode, ...] = (
-    "queue_full",
-    "context_length",
-    "expert_unavailable",
-    "invalid_request",
-    "internal",
-)
+CODE_OF_NAME: Mapping[str, GenerationCode] = {name: name for name in get_args(GenerationCode)}
 
 
 class GenerationError(Exception):
@@ -24,7 +18,7 @@ class GenerationError(Exception):
 
     def __init__(self, code: str, message: str) -> None:
         """An unknown `code` (a newer node's, say) becomes `internal`; the message keeps its name."""
-        known = next((each for each in GENERATION_CODES if each == code), None)
+        known = CODE_OF_NAME.get(code)
         self.code = known or "internal"
         self.message = message if known else f"{code}: {message}"
         super().__init__(self.code, self.message)

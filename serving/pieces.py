@@ -26,9 +26,7 @@ class PieceTable:
         self._tokenizer = tokenizer
         self._byte_of_char = byte_of_char() if byte_level else None
         self._replacements = replacements
-        self._added = {
-            token_id: token.content for token_id, token in tokenizer.get_added_tokens_decoder().items()
-        }
+        self._added = {token_id: token.content for token_id, token in tokenizer.get_added_tokens_decoder().items()}
         self.special_ids = special_ids(tokenizer)
         self.strip_left = strip_left
         self._cache: dict[int, bytes] = {}

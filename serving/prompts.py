@@ -112,7 +112,7 @@ def render_chat(body: ChatTemplateFields, codec: TextCodec) -> str:
 
 def _plain_message(message: ChatMessage, index: int) -> dict[str, Any]:
     where = f"messages.{index}"
-    extra = cast("dict[str, Any]", message.model_extra or {})
+    extra = message.model_extra or {}
     for key in REFUSED_MESSAGE_KEYS:
         if extra.get(key):
             raise invalid(f"{where}.{key} is not supported by this service.", f"{where}.{key}", "unsupported_parameter")

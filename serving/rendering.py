@@ -6,6 +6,7 @@ Everything is ASCII: some clients split a stream into lines at U+2028 or U+0085,
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from protos.generation_pb2 import TokenLogprob
 from serving.choice import Delta
@@ -18,6 +19,13 @@ PLAIN_END = ',"logprobs":null,"finish_reason":null}]}\n\n'
 
 # Choice index, what is new, whether it is the choice's first -> JSON.
 RenderLogprobs = Callable[[int, Delta, bool], str]
+
+
+class Counted(Protocol):
+    """Knows the usage so far."""
+
+    @property
+    def usage(self) -> Usage: ...
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,9 @@ class Answer:
     include_usage: bool = False
     continuous_usage: bool = False
 
-    def echo_text(self, index: int, decode: Callable[[Sequence[int]], str]) -> str:
-        """The prompt of a choice as text."""
-        prompt = self.job.prompt_of(index)
-        return decode(prompt.token_ids) if prompt.text is None else prompt.text
+    def echo_text(self, index: int) -> str:
+        """What stands before a choice's own text."""
+        return (self.job.prompt_of(index).text or "") if self.echo else ""
 
 
 def legacy_logprobs(job: Job, token_bytes: TokenBytes, echo: bool) -> RenderLogprobs:
@@ -97,9 +104,8 @@ def chat_logprobs(token_bytes: TokenBytes, num_top: int) -> RenderLogprobs:
 class StreamRenderer:
     """Server-sent events of one answer."""
 
-    def __init__(self, answer: Answer, decode: Callable[[Sequence[int]], str]) -> None:
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
-        self._decode = decode
         self._head = "data: {" + _identity(answer, answer.shape.chunk_object)
         before, self._after_text = answer.shape.chunk_text
         num_choices = len(answer.job.prompts) * answer.job.n
@@ -108,27 +114,27 @@ class StreamRenderer:
         self._begun = [False] * num_choices
         self._is_plain = not (answer.logprobs or answer.return_token_ids or answer.continuous_usage)
 
-    def chunk(self, index: int, delta: Delta, usage: Callable[[], Usage]) -> str:
+    def chunk(self, index: int, delta: Delta, counted: Counted) -> str:
         """What a client needs to hear of `delta`; "" when that is nothing yet."""
         if self._begun[index] and self._is_plain and delta.finish_reason is None:
             text = delta.text
             return f"{self._heads[index]}{to_json(text)}{self._plain_end}" if text else ""
-        return self._full_chunk(index, delta, usage)
+        return self._full_chunk(index, delta, counted)
 
-    def usage_chunk(self, usage: Usage) -> str:
-        """The last chunk before [DONE] of a stream that asked for its usage."""
-        return f'{self._head}"choices":[],"usage":{_usage(usage)}}}\n\n'
+    def ending(self, usage: Usage) -> str:
+        """What follows the last choice's end: the usage, if it was asked for, and [DONE]."""
+        if not self._answer.include_usage:
+            return DONE
+        return f'{self._head}"choices":[],"usage":{_usage(usage)}}}\n\n{DONE}'
 
-    def _full_chunk(self, index: int, delta: Delta, usage: Callable[[], Usage]) -> str:
+    def _full_chunk(self, index: int, delta: Delta, counted: Counted) -> str:
         answer = self._answer
         first, self._begun[index] = not self._begun[index], True
-        text = delta.text
-        if first and answer.echo:
-            text = answer.echo_text(index, self._decode) + text
+        text = answer.echo_text(index) + delta.text if first else delta.text
         end = _choice_end(answer, index, delta, first)
         beside = _prompt_ids_beside(answer, index) if first else ""
         if answer.continuous_usage:
-            beside += f',"usage":{_usage(usage())}'
+            beside += f',"usage":{_usage(counted.usage)}'
         opening = self._opening(index) if first else ""
         return f"{opening}{self._heads[index]}{to_json(text)}{self._after_text}{end}}}]{beside}}}\n\n"
 
@@ -137,12 +143,12 @@ class StreamRenderer:
         return f'{self._head}"choices":[{{"index":{index},{opening}{PLAIN_END}' if opening else ""
 
 
-def render_whole(answer: Answer, deltas: Sequence[Delta], usage: Usage, decode: Callable[[Sequence[int]], str]) -> str:
+def render_whole(answer: Answer, deltas: Sequence[Delta], usage: Usage) -> str:
     """The answer of a request without `stream`; `deltas` holds each choice's all, in order of their indices."""
     before, after = answer.shape.whole_text
     choices: list[str] = []
     for index, delta in enumerate(deltas):
-        text = (answer.echo_text(index, decode) if answer.echo else "") + delta.text
+        text = answer.echo_text(index) + delta.text
         end = _choice_end(answer, index, delta, first=True)
         choices.append(f'{{"index":{index},{before}{to_json(text)}{after}{end}}}')
     identity = _identity(answer, answer.shape.whole_object)

@@ -1,6 +1,5 @@
 """One request at work: submits its sequences, turns their messages into deltas, counts, and cleans up."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -111,8 +110,3 @@ class Run:
     def _end_empty(self, deltas: dict[int, Delta]) -> None:
         deltas.update({choice.index: Delta(finish_reason="length") for choice in self.choices})
         self._num_open = 0
-
-
-def arrival_time() -> float:
-    """The clock of `Job.arrival_s`."""
-    return time.monotonic()

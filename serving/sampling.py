@@ -46,7 +46,10 @@ def build_sampling(
     logprobs: int | None,
     prompt_logprobs: bool = False,
 ) -> Sampling:
-    """Everything but the seed; `logprobs` counts alternatives, None is off. Raises ApiError (400) for ids beyond the vocabulary and impossible minimums."""
+    """Everything but the seed; `logprobs` counts alternatives, None is off.
+
+    Raises ApiError (400) for ids beyond the vocabulary and impossible minimums.
+    """
     min_tokens = body.min_tokens or 0
     if min_tokens > max_tokens:
         raise invalid(f"min_tokens ({min_tokens}) exceeds max_tokens ({max_tokens}).", "min_tokens")

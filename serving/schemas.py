@@ -27,6 +27,11 @@ def _choice_count(value: object) -> object:
     return 1 if value is None else value
 
 
+def _check_ending(add_generation_prompt: bool, continue_final_message: bool) -> None:
+    if continue_final_message and add_generation_prompt:
+        raise ValueError("continue_final_message needs add_generation_prompt to be false")
+
+
 class Body(BaseModel):
     """What all requests share."""
 
@@ -110,8 +115,7 @@ class ChatTemplateFields(BaseModel):
 
     @model_validator(mode="after")
     def _check_final(self) -> Self:
-        if self.continue_final_message and self.add_generation_prompt:
-            raise ValueError("continue_final_message needs add_generation_prompt to be false")
+        _check_ending(self.add_generation_prompt, self.continue_final_message)
         return self
 
 
@@ -134,15 +138,33 @@ class ChatBody(ChatTemplateFields, GenerationBody):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
 
-class TokenizePromptBody(Body):
-    """POST /tokenize with text."""
+class TokenizeBody(Body):
+    """POST /tokenize: a text, or messages."""
 
-    prompt: str
-    add_special_tokens: bool | None = True
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_special_tokens: bool | None = None  # as for completions (true) or chats (false)
+    return_token_strs: bool | None = False
 
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("give either prompt or messages")
+        _check_ending(self.add_generation_prompt, self.continue_final_message)
+        return self
 
-class TokenizeChatBody(ChatTemplateFields, Body):
-    """POST /tokenize with messages."""
+    def chat(self) -> ChatTemplateFields:
+        """The fields of a chat, when it is one."""
+        return ChatTemplateFields(
+            messages=self.messages or [],
+            add_generation_prompt=self.add_generation_prompt,
+            continue_final_message=self.continue_final_message,
+            chat_template_kwargs=self.chat_template_kwargs,
+            add_special_tokens=self.add_special_tokens,
+        )
 
 
 class DetokenizeBody(Body):

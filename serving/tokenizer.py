@@ -67,9 +67,7 @@ class TextCodec:
         if len(text) < THREAD_FROM_CHARS:
             return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         # Unlike encode, encode_batch_fast lets go of the interpreter lock: the event loop goes on streaming.
-        [encoding] = await asyncio.to_thread(
-            tokenizer.encode_batch_fast, [text], add_special_tokens=add_special_tokens
-        )
+        [encoding] = await asyncio.to_thread(tokenizer.encode_batch_fast, [text], add_special_tokens=add_special_tokens)
         return encoding.ids
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -110,7 +108,9 @@ def _load_tokenizer(directory: Path) -> Tokenizer | None:
         try:
             return Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
-            raise TokenizerError(f"{path} is not a tokenizer: {error}; copy it from the model's source again") from error
+            raise TokenizerError(
+                f"{path} is not a tokenizer: {error}; copy it from the model's source again"
+            ) from error
     if any((directory / name).is_file() for name in SENTENCEPIECE_FILES):
         return _converted_by_transformers(directory)
     return None

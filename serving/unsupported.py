@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, cast
 
 from pydantic import BaseModel
 
@@ -65,7 +64,7 @@ MAX_WARNED = 1000  # a client that invents names must not fill the memory
 
 def check_unsupported(body: BaseModel) -> None:
     """Raises ApiError (400) for a field that would change the answer and cannot be honoured."""
-    extra = cast("dict[str, Any]", body.model_extra or {})
+    extra = body.model_extra or {}
     for name, value in extra.items():
         if name in REFUSED:
             if not _is_neutral(value, REFUSED[name]):
@@ -76,7 +75,7 @@ def check_unsupported(body: BaseModel) -> None:
 
 def check_best_of(body: BaseModel, n: int) -> None:
     """Raises ApiError (400) unless best_of is absent or n: choosing the best of more is not supported."""
-    best_of = cast("dict[str, Any]", body.model_extra or {}).get("best_of")
+    best_of = (body.model_extra or {}).get("best_of")
     if best_of is not None and best_of != n:
         raise invalid(f"best_of is {best_of!r}: only best_of equal to n ({n}) is supported.", "best_of")
 
@@ -100,7 +99,9 @@ def check_stops(stops: list[str], stop_token_ids: list[int] | None, limits: Requ
     check_limit("stop_token_ids", len(stop_token_ids or ()), limits.max_stop_token_ids)
     longest = max(map(len, stops), default=0)
     if longest > limits.max_stop_string_chars:
-        raise invalid(f"stop: one has {longest} characters, at most {limits.max_stop_string_chars} are allowed.", "stop")
+        raise invalid(
+            f"stop: one has {longest} characters, at most {limits.max_stop_string_chars} are allowed.", "stop"
+        )
 
 
 def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""A small event loop over the operating system's readiness interface: one thread owns its sockets, timers and callbacks.
+"""A small event loop over epoll: one thread owns its sockets, timers and callbacks.
 
 A process that computes between messages (a node's engine, an expert) calls `run_once` itself; a router calls
 `run_forever`; a gateway hangs the whole loop into asyncio through `fileno`, since an epoll descriptor can itself be polled.
@@ -75,7 +75,7 @@ class Loop:
     """Watches descriptors and timers. Only `post` and `stop` may be called from other threads."""
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.EpollSelector()
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()
         self._posted: deque[Callable[[], None]] = deque()
@@ -86,9 +86,7 @@ class Loop:
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when anything watched is ready."""
-        selector = self._selector
-        assert isinstance(selector, selectors.EpollSelector | selectors.KqueueSelector)
-        return selector.fileno()
+        return self._selector.fileno()
 
     def watch(self, pollable: Pollable, events: int) -> None:
         """Starts (or changes) watching a descriptor."""

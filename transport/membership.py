@@ -1,10 +1,19 @@
 """How a data-plane process takes part in the service: it announces itself and hears of the others. Implemented in `cluster/`."""
 
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Literal, Protocol
 
 from transport.address import Address
 from transport.table import RoutingTable
+
+Role = Literal["gateway", "node", "router"]
+Snapshot = Mapping[str, object]
+
+
+class Join(Protocol):
+    """Plain data, sent to a process as an argument, from which it gets its membership."""
+
+    def __call__(self) -> "Membership": ...
 
 
 class Membership(Protocol):
@@ -18,18 +27,22 @@ class Membership(Protocol):
         """Returns the interface that other hosts reach this process on; None when all of Ray is on this host."""
         ...
 
-    def announce(self, role: str, address: Address) -> None:
-        """Says that this process serves as `role` (`router`, `node`, `gateway`) at `address`; repeated as needed."""
-        ...
-
     def watch(self, on_table: Callable[[RoutingTable], None]) -> None:
-        """Calls `on_table`, from a thread of its own, with the present table and with each later one."""
+        """Calls `on_table`, from a thread of its own, with the present routing table and with each later one."""
         ...
 
-    def report(self, source: Callable[[], Mapping[str, object]]) -> None:
-        """Sends what `source` returns to the controller about once a second; for status and metrics."""
+    def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
+        """Says that this process serves as `role` at `address` (None: it accepts no connections).
+
+        Repeated about once a second, from a thread of its own, each time with what `snapshot` returns: figures for
+        status and metrics.
+        """
+        ...
+
+    async def snapshots(self) -> list[tuple[Role, Snapshot]]:
+        """Returns the last snapshot of every other gateway and of every node."""
         ...
 
     def leave(self) -> None:
-        """Says that this process stops serving."""
+        """Says that this process stops serving, and ends its threads."""
         ...

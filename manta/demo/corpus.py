@@ -58,7 +58,9 @@ def read_corpus(library: Path | None = None) -> Corpus:
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
     texts = {name: (root / name).read_text("utf-8", errors="replace") for name in names if is_source(name)}
     if not texts:
-        raise FileNotFoundError(f"no Python source under {root}; run the recipe with an interpreter that ships its library")
+        raise FileNotFoundError(
+            f"no Python source under {root}; run the recipe with an interpreter that ships its library"
+        )
     texts = {name: text for name, text in texts.items() if text.strip()}
     return Corpus(
         train={name: text for name, text in texts.items() if not is_held_out(name)},

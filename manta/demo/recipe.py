@@ -63,7 +63,7 @@ def learning_rate(progress: float) -> float:
 
 def demo_config() -> MixtralConfig:
     """9.6 M parameters, of which 3.7 M work on any one token; bf16 weights take 19.2 MB."""
-    config = MixtralConfig(
+    return MixtralConfig(
         vocab_size=corpus.VOCAB_SIZE,
         hidden_size=256,
         intermediate_size=320,
@@ -80,14 +80,13 @@ def demo_config() -> MixtralConfig:
         bos_token_id=0,
         eos_token_id=1,
     )
-    return config
 
 
 def batches(ids_N: torch.Tensor, starts: list[int], length: int, rng: torch.Generator) -> Iterator[torch.Tensor]:
     """Yield (B, L) batches for ever: each pass cuts the corpus anew, at a random phase, and shuffles the pieces.
 
-    Two rows of every batch differ, because a prompt starts with <s> and a piece of the corpus seldom does: one starts where
-    a document does, the other where its piece does but with <s> in place of its first token.
+    Two rows of every batch differ, because a prompt starts with <s> and a piece of the corpus seldom does: one starts
+    where a document does, the other where its piece does but with <s> in place of its first token.
     """
     num_rows = TOKENS_PER_STEP // length
     while True:
@@ -197,7 +196,7 @@ def train(out: Path, tokenizer: Tokenizer, data: Data, budget_s: float) -> None:
         if clock.spent_s >= next_save_s or clock.progress >= 1.0:
             save(model, tokenizer, out)
             next_save_s = clock.spent_s + SAVE_EVERY_S
-            watched = card.loss_per_token(model, data.watched)
+            watched = card.score(model, data.watched).per_token
             print(f"saved {out} at step {step}; held-out loss {watched:.3f} per token", flush=True)
             progress = {"steps": step, "tokens": step * TOKENS_PER_STEP, "training_s": round(clock.spent_s)}
             write_atomically(out, {"training.json": json.dumps(progress).encode()})

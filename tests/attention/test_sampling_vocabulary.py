@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention.vocabulary import BlockedLogits, best_tokens, largest
+from attention.vocabulary import BlockedLogits, best_tokens
 
 
 def make_rows(seed: int, num_rows: int, vocab_size: int, num_levels: int) -> np.ndarray:
@@ -24,7 +24,7 @@ ROWS = (st.integers(0, 2**31), st.integers(1, 5), st.integers(1, 300), st.sample
 @given(*ROWS, st.integers(1, 320))
 def test_largest_is_a_stable_sort(seed: int, num_rows: int, vocab_size: int, num_levels: int, count: int) -> None:
     rows = make_rows(seed, num_rows, vocab_size, num_levels)
-    found = largest(torch.from_numpy(rows), count)
+    found = BlockedLogits.of(torch.from_numpy(rows)).largest(count)
     order = np.argsort(-rows, axis=-1, kind="stable")[:, :count]
     np.testing.assert_array_equal(found.ids_RM, order)
     np.testing.assert_array_equal(found.values_RM, np.take_along_axis(rows, order, axis=-1))
@@ -36,7 +36,7 @@ def test_reaching_finds_exactly_what_reaches_the_floor(
     seed: int, num_rows: int, vocab_size: int, num_levels: int
 ) -> None:
     rows = make_rows(seed, num_rows, vocab_size, num_levels)
-    floors = np.random.default_rng(seed + 1).choice(np.float32([-1, 0, 0.25, 900]), num_rows)
+    floors = np.random.default_rng(seed + 1).choice(np.array([-1, 0, 0.25, 900], dtype=np.float32), num_rows)
     found = BlockedLogits.of(torch.from_numpy(rows)).reaching(floors)
     for row in range(num_rows):
         wanted = np.flatnonzero(rows[row] >= floors[row])

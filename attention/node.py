@@ -1,0 +1,167 @@
+"""The attention node's data-plane side: gateways' sessions on one side, routers on the other, the engine between.
+
+One thread owns all of it: it turns the loop between engine steps, and while it waits for the experts.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping
+
+from attention.admission import SubmitError
+from attention.cache import RollingCache
+from attention.dense import DenseModel
+from attention.engine import Engine, StepResult
+from attention.routers import ROUTERS, RouterClient
+from attention.sizing import NodeSettings
+from protos.dispatch_pb2 import Header
+from protos.generation_pb2 import FAILED, GenerationFailure, SequenceOutput, StepOutput
+from transport.address import Address
+from transport.frames import Frame
+from transport.loop import Loop
+from transport.replicas import Replicas
+from transport.socket import Session, SocketPeer, SocketServer
+from transport.table import RoutingTable
+
+logger = logging.getLogger(__name__)
+
+# A gateway that has stopped reading is cut off before its unread output fills the memory.
+MAX_OUTBOX_BYTES = 64 << 20
+
+# A sequence is known by its session and the id that its gateway gave it.
+Key = tuple[Session, int]
+
+
+class NodeServer:
+    """Serves sequences to gateways.
+
+    Args:
+        tcp_host: The interface for gateways on other hosts; None: this host only.
+        recovery_timeout_s: `limits.recovery_timeout_s`.
+        request_timeout_s: `limits.request_timeout_s`.
+    """
+
+    def __init__(
+        self,
+        model: DenseModel,
+        cache: RollingCache,
+        settings: NodeSettings,
+        key: bytes,
+        tcp_host: str | None,
+        recovery_timeout_s: float,
+        request_timeout_s: float,
+    ) -> None:
+        self._loop = Loop()
+        self._cache = cache
+        self._routers = Replicas(self._connector(key), self._loop.call_later, recovery_timeout_s)
+        client = RouterClient(self._routers, self._loop.run_once, request_timeout_s)
+        self._engine = Engine(model, cache, settings.limits(), settings.max_context, client.exchange)
+        self._server = SocketServer(self._loop, "node", key, tcp_host, self._frame, self._lost)
+        self._sequences: dict[Session, set[int]] = {}
+        self._ready = threading.Event()
+
+    @property
+    def address(self) -> Address:
+        return self._server.address
+
+    def update(self, table: RoutingTable) -> None:
+        """Takes over a new routing table; callable from any thread."""
+        self._loop.post(lambda: self._update(table))
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Waits until a router is connected; callable from any thread."""
+        return self._ready.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Ends `run`; callable from any thread."""
+        self._loop.stop()
+
+    def snapshot(self) -> Mapping[str, object]:
+        """Returns figures for status and metrics; callable from any thread."""
+        scheduler = self._engine.scheduler
+        return {
+            "running": len(scheduler.running),
+            "waiting": len(scheduler.waiting),
+            "cache_used_tokens": self._cache.used_tokens,
+            "cache_total_tokens": self._cache.total_tokens,
+            "preemptions_total": scheduler.num_preemptions,
+            "steps_total": self._engine.num_steps,
+        }
+
+    def run(self) -> None:
+        """Serves until `stop`; to be called in the thread that owns everything."""
+        try:
+            while not self._loop.stopped:
+                self._loop.run_once(0.0 if self._engine.has_work else None)
+                if self._engine.has_work:
+                    self._emit(self._engine.step())
+                else:
+                    self._engine.remove_cancelled()
+        finally:
+            self._server.close()
+            self._routers.close()
+
+    def _connector(self, key: bytes):
+        return lambda address: SocketPeer(self._loop, address, key, "node", self._router_changed)
+
+    def _router_changed(self) -> None:
+        if self._routers.complete:
+            self._ready.set()
+        self._routers.retry_waiting()
+
+    def _update(self, table: RoutingTable) -> None:
+        self._routers.update({ROUTERS: table.routers})
+
+    def _frame(self, session: Session, frame: Frame) -> None:
+        kind = frame.header.WhichOneof("kind")
+        if kind == "submit":
+            self._submit(session, frame.header)
+        elif kind == "cancel":
+            for sequence_id in frame.header.cancel.sequence_ids:
+                self._sequences.get(session, set()).discard(sequence_id)
+                self._engine.cancel((session, sequence_id))
+        else:
+            logger.warning("a %s sent a message of kind %s; a node takes submit and cancel", session.role, kind)
+            session.close()
+            self._lost(session)
+
+    def _submit(self, session: Session, header: Header) -> None:
+        submit = header.submit
+        try:
+            self._engine.submit((session, submit.sequence_id), submit)
+        except SubmitError as error:
+            failure = GenerationFailure(code=error.code, message=error.message)
+            output = SequenceOutput(sequence_id=submit.sequence_id, finish_reason=FAILED, failure=failure)
+            session.send(Header(step_output=StepOutput(outputs=[output])))
+        else:
+            self._sequences.setdefault(session, set()).add(submit.sequence_id)
+
+    def _lost(self, session: Session) -> None:
+        for sequence_id in self._sequences.pop(session, ()):
+            self._engine.cancel((session, sequence_id))
+
+    def _emit(self, result: StepResult) -> None:
+        """Sends each gateway everything that the step gave to it, in one message."""
+        outputs: dict[Session, StepOutput] = {}
+        for sequence, token_id in zip(result.sequences, result.token_ids, strict=True):
+            session, sequence_id = _key(sequence.key)
+            output = outputs.get(session)
+            if output is None:
+                output = outputs[session] = StepOutput()
+            output.sequence_ids.append(sequence_id)
+            output.token_ids.append(token_id)
+        for sequence, message in result.messages:
+            session, message.sequence_id = _key(sequence.key)
+            outputs.setdefault(session, StepOutput()).outputs.append(message)
+            if message.finish_reason:
+                self._sequences[session].discard(message.sequence_id)
+        for session, output in outputs.items():
+            session.send(Header(step_output=output))
+            if session.outbox_bytes > MAX_OUTBOX_BYTES:
+                logger.warning("a gateway does not read its output; its connection is closed")
+                session.close()
+                self._lost(session)
+
+
+def _key(key: object) -> Key:
+    assert isinstance(key, tuple)
+    return key  # pyright: ignore[reportUnknownVariableType]

@@ -1,0 +1,131 @@
+"""The Serve application: gateways, attention nodes and routers of one service. Building it makes no Ray call.
+
+    serve run cluster.app:build model=PATH
+    serve deploy deploy/serve.yaml
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ray.serve import Application
+
+from attention.deployment import AttentionNode, NodeDeploymentSettings
+from attention.sizing import NodeSettings
+from cluster.membership import JoinService
+from cluster.resolve import NODE_CPU_SHARE, SMALL_CPUS, Service, fitting_cpus, resolve
+from cluster.spec import ServiceSpec, load_spec, spec_for_model, spec_from_dict
+from router.deployment import RouterDeploymentSettings, RouterReplica
+from serving.deployment import Gateway, GatewayDeploymentSettings
+from serving.settings import GatewaySettings
+
+# Serve notices a dead replica at its next check: its defaults (10 s, 30 s) are made for slower services.
+HEALTH_CHECK_PERIOD_S = 1.0
+HEALTH_CHECK_TIMEOUT_S = 10.0
+# Every stream is an ongoing request of its gateway; the nodes' own queues say when it is too much (429).
+MAX_ONGOING_REQUESTS = 10_000
+
+
+def build(args: dict[str, Any]) -> Application:
+    """Serve's application builder.
+
+    Args:
+        args: `model` (a directory, or `demo`), or `file` (a service YAML), or the sections of one;
+            `NAME.FIELD` keys override single fields.
+
+    Raises:
+        SpecError: They do not describe a service.
+        ModelError: The checkpoint cannot be served.
+    """
+    return build_service(resolve(_spec(args)))
+
+
+def _spec(args: dict[str, Any]) -> ServiceSpec:
+    overrides = {key: value for key, value in args.items() if "." in key}
+    rest = {key: value for key, value in args.items() if "." not in key}
+    if "file" in rest:
+        return load_spec(Path(str(rest["file"])), overrides)
+    if isinstance(rest.get("model"), str):
+        return spec_for_model(str(rest["model"]), overrides)
+    return spec_from_dict(rest, overrides)
+
+
+def build_service(service: Service) -> Application:
+    """Returns the application of a resolved service."""
+    join = JoinService(service)
+    router = _options(RouterReplica, service.spec.router.replicas.num, SMALL_CPUS, 0)
+    node = _options(AttentionNode, service.spec.attention.replicas.num, _node_cpus(service), service.spec.attention.num_gpus)
+    gateway = _options(Gateway, service.spec.api.replicas.num, SMALL_CPUS, 0)
+    return gateway.bind(
+        gateway_settings(service),
+        join,
+        router.bind(_router_settings(service), join),
+        node.bind(_node_settings(service), join),
+    )
+
+
+def _options(deployment: Any, num_replicas: int, num_cpus: float, num_gpus: float) -> Any:
+    return deployment.options(
+        num_replicas=num_replicas,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
+        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+    )
+
+
+def _node_cpus(service: Service) -> float:
+    given = service.spec.attention.num_cpus
+    if given != "auto":
+        return given
+    return fitting_cpus(service.spec.attention.replicas.num, service.num_cpus, NODE_CPU_SHARE)
+
+
+def gateway_settings(service: Service) -> GatewayDeploymentSettings:
+    """Returns what a gateway needs."""
+    spec = service.spec
+    settings = GatewaySettings(
+        model_name=spec.model.served_name,
+        max_context=service.max_context,
+        eos_token_ids=service.config.eos_token_ids,
+        vocab_size=service.config.vocab_size,
+        request_timeout_s=spec.limits.request_timeout_s,
+        api_keys=_api_keys(spec),
+    )
+    return GatewayDeploymentSettings(service.directory, settings, spec.limits.recovery_timeout_s)
+
+
+def _api_keys(spec: ServiceSpec) -> tuple[str, ...]:
+    if spec.api.keys_file is None:
+        return ()
+    lines = Path(spec.api.keys_file).read_text().splitlines()
+    keys = tuple(line.strip() for line in lines if line.strip())
+    if not keys:
+        raise ValueError(f"api.keys_file: {spec.api.keys_file} holds no key; write one a line, or leave the field out")
+    return keys
+
+
+def _router_settings(service: Service) -> RouterDeploymentSettings:
+    limits = service.spec.limits
+    return RouterDeploymentSettings(service.directory, service.config, service.dtype, limits.recovery_timeout_s)
+
+
+def _node_settings(service: Service) -> NodeDeploymentSettings:
+    attention, limits = service.spec.attention, service.spec.limits
+    node = NodeSettings(
+        window=service.config.window,
+        max_context=service.max_context,
+        cache_tokens=None if attention.cache_tokens == "auto" else attention.cache_tokens,
+        prefill_chunk=None if attention.prefill_chunk == "auto" else attention.prefill_chunk,
+        max_batch_tokens=attention.max_batch_tokens,
+        max_sequences=attention.max_sequences,
+        max_queued=attention.max_queued,
+    )
+    return NodeDeploymentSettings(
+        directory=service.directory,
+        config=service.config,
+        dtype=service.dtype,
+        device=service.attention_device,
+        node=node,
+        recovery_timeout_s=limits.recovery_timeout_s,
+        request_timeout_s=limits.request_timeout_s,
+    )

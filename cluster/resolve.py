@@ -1,0 +1,87 @@
+"""From a service file and a checkpoint to what every part needs: each `auto` decided. Pure, and makes no Ray call."""
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cluster.spec import ServiceSpec
+from model.config import MixtralConfig, read_config
+
+# Of the cores of a Ray that Manta has started: the experts' share, the rest is for everything else.
+EXPERT_CPU_SHARE = 0.5
+NODE_CPU_SHARE = 0.25
+SMALL_CPUS = 0.1  # gateways, routers: they wait more than they compute
+
+
+@dataclass(frozen=True)
+class Service:
+    """A spec and its model, resolved.
+
+    Args:
+        config: The checkpoint's, with the spec's window.
+        dtype: `float32` or `bfloat16`.
+        max_context: Positions of a sequence, prompt and output together.
+        num_cpus: Cores of the hosts that run expert actors (for `auto` shards).
+        loopback: Whether every part is on this host, so that none needs to listen for others.
+    """
+
+    spec: ServiceSpec
+    config: MixtralConfig
+    dtype: str
+    max_context: int
+    num_cpus: int
+    loopback: bool
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def directory(self) -> Path:
+        return self.spec.model.directory
+
+    @property
+    def version(self) -> str:
+        """Names this very spec: the same file gives the same version."""
+        return hashlib.sha256(self.spec.model_dump_json().encode()).hexdigest()[:12]
+
+    @property
+    def expert_device(self) -> str:
+        return "cuda" if self.spec.experts.num_gpus > 0 else "cpu"
+
+    @property
+    def attention_device(self) -> str:
+        return "cuda" if self.spec.attention.num_gpus > 0 else "cpu"
+
+
+def resolve(spec: ServiceSpec, loopback: bool = False) -> Service:
+    """Reads the checkpoint's config.json and decides what the spec leaves open.
+
+    Raises:
+        ConfigError: The checkpoint is missing or not a Mixtral.
+        ValueError: `model.max_context` is more than the model has.
+    """
+    config = read_config(spec.model.directory)
+    model = spec.model
+    max_context = config.max_context if model.max_context == "auto" else model.max_context
+    if max_context > config.max_context:
+        raise ValueError(f"model.max_context: {max_context} was given; the checkpoint allows {config.max_context} at most")
+    window = config.window if model.window == "auto" else model.window
+    return Service(
+        spec=spec,
+        config=replace(config, window=window),
+        dtype=config.dtype if model.dtype == "auto" else model.dtype,
+        max_context=max_context,
+        num_cpus=os.cpu_count() or 1,
+        loopback=loopback,
+    )
+
+
+def fitting_cpus(num_actors: int, num_cpus: float, share: float) -> float:
+    """Returns the CPUs that each of `num_actors` sets aside: 1, or as much as lets them fit a share of the cluster.
+
+    >>> fitting_cpus(2, 2, 0.5), fitting_cpus(8, 32, 0.5)
+    (0.5, 1.0)
+    """
+    return min(1.0, max(0.01, int(100 * num_cpus * share / num_actors) / 100))

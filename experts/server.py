@@ -1,0 +1,70 @@
+"""The expert actor's data-plane side: answers routers in a thread of its own, pinned to a core if asked."""
+
+import os
+import threading
+import time
+from collections.abc import Mapping
+
+import torch
+
+from experts.service import ExpertService
+from experts.shard import ExpertShard
+from transport.address import Address
+from transport.loop import Loop
+from transport.socket import RequestServer
+
+
+class ExpertServer:
+    """Serves routers.
+
+    Args:
+        tcp_host: The interface for routers on other hosts; None: this host only.
+        core: The processor core that computes; None: any.
+    """
+
+    def __init__(
+        self, shard: ExpertShard, device: torch.device, key: bytes, tcp_host: str | None, core: int | None
+    ) -> None:
+        self._loop = Loop()
+        self._service = ExpertService(shard, device)
+        self._server = RequestServer(self._loop, "expert", key, tcp_host, self._service.serve)
+        self._core = core
+        self._started_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="manta-expert", daemon=True)
+
+    @property
+    def address(self) -> Address:
+        return self._server.address
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Starts serving."""
+        self._thread.start()
+
+    def snapshot(self) -> Mapping[str, object]:
+        """Returns figures since the start; callable from any thread."""
+        return {
+            "rows_total": self._service.num_rows,
+            "busy_s": self._service.busy_s,
+            "uptime_s": time.monotonic() - self._started_s,
+        }
+
+    def _run(self) -> None:
+        torch.set_num_threads(1)
+        if self._core is not None:
+            pin_thread(self._core)
+        with torch.inference_mode():
+            self._loop.run_forever()
+
+
+def pin_thread(core: int) -> None:
+    """Keeps the calling thread on one core, and out of the way of whoever has just sent it rows.
+
+    SCHED_BATCH: a woken thread does not preempt the running one, so a router sends to all experts before the first
+    of them computes.
+    """
+    os.sched_setaffinity(0, {core})
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

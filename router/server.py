@@ -1,0 +1,70 @@
+"""The router's data-plane side: nodes' requests on one side, expert replicas on the other, in one thread."""
+
+import threading
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from router.core import Router
+from transport.address import Address
+from transport.loop import Loop
+from transport.replicas import Replicas
+from transport.socket import RequestServer, SocketPeer
+from transport.table import RoutingTable
+
+
+class RouterServer:
+    """Serves attention nodes.
+
+    Args:
+        gates: One gate_ED for each layer.
+        tcp_host: The interface for nodes on other hosts; None: this host only.
+        recovery_timeout_s: `limits.recovery_timeout_s`.
+    """
+
+    def __init__(
+        self, gates: Sequence[Tensor], top_k: int, key: bytes, tcp_host: str | None, recovery_timeout_s: float
+    ) -> None:
+        self._loop = Loop()
+        self._key = key
+        self._experts = Replicas(self._connect, self._loop.call_later, recovery_timeout_s)
+        self._router = Router(gates, top_k, self._experts)
+        self._server = RequestServer(self._loop, "router", key, tcp_host, self._router.serve)
+        self._ready = threading.Event()
+
+    @property
+    def address(self) -> Address:
+        return self._server.address
+
+    def update(self, table: RoutingTable) -> None:
+        """Takes over a new routing table; callable from any thread."""
+        if table.shards:
+            self._loop.post(lambda: self._router.update(table.shards))
+
+    def wait_ready(self, timeout_s: float) -> bool:
+        """Waits until every shard has a connected replica; callable from any thread."""
+        return self._ready.wait(timeout_s)
+
+    def stop(self) -> None:
+        """Ends `run`; callable from any thread."""
+        self._loop.stop()
+
+    def snapshot(self) -> Mapping[str, object]:
+        """Returns figures for status; callable from any thread."""
+        return {"rows_per_expert": list(self._router.rows_per_expert)}
+
+    def run(self) -> None:
+        """Serves until `stop`; to be called in the thread that owns everything."""
+        try:
+            self._loop.run_forever()
+        finally:
+            self._server.close()
+            self._experts.close()
+
+    def _connect(self, address: Address) -> SocketPeer:
+        return SocketPeer(self._loop, address, self._key, "router", self._expert_changed)
+
+    def _expert_changed(self) -> None:
+        if self._router.ready:
+            self._ready.set()
+        self._experts.retry_waiting()

@@ -1,0 +1,185 @@
+"""The OpenAI-compatible HTTP API as an ASGI application. No Ray, no torch: any generator will do."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from serving.access import KeyGuard
+from serving.errors import ApiError, invalid, unknown_model
+from serving.exposition import merge_and_render
+from serving.gateway import Gateway
+from serving.generator import Generator
+from serving.metrics import GatewayMetrics
+from serving.prompts import check_ids, encode_chat, encode_text
+from serving.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
+from serving.settings import GatewaySettings
+from serving.tokenizer import NoTokenizer, TextCodec
+from serving.unsupported import check_unsupported
+
+LOG = logging.getLogger(__name__)
+PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+ReadyCheck = Callable[[], Awaitable[bool]]
+
+
+async def always_ready() -> bool:
+    """The readiness of a gateway that depends on nothing else."""
+    return True
+
+
+def build_app(
+    settings: GatewaySettings,
+    tokenizer: TextCodec,
+    generator: Generator,
+    *,
+    ready: ReadyCheck = always_ready,
+    metrics: GatewayMetrics | None = None,
+) -> FastAPI:
+    """The application. `ready` decides about /health; `metrics` may be shared with who answers other gateways."""
+    gateway = Gateway(settings, tokenizer, generator, metrics or GatewayMetrics())
+    app = FastAPI(title="Manta", summary="Experts as services", separate_input_output_schemas=False)
+    app.state.metrics = gateway.metrics
+    _add_generation(app, gateway)
+    _add_tokenization(app, gateway)
+    _add_models(app, settings)
+    _add_observation(app, gateway, ready)
+    _add_errors(app, gateway.metrics)
+    if settings.api_keys:
+        app.add_middleware(KeyGuard, api_keys=settings.api_keys, metrics=gateway.metrics)
+    return app
+
+
+def _body_docs(kind: type[BaseModel]) -> dict[str, Any]:
+    """Bodies are read by hand (limits, one-sentence errors), so /docs must be told their schema."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    definitions = schema.pop("$defs", {})
+    return {
+        "requestBody": {"required": True, "content": {"application/json": {"schema": schema | {"$defs": definitions}}}}
+    }
+
+
+def _add_generation(app: FastAPI, gateway: Gateway) -> None:
+    app.post("/v1/completions", openapi_extra=_body_docs(CompletionBody))(gateway.complete)
+    app.post("/v1/chat/completions", openapi_extra=_body_docs(ChatBody))(gateway.chat)
+
+
+def _add_tokenization(app: FastAPI, gateway: Gateway) -> None:
+    settings, codec = gateway.settings, gateway.codec
+
+    @app.post("/tokenize", openapi_extra=_body_docs(TokenizeBody))
+    async def tokenize(request: Request) -> Response:
+        """Token ids of a text or a chat, and how many the model can take."""
+        body = await gateway.read(request, TokenizeBody)
+        check_unsupported(body)
+        if body.messages is not None:
+            token_ids = (await encode_chat(body.chat(), codec, settings)).token_ids
+        else:
+            token_ids = await encode_text(body.prompt or "", codec, body.add_special_tokens is not False, "prompt")
+        answer: dict[str, Any] = {
+            "count": len(token_ids),
+            "max_model_len": settings.max_context,
+            "tokens": token_ids,
+            "token_strs": [codec.token_name(i) for i in token_ids] if body.return_token_strs else None,
+        }
+        return JSONResponse(answer)
+
+    @app.post("/detokenize", openapi_extra=_body_docs(DetokenizeBody))
+    async def detokenize(request: Request) -> Response:
+        """The text of token ids, special tokens included."""
+        body = await gateway.read(request, DetokenizeBody)
+        check_ids(body.tokens, settings, "tokens")
+        try:
+            return JSONResponse({"prompt": codec.decode(body.tokens, skip_special_tokens=False)})
+        except NoTokenizer as error:
+            raise invalid(f"{error}.", "tokens") from error
+
+
+def _add_models(app: FastAPI, settings: GatewaySettings) -> None:
+    model = _describe(settings)
+
+    @app.get("/v1/models")
+    async def list_models() -> Response:
+        """The one model that is served."""
+        return JSONResponse({"object": "list", "data": [model]})
+
+    @app.get("/v1/models/{model_id:path}")
+    async def get_model(model_id: str) -> Response:
+        """The same, by name."""
+        if model_id != settings.model_name:
+            raise unknown_model(model_id, settings.model_name)
+        return JSONResponse(model)
+
+
+def _describe(settings: GatewaySettings) -> dict[str, Any]:
+    permission = {
+        "id": "modelperm-" + settings.model_name,
+        "object": "model_permission",
+        "created": settings.created,
+        "allow_create_engine": False,
+        "allow_sampling": True,
+        "allow_logprobs": True,
+        "allow_search_indices": False,
+        "allow_view": True,
+        "allow_fine_tuning": False,
+        "organization": "*",
+        "group": None,
+        "is_blocking": False,
+    }
+    return {
+        "id": settings.model_name,
+        "object": "model",
+        "created": settings.created,
+        "owned_by": "manta",
+        "root": settings.model_name,
+        "parent": None,
+        "max_model_len": settings.max_context,
+        "permission": [permission],
+    }
+
+
+def _add_observation(app: FastAPI, gateway: Gateway, ready: ReadyCheck) -> None:
+    @app.get("/health")
+    async def health() -> Response:
+        """200 once requests can be served."""
+        return Response(status_code=200 if await ready() else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """All gateways and nodes together. 503 when they cannot be asked: a part would look like counters reset."""
+        try:
+            others = await gateway.generator.fleet_metrics()
+        except Exception:
+            LOG.exception("the fleet's metrics could not be gathered")
+            return PlainTextResponse("The fleet's metrics could not be gathered.\n", 503)
+        text = merge_and_render([gateway.metrics.snapshot(), *others], gateway.settings.model_name)
+        return PlainTextResponse(text, media_type=PROMETHEUS_TYPE)
+
+
+def _add_errors(app: FastAPI, metrics: GatewayMetrics) -> None:
+    async def api_error(request: Request, error: Exception) -> Response:
+        del request
+        assert isinstance(error, ApiError)
+        metrics.failures[error.code] += 1
+        return error.response()
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail}."
+        code = "not_found" if error.status_code == 404 else "http_error"
+        response = ApiError(error.status_code, message, code=code).response()
+        response.headers.update(error.headers or {})
+        return response
+
+    async def unexpected(request: Request, error: Exception) -> Response:
+        del request, error  # Starlette logs it
+        metrics.failures["internal"] += 1
+        return ApiError(500, "Internal error of the gateway; its log has the details.", code="internal").response()
+
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_exception_handler(Exception, unexpected)

@@ -1,0 +1,54 @@
+"""The Gateway Serve deployment: the OpenAI API over the attention nodes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI
+from ray import serve
+
+from serving.app import build_app
+from serving.nodes import NodeGenerator
+from serving.settings import GatewaySettings
+from serving.tokenizer import TextCodec
+from transport.membership import Join
+
+
+@dataclass(frozen=True)
+class GatewayDeploymentSettings:
+    """What the service file says about gateways, resolved.
+
+    Args:
+        directory: Where the tokenizer is.
+    """
+
+    directory: Path
+    gateway: GatewaySettings
+    recovery_timeout_s: float
+
+
+@serve.deployment
+@serve.ingress()
+class Gateway:
+    """Validates, applies the chat template, tokenizes, streams. Stateless: any replica serves any request."""
+
+    async def __init__(self, settings: GatewayDeploymentSettings, join: Join, *parts: object) -> None:
+        del parts  # routers and nodes: named here so that Serve starts them; reached over the data plane
+        self._settings = settings
+        self._generator: NodeGenerator | None = None
+        self._membership = join()
+        self._codec = TextCodec.load(settings.directory)
+        self._generator = NodeGenerator(self._membership, settings.recovery_timeout_s)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - the name is Serve's
+        assert self._generator is not None
+        app = build_app(self._settings.gateway, self._codec, self._generator, ready=self._ready)
+        self._membership.announce("gateway", None, app.state.metrics.snapshot)
+        return app
+
+    async def _ready(self) -> bool:
+        return self._generator is not None and self._generator.ready
+
+    async def __del__(self) -> None:
+        self._membership.leave()
+        if self._generator is not None:
+            self._generator.close()

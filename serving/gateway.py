@@ -1,0 +1,183 @@
+"""The two generating endpoints: body in, checks, job, answer."""
+
+import asyncio
+import dataclasses
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from protos.generation_pb2 import Submit
+from serving.choice import TextRules
+from serving.errors import body_timeout, from_validation, invalid, too_large, unknown_model
+from serving.generator import Generator
+from serving.metrics import GatewayMetrics
+from serving.prompts import Prompt, encode_chat, encode_prompts, split_prompts
+from serving.rendering import CHAT, COMPLETION, Answer, RenderLogprobs, Shape, chat_logprobs, legacy_logprobs
+from serving.responses import Delivery, GenerationResponse
+from serving.run import Job, Run
+from serving.sampling import DEFAULT_COMPLETION_TOKENS, build_sampling, build_submits, resolve_max_tokens
+from serving.schemas import Body, ChatBody, CompletionBody, GenerationBody
+from serving.settings import GatewaySettings
+from serving.tokenizer import TextCodec
+from serving.unsupported import check_best_of, check_limit, check_stops, check_task, check_unsupported
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """What every endpoint needs."""
+
+    settings: GatewaySettings
+    codec: TextCodec
+    generator: Generator
+    metrics: GatewayMetrics
+
+    async def complete(self, request: Request) -> Response:
+        """POST /v1/completions. Raises ApiError for whatever is wrong with the request."""
+        arrival_s = time.monotonic()
+        body = await self.read(request, CompletionBody)
+        self._check(body)
+        settings = self.settings
+        check_limit("logprobs", body.logprobs or 0, settings.limits.max_logprobs)
+        raw_prompts = split_prompts(body.prompt)
+        self._check_counts(len(raw_prompts), body.n)
+        prompts = await encode_prompts(raw_prompts, self.codec, settings, body.add_special_tokens is not False)
+        echo = bool(body.echo)
+        if echo:
+            prompts = [self._with_text(prompt, body) for prompt in prompts]
+        elif body.max_tokens == 0:
+            raise invalid("max_tokens: 0 is allowed with echo only; ask for at least 1.", "max_tokens")
+        submits = self._submits(body, prompts, DEFAULT_COMPLETION_TOKENS, body.logprobs, scores_prompt=echo)
+        job = self._job(body, prompts, submits, arrival_s)
+        logprobs = None if body.logprobs is None else legacy_logprobs(job, self.codec.token_bytes, echo)
+        return self._respond(body, self._answer(COMPLETION, body, job, logprobs, echo))
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions. Raises ApiError for whatever is wrong with the request."""
+        arrival_s = time.monotonic()
+        body = await self.read(request, ChatBody)
+        self._check(body)
+        num_top = body.top_logprobs or 0
+        check_limit("top_logprobs", num_top, self.settings.limits.max_logprobs)
+        self._check_counts(1, body.n)
+        if body.output_limit == 0:
+            raise invalid("max_completion_tokens: 0 is not allowed; ask for at least 1.", "max_completion_tokens")
+        prompts = [await encode_chat(body, self.codec, self.settings)]
+        submits = self._submits(body, prompts, None, num_top if body.logprobs else None)
+        job = self._job(body, prompts, submits, arrival_s)
+        logprobs = chat_logprobs(self.codec.token_bytes, num_top) if body.logprobs else None
+        return self._respond(body, self._answer(CHAT, body, job, logprobs))
+
+    async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
+        """The validated body, for the model that is served. Raises ApiError (400, 404, 408, 413)."""
+        data = await _read_limited(request, self.settings.limits.max_body_bytes, self.settings.body_timeout_s)
+        try:
+            body = kind.model_validate_json(data)
+        except ValidationError as error:
+            raise from_validation(error) from error
+        if isinstance(body, Body) and body.model not in (None, self.settings.model_name):
+            raise unknown_model(body.model or "", self.settings.model_name)
+        return body
+
+    def _check(self, body: GenerationBody) -> None:
+        check_unsupported(body)
+        check_best_of(body, body.n)
+        check_task(body.task)
+        check_stops(body.stop, body.stop_token_ids, self.settings.limits)
+
+    def _check_counts(self, num_prompts: int, n: int) -> None:
+        limits = self.settings.limits
+        check_limit("n", n, limits.max_n)
+        check_limit("prompt", num_prompts, limits.max_prompts)
+        if num_prompts * n > limits.max_sequences:
+            raise invalid(
+                f"{num_prompts} prompts times n = {n} are {num_prompts * n} sequences; "
+                f"at most {limits.max_sequences} are allowed in one request.",
+                "n",
+            )
+
+    def _with_text(self, prompt: Prompt, body: GenerationBody) -> Prompt:
+        if prompt.text is not None or not self.codec.has_tokenizer:
+            return prompt
+        text = self.codec.decode(prompt.token_ids, body.skip_special_tokens is not False)
+        return dataclasses.replace(prompt, text=text)
+
+    def _submits(
+        self,
+        body: GenerationBody,
+        prompts: Sequence[Prompt],
+        default_max_tokens: int | None,
+        logprobs: int | None,
+        scores_prompt: bool = False,
+    ) -> list[Submit]:
+        """Every prompt is checked before the first is submitted. Empty when there is nothing to compute."""
+        submits: list[Submit] = []
+        for prompt in prompts:
+            max_tokens = resolve_max_tokens(len(prompt.token_ids), body.output_limit, default_max_tokens, self.settings)
+            if max_tokens == 0 and logprobs is None:
+                continue
+            sampling = build_sampling(
+                body,
+                max_tokens,
+                self.settings,
+                logprobs=logprobs,
+                prompt_logprobs=scores_prompt and logprobs is not None,
+            )
+            submits += build_submits(prompt, sampling, body.n, body.seed, check_task(body.task))
+        return submits
+
+    def _job(self, body: GenerationBody, prompts: Sequence[Prompt], submits: Sequence[Submit], arrival_s: float) -> Job:
+        rules = TextRules(
+            stops=tuple(body.stop),
+            include_stop=bool(body.include_stop_str_in_output),
+            min_tokens=body.min_tokens or 0,
+            eos_token_ids=frozenset(self.settings.eos_token_ids),
+        )
+        return Job(prompts, body.n, submits, rules, arrival_s, body.skip_special_tokens is not False)
+
+    def _answer(
+        self, shape: Shape, body: GenerationBody, job: Job, logprobs: RenderLogprobs | None, echo: bool = False
+    ) -> Answer:
+        options = body.stream_options
+        return Answer(
+            shape=shape,
+            request_id=shape.id_prefix + secrets.token_hex(16),
+            created=int(time.time()),
+            model=self.settings.model_name,
+            job=job,
+            logprobs=logprobs,
+            echo=echo,
+            return_token_ids=bool(body.return_token_ids),
+            include_usage=options is not None and bool(options.include_usage),
+            continuous_usage=options is not None and bool(options.continuous_usage_stats),
+        )
+
+    def _respond(self, body: GenerationBody, answer: Answer) -> Response:
+        run = Run(answer.job, self.codec, self.generator, self.metrics)
+        delivery = Delivery(run, answer, self.settings, self.metrics)
+        return GenerationResponse(delivery.stream if body.stream else delivery.whole)
+
+
+async def _read_limited(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit_bytes:
+        raise too_large(limit_bytes)
+    data = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for part in request.stream():
+                data += part
+                if len(data) > limit_bytes:
+                    raise too_large(limit_bytes)
+    except TimeoutError as error:
+        raise body_timeout(timeout_s) from error
+    except ClientDisconnect as error:
+        raise invalid("The client left before the request body was complete.") from error
+    return bytes(data)

@@ -1,0 +1,217 @@
+"""The gateway's data-plane side: streams of the attention nodes' outputs, inside asyncio's own loop.
+
+A stream whose node is lost goes on at another one: it is submitted again with the tokens emitted so far.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+from protos.dispatch_pb2 import Header
+from protos.generation_pb2 import FAILED, Cancel, SequenceOutput, StepOutput, Submit
+from serving.metrics import MetricsSnapshot
+from serving.generator import GenerationError
+from transport.address import Address
+from transport.frames import Frame
+from transport.link import Link
+from transport.loop import Loop
+from transport.membership import Membership
+from transport.table import RoutingTable
+
+
+class _NodeLost(Exception):
+    """The stream's node went away before the stream ended."""
+
+
+class _Stream:
+    """One sequence's outputs: what has come and has not been taken, coalesced into one."""
+
+    __slots__ = ("_lost", "_ready", "_waiting")
+
+    def __init__(self) -> None:
+        self._waiting: SequenceOutput | None = None
+        self._lost = False
+        self._ready: asyncio.Future[None] | None = None
+
+    def token(self, token_id: int) -> None:
+        if self._waiting is None:
+            self._waiting = SequenceOutput()
+        self._waiting.token_ids.append(token_id)
+        self._wake()
+
+    def output(self, output: SequenceOutput) -> None:
+        if self._waiting is None:
+            self._waiting = output
+        else:
+            self._waiting.MergeFrom(output)
+        self._wake()
+
+    def lose(self) -> None:
+        self._lost = True
+        self._wake()
+
+    async def next(self) -> SequenceOutput:
+        """Returns what has come since the last call, waiting for it if need be.
+
+        Raises:
+            _NodeLost: Nothing is left, and nothing more will come.
+        """
+        while self._waiting is None:
+            if self._lost:
+                raise _NodeLost
+            self._ready = asyncio.get_running_loop().create_future()
+            await self._ready
+        output, self._waiting = self._waiting, None
+        return output
+
+    def _wake(self) -> None:
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(None)
+
+
+class _Node:
+    """One attention node and the streams it serves."""
+
+    def __init__(self, nodes: "NodeGenerator", loop: Loop, address: Address, key: bytes) -> None:
+        self.streams: dict[int, _Stream] = {}
+        self._next_id = 1
+        self.link = Link(loop, address, key, "gateway", self._frame, nodes.changed, self._down)
+
+    def open(self, submit: Submit) -> tuple[int, _Stream]:
+        """Starts a sequence on this node."""
+        sequence_id = submit.sequence_id = self._next_id
+        self._next_id += 1
+        stream = self.streams[sequence_id] = _Stream()
+        self.link.send(Header(submit=submit))
+        return sequence_id, stream
+
+    def close_stream(self, sequence_id: int, finished: bool) -> None:
+        """Forgets a stream; unless it has `finished`, the node is told to free it at once."""
+        if self.streams.pop(sequence_id, None) is not None and not finished and self.link.up:
+            self.link.send(Header(cancel=Cancel(sequence_ids=[sequence_id])))
+
+    def close(self) -> None:
+        self.link.close()
+        self._down("the node has left")
+
+    def _frame(self, frame: Frame) -> None:
+        if frame.header.WhichOneof("kind") == "step_output":
+            self._deliver(frame.header.step_output)
+
+    def _deliver(self, step: StepOutput) -> None:
+        streams = self.streams
+        for sequence_id, token_id in zip(step.sequence_ids, step.token_ids, strict=True):
+            if (stream := streams.get(sequence_id)) is not None:
+                stream.token(token_id)
+        for output in step.outputs:
+            if (stream := streams.get(output.sequence_id)) is not None:
+                stream.output(output)
+
+    def _down(self, reason: str) -> None:
+        del reason
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream.lose()
+
+
+class NodeGenerator:
+    """The `Generator` that the API runs on.
+
+    Args:
+        membership: The control plane.
+        recovery_timeout_s: How long a request waits while no node is connected (`limits.recovery_timeout_s`).
+    """
+
+    def __init__(self, membership: Membership, recovery_timeout_s: float) -> None:
+        self._membership = membership
+        self._key = membership.key()
+        self._recovery_timeout_s = recovery_timeout_s
+        self._loop = Loop()
+        self._nodes: dict[Address, _Node] = {}
+        self._asyncio = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._change = asyncio.Event()
+        # The loop's own descriptor is readable whenever one of its sockets is: asyncio turns it then.
+        self._asyncio.add_reader(self._loop.fileno(), self._turn)
+        membership.watch(lambda table: self._loop.post(lambda: self._update(table)))
+
+    @property
+    def ready(self) -> bool:
+        """Whether a node is connected."""
+        return any(node.link.up for node in self._nodes.values())
+
+    @property
+    def num_streams(self) -> int:
+        """Sequences under way."""
+        return sum(len(node.streams) for node in self._nodes.values())
+
+    async def generate(self, submit: Submit) -> AsyncIterator[SequenceOutput]:
+        """Yields a sequence's outputs; see `serving.generator.Generator`."""
+        emitted: list[int] = []
+        prompt_scored = False
+        while True:
+            node = await self._choose()
+            request = Submit()
+            request.CopyFrom(submit)
+            request.output_ids.extend(emitted)
+            sequence_id, stream = node.open(request)
+            finished = False
+            try:
+                while not finished:
+                    output = await stream.next()
+                    finished = bool(output.finish_reason)
+                    if output.finish_reason == FAILED:
+                        raise GenerationError(output.failure.code, output.failure.message)
+                    if prompt_scored:
+                        output.ClearField("prompt_logprobs")
+                    prompt_scored = prompt_scored or bool(output.prompt_logprobs)
+                    emitted.extend(output.token_ids)
+                    yield output
+                return
+            except _NodeLost:
+                continue
+            finally:
+                node.close_stream(sequence_id, finished)
+
+    async def fleet_metrics(self) -> list[MetricsSnapshot]:
+        """Returns the last snapshots of the other gateways and of every node."""
+        return [snapshot for role, snapshot in await self._membership.snapshots() if role != "router"]  # pyright: ignore[reportReturnType]
+
+    def close(self) -> None:
+        """Ends every connection; streams under way fail."""
+        self._asyncio.remove_reader(self._loop.fileno())
+        for node in self._nodes.values():
+            node.link.close()
+        self._loop.close()
+
+    def changed(self) -> None:
+        """A node has connected: requests that wait for one look again."""
+        self._change.set()
+
+    async def _choose(self) -> _Node:
+        """Returns the connected node with the fewest streams, waiting for one if need be."""
+        deadline_s = time.monotonic() + self._recovery_timeout_s
+        while True:
+            up = [node for node in self._nodes.values() if node.link.up]
+            if up:
+                return min(up, key=lambda node: len(node.streams))
+            self._change.clear()
+            try:
+                await asyncio.wait_for(self._change.wait(), deadline_s - time.monotonic())
+            except TimeoutError:
+                message = f"no attention node within {self._recovery_timeout_s:g} s (limits.recovery_timeout_s)"
+                raise GenerationError("expert_unavailable", message) from None
+
+    def _update(self, table: RoutingTable) -> None:
+        for address in set(table.nodes) - self._nodes.keys():
+            self._nodes[address] = _Node(self, self._loop, address, self._key)
+        for address in self._nodes.keys() - set(table.nodes):
+            self._nodes.pop(address).close()
+
+    def _turn(self) -> None:
+        """Turns the data-plane loop once, and comes back when its next timer is due."""
+        self._loop.run_once(0.0)
+        if self._timer is not None:
+            self._timer.cancel()
+        due_s = self._loop.next_due_s()
+        self._timer = None if due_s is None else self._asyncio.call_later(due_s, self._turn)

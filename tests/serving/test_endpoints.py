@@ -1,0 +1,71 @@
+"""Models, tokens, health."""
+
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from serving.fake import FakeGenerator
+from serving.settings import GatewaySettings
+from tests.serving.conftest import MODEL, Serve
+
+
+def test_models(serve: Serve) -> None:
+    served = serve(FakeGenerator(), model_name="org/mixtral")
+    client = served.client()
+    [model] = client.models.list().data
+    assert (model.id, model.object, model.created, model.owned_by) == ("org/mixtral", "model", 7, "manta")
+    assert model.model_extra is not None
+    assert model.model_extra["max_model_len"] == 512
+    assert client.models.retrieve("org/mixtral").id == "org/mixtral"
+
+
+def test_tokenize_and_back(serve: Serve) -> None:
+    served = serve(FakeGenerator())
+    text = "hello 中 world" * 1000  # long enough for the thread
+    answer = httpx.post(served.url + "/tokenize", json={"prompt": text, "model": MODEL}).json()
+    assert answer["count"] == len(answer["tokens"])
+    assert answer["max_model_len"] == 512
+    assert answer["token_strs"] is None
+    back = httpx.post(served.url + "/detokenize", json={"tokens": answer["tokens"]}).json()
+    assert back == {"prompt": text}
+
+
+def test_tokenize_a_chat(serve: Serve) -> None:
+    served = serve(FakeGenerator())
+    body = {"messages": [{"role": "user", "content": "hi"}], "return_token_strs": True}
+    answer = httpx.post(served.url + "/tokenize", json=body).json()
+    assert answer["token_strs"][0] == "<s>"
+    assert served.codec.decode(answer["tokens"], skip_special_tokens=False) == "<s>user: hi\nassistant:"
+
+
+def test_health_follows_the_check(serve: Serve) -> None:
+    state = {"ready": False}
+
+    async def ready() -> bool:
+        return state["ready"]
+
+    served = serve(FakeGenerator(), app_options={"ready": ready})
+    assert httpx.get(served.url + "/health").status_code == 503
+    state["ready"] = True
+    assert httpx.get(served.url + "/health").status_code == 200
+
+
+def test_the_docs_know_the_bodies(serve: Serve) -> None:
+    served = serve(FakeGenerator())
+    paths = httpx.get(served.url + "/openapi.json").json()["paths"]
+    content = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]
+    assert "messages" in content["application/json"]["schema"]["properties"]
+
+
+def test_the_gateway_starts_without_torch_ray_and_transformers() -> None:
+    code = "import sys, serving.app; print([m for m in ('torch', 'ray', 'transformers') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("wrong", [{"model_name": ""}, {"max_context": 0}, {"api_keys": ("",)}])
+def test_settings_are_checked(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="|".join(wrong)):
+        GatewaySettings(**({"model_name": "m", "max_context": 1} | wrong))
