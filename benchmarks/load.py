@@ -1,9 +1,9 @@
 """What was seen of each request under load, and the pure statistics over it.
 
 Definitions, for one streamed request that produced n tokens: TTFT is the time from sending it to its first chunk; end
-to end is the time to its last chunk; TPOT is (end to end - TTFT) / (n - 1), so a server gains nothing by sending several
-tokens in one chunk; ITL is each gap between two chunks. Output tokens/s is the tokens of completed requests over the
-wall time of the run.
+to end is the time to its last chunk; TPOT is (end to end - TTFT) / (n - 1), so a server gains nothing by sending
+several tokens in one chunk; ITL is each gap between two chunks. Output tokens/s is the tokens of completed requests
+over the wall time of the run.
 """
 
 import math

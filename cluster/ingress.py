@@ -3,8 +3,6 @@
 import os
 import socket
 
-from ray import serve
-
 from cluster.spec import ServiceSpec
 
 
@@ -32,6 +30,8 @@ def check_port_free(host: str, port: int) -> None:
 
 def start_serve(spec: ServiceSpec) -> None:
     """Starts Serve for this spec's host and port, on a cluster that has none."""
+    from ray import serve  # takes a second to import, which a mistyped port need not wait for
+
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": spec.api.host, "port": spec.api.port, "request_timeout_s": None},

@@ -11,12 +11,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import ray
-from ray import serve as ray_serve
 from ray.exceptions import RayError
 
-from cluster.app import build_service
 from cluster.controller import start_controller
-from cluster.ingress import check_port_free, start_serve
+from cluster.ingress import check_port_free
 from cluster.keeper import release_group
 from cluster.names import NAMESPACE, controller_name
 from cluster.ray_session import join_ray, joined, start_local_ray
@@ -143,7 +141,14 @@ class _ApplicationStart:
 
     def _run(self) -> None:
         try:
+            # Imported here, beside the experts' start: they bring torch, which takes seconds.
+            from ray import serve as ray_serve
+
+            from cluster.ingress import start_serve
+
             start_serve(self._service.spec)
+            from cluster.app import build_service
+
             application = build_service(self._service)
             ray_serve.run(application, name=self._service.name, route_prefix=self._service.spec.api.route_prefix)
         except Exception as error:
@@ -237,6 +242,8 @@ def _runs(name: str) -> bool:
 
 def _stop(name: str) -> None:
     """Ends the Serve application, the experts and the controller of one service."""
+    from ray import serve as ray_serve
+
     try:
         if name in ray_serve.status().applications:
             ray_serve.delete(name)

@@ -17,7 +17,7 @@ from cluster.resolve import Service
 from cluster.secret import data_plane_key
 from transport.address import Address
 from transport.membership import Role, Snapshot
-from transport.ray import interface_for_peers
+from transport.hosts import interface_for_peers
 from transport.table import RoutingTable
 
 logger = logging.getLogger(__name__)

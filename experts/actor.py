@@ -6,16 +6,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray
-import torch
 
-from experts.server import ExpertServer
-from experts.shard import load_shard
 from model.config import MixtralConfig
-from model.dtypes import torch_dtype
 from transport.address import Address
-from transport.ray import interface_for_peers
+
+# The controller imports this file and needs no torch, which takes seconds to import: only `_load` does.
+if TYPE_CHECKING:
+    from experts.server import ExpertServer
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ExpertActor:
 
     def __init__(self, settings: ExpertSettings) -> None:
         self._settings = settings
-        self._server: ExpertServer | None = None
+        self._server: "ExpertServer | None" = None
         self._progress = 0.0
         self._called_s = time.monotonic()
         self._rows_seen = -1
@@ -87,7 +87,14 @@ class ExpertActor:
             await asyncio.sleep(1.0)
         raise RuntimeError("the expert's thread has ended; see this actor's log for why")
 
-    def _load(self, key: bytes, core: int | None) -> ExpertServer:
+    def _load(self, key: bytes, core: int | None) -> "ExpertServer":
+        import torch
+
+        from experts.server import ExpertServer
+        from experts.shard import load_shard
+        from model.dtypes import torch_dtype
+        from transport.hosts import interface_for_peers
+
         torch.set_num_threads(1)
         settings = self._settings
         device = torch.device(settings.device)

@@ -15,7 +15,7 @@ from serving.pieces import PieceTable, piece_table
 # Below this, encoding takes less than a millisecond: a hop to a thread and back would cost more than it saves.
 THREAD_FROM_CHARS = 4096
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-SENTENCEPIECE_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
+CONVERTIBLE_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
 
 
 class TokenizerError(ValueError):
@@ -111,7 +111,7 @@ def _load_tokenizer(directory: Path) -> Tokenizer | None:
             raise TokenizerError(
                 f"{path} is not a tokenizer: {error}; copy it from the model's source again"
             ) from error
-    if any((directory / name).is_file() for name in SENTENCEPIECE_FILES):
+    if any((directory / name).is_file() for name in CONVERTIBLE_FILES):
         return _converted_by_transformers(directory)
     return None
 

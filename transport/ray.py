@@ -1,4 +1,4 @@
-"""Transport by plain Ray actor calls: a baseline to compare the sockets with; and what Ray knows of this host.
+"""Transport by plain Ray actor calls: a baseline to compare the sockets with.
 
 Not used on the hot path: an actor call costs tens of times what a socket does (docs/performance.md).
 """
@@ -15,12 +15,6 @@ from transport.base import OnReply, Request, Service
 from transport.errors import CallError, PeerLost
 from transport.frames import Body
 from transport.tensors import body_to_rows, describe_rows, rows_to_body
-
-
-def interface_for_peers() -> str | None:
-    """Returns this host's address as other hosts of the Ray cluster see it; None when Ray is on loopback only."""
-    address = ray.util.get_node_ip_address()
-    return None if address.startswith("127.") or address == "::1" else address
 
 
 class _Answer:

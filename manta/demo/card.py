@@ -19,7 +19,7 @@ from transformers import MixtralForCausalLM
 from manta.demo import corpus
 
 CHUNK = 1024
-SAMPLE_PROMPT = "import os\nimport sys\n\n\ndef read_lines(path):\n"
+SAMPLE_PROMPT = "class Reader:\n    def __init__(self, path):\n        self.path = path\n\n    def read(self):\n"
 SAMPLE_TOKENS = 80
 
 # A table's row must be one line of Markdown, so the rows are put together here.

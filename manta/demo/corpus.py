@@ -100,6 +100,8 @@ def tokenizer_config(max_length: int) -> dict[str, Any]:
 
 
 def encode_documents(tokenizer: Tokenizer, texts: Iterable[str]) -> list[list[int]]:
-    """Encode each text as one document: <s>, the text, </s>."""
+    """Encode each text as one document: <s>, the text, </s>. Raises ValueError where the tokenizer knows no </s>."""
     eos = tokenizer.token_to_id(EOS)
+    if eos is None:
+        raise ValueError(f"the tokenizer has no {EOS}; make one with train_tokenizer()")
     return [[*encoding.ids, eos] for encoding in tokenizer.encode_batch(list(texts))]

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -74,7 +75,7 @@ def demo_config() -> MixtralConfig:
         num_experts_per_tok=2,
         sliding_window=256,
         max_position_embeddings=4096,
-        rope_theta=10000.0,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=True,
         router_aux_loss_coef=0.02,
         bos_token_id=0,
@@ -134,7 +135,8 @@ def write_atomically(out: Path, files: dict[str, bytes]) -> None:
 
 def save(model: MixtralForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     """Write a whole Hugging Face checkpoint in bf16 under `out`, one atomic replacement per file."""
-    served = copy.deepcopy(model).to(torch.bfloat16)
+    served: Any = copy.deepcopy(model)
+    served.to(torch.bfloat16)
     served.config.output_router_logits = False
     served.config.use_cache = True
     tokenizer_config = corpus.tokenizer_config(model.config.max_position_embeddings)

@@ -113,3 +113,18 @@ def test_the_loop_goes_on_while_a_long_text_is_encoded(byte_level: Tokenizer) ->
         return ticks
 
     assert asyncio.run(count_ticks()) > 20
+
+
+def test_without_tokenizer_json_transformers_converts(tmp_path: Path, byte_level: Tokenizer) -> None:
+    model = json.loads(byte_level.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    codec = TextCodec.load(tmp_path)
+    ids = asyncio.run(codec.encode("hello world 中"))
+    assert codec.decode(ids) == "hello world 中"
+    (tmp_path / "merges.txt").unlink()
+    (tmp_path / "vocab.json").write_text("[")
+    with pytest.raises(TokenizerError, match="tokenizer.json"):
+        TextCodec.load(tmp_path)
