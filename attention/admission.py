@@ -5,7 +5,7 @@ from collections.abc import Hashable
 from attention.sampling import SamplingError, validate_sampling
 from attention.sequence import Sequence
 from model.config import MixtralConfig
-from protos.generation_pb2 import Submit
+from protos.generation_pb2 import Sampling, Submit
 
 
 class SubmitError(ValueError):
@@ -26,16 +26,14 @@ def make_sequence(key: Hashable, submit: Submit, config: MixtralConfig, max_cont
     prompt, output, sampling = list(submit.prompt_ids), list(submit.output_ids), submit.sampling
     if not prompt:
         raise SubmitError("invalid_request", "the prompt is empty; at least one token is needed")
-    if max(prompt) >= config.vocab_size:
+    largest = max(prompt + output)
+    if largest >= config.vocab_size:
         raise SubmitError(
-            "invalid_request", f"prompt token {max(prompt)} is not in the vocabulary; allowed: 0 to {config.vocab_size - 1}"
+            "invalid_request", f"token {largest} is not in the vocabulary; allowed: 0 to {config.vocab_size - 1}"
         )
     if submit.task:
         raise SubmitError("invalid_request", f"task {submit.task!r} was given, but the service routes by token")
-    if len(prompt) > max_context or (len(prompt) == max_context and sampling.max_tokens != 0):
-        raise SubmitError(
-            "context_length", f"the prompt has {len(prompt)} tokens; with its output it must fit {max_context}"
-        )
+    _check_length(len(prompt), len(output), sampling, max_context)
     try:
         validate_sampling(sampling, config.vocab_size)
     except SamplingError as error:
@@ -53,3 +51,11 @@ def make_sequence(key: Hashable, submit: Submit, config: MixtralConfig, max_cont
         arrival_s=arrival_s,
         stop_ids=frozenset(stop_ids),
     )
+
+
+def _check_length(num_prompt: int, num_output: int, sampling: Sampling, max_context: int) -> None:
+    """A prompt that fills the context may only be scored; what it resumes with was generated here and thus fits."""
+    only_scored = sampling.HasField("max_tokens") and sampling.max_tokens == 0
+    if num_prompt + num_output > max_context or (num_prompt == max_context and not only_scored):
+        given = f"the prompt has {num_prompt} tokens" + (f" and {num_output} outputs so far" if num_output else "")
+        raise SubmitError("context_length", f"{given}; prompt and output together must fit {max_context}")

@@ -4,6 +4,7 @@ T rows: decoding sequences first (one row each), then the prefill chunks, one af
 B sequences of a decode group, L gathered ring slots, W window, Q queries of a chunk.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -127,7 +128,7 @@ def _decode_groups(lanes: Ints, positions: Ints, cache: RollingCache) -> list[De
     sizes = np.ceil(np.log2(blocks)).astype(np.int64)
     cuts = [0, *(np.flatnonzero(np.diff(sizes)) + 1).tolist(), len(lanes)]
     groups: list[DecodeGroup] = []
-    for start, stop in zip(cuts, cuts[1:], strict=False):
+    for start, stop in itertools.pairwise(cuts):
         num_blocks = int(blocks[stop - 1])
         slots = np.arange(num_blocks * shape.block_size)
         hidden = torch.from_numpy(slots[None, None, :] >= lengths[start:stop, None, None]).to(cache.device)

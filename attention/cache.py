@@ -91,7 +91,7 @@ class RollingCache:
         return self._num_held[lane]
 
     def grow(self, lane: int, num_positions: int) -> bool:
-        """Makes room for a lane's first `num_positions` positions; False, and nothing changed, if too few blocks are free."""
+        """Makes room for a lane's first `num_positions` positions; False, and nothing changed, if blocks are short."""
         held = self._num_held[lane]
         missing = self.shape.num_blocks_for(num_positions) - held
         if missing <= 0:
@@ -126,7 +126,7 @@ class RollingCache:
         self.pools[layer][places.block_T, :, places.offset_T] = keys_values_TGS
 
     def gather_index(self, lanes: Sequence[int] | Ints, num_blocks: int) -> Tensor:
-        """Returns the index that `gather` takes for the first `num_blocks` ring blocks of each lane: keys, then values."""
+        """Returns what `gather` takes for the first `num_blocks` ring blocks of each lane: keys, then values."""
         heads = np.arange(2 * self.shape.num_kv_heads).reshape(2, 1, -1, 1)
         table = self.tables[np.asarray(lanes), :num_blocks][None, :, None, :]
         index = (table * (2 * self.shape.num_kv_heads) + heads).reshape(-1)

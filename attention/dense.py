@@ -59,7 +59,13 @@ class DenseModel:
         return self._lm_head(rms_norm(rows_TD, self._final_norm_D, self.config.norm_eps))
 
     def _attention(
-        self, index: int, layer: _Layer, batch: Batch, cache: RollingCache, rotary: tuple[Tensor, Tensor], rows_TD: Tensor
+        self,
+        index: int,
+        layer: _Layer,
+        batch: Batch,
+        cache: RollingCache,
+        rotary: tuple[Tensor, Tensor],
+        rows_TD: Tensor,
     ) -> Tensor:
         config = self.config
         qkv_TN = layer.qkv(rms_norm(rows_TD, layer.input_norm_D, config.norm_eps))

@@ -95,7 +95,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._sequences)
+        """Whether a step has something to do: sequences to advance, or cancelled ones to free."""
+        return bool(self._sequences or self._cancelled)
 
     def submit(self, key: Hashable, submit: Submit) -> None:
         """Queues a sequence under `key`, which is free again once its last message has been returned.
@@ -104,10 +105,11 @@ class Engine:
             SubmitError: It is malformed, too long, or the queue is full.
         """
         if key in self._sequences:
-            raise SubmitError("invalid_request", f"sequence {key} is running already")
+            raise SubmitError("invalid_request", "a sequence with this id is running already; choose another id")
         sequence = make_sequence(key, submit, self._model.config, self._max_context, time.monotonic())
         if self.scheduler.queue_full:
-            raise SubmitError("queue_full", f"{len(self.scheduler.waiting)} sequences wait already (attention.max_queued)")
+            num_waiting = len(self.scheduler.waiting)
+            raise SubmitError("queue_full", f"{num_waiting} sequences wait already (attention.max_queued)")
         self._sequences[key] = sequence
         self.scheduler.add(sequence)
 
@@ -248,5 +250,3 @@ def _end(output: SequenceOutput, sequence: Sequence, token_id: int) -> None:
         output.stop_token_id = token_id
     else:
         output.finish_reason = LENGTH
-
-

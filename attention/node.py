@@ -5,7 +5,7 @@ One thread owns all of it: it turns the loop between engine steps, and while it 
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from attention.admission import SubmitError
 from attention.cache import RollingCache
@@ -94,13 +94,11 @@ class NodeServer:
                 self._loop.run_once(0.0 if self._engine.has_work else None)
                 if self._engine.has_work:
                     self._emit(self._engine.step())
-                else:
-                    self._engine.remove_cancelled()
         finally:
             self._server.close()
             self._routers.close()
 
-    def _connector(self, key: bytes):
+    def _connector(self, key: bytes) -> Callable[[Address], SocketPeer]:
         return lambda address: SocketPeer(self._loop, address, key, "node", self._router_changed)
 
     def _router_changed(self) -> None:

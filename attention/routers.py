@@ -31,7 +31,8 @@ class RouterClient:
         """Returns the combined expert output of `rows_TD`, [T, D].
 
         Raises:
-            CallError: `expert_unavailable` when an expert (or every router) stays away, or no answer comes in time.
+            CallError: `expert_unavailable` when an expert (or every router) stays away, or no answer comes in time;
+                `internal` when the answer is not of the rows' shape.
         """
         answers: list[Tensor | CallError] = []
         header = Header(layer_rows=LayerRows(layer=layer, rows=describe_rows(rows_TD)))
@@ -45,4 +46,7 @@ class RouterClient:
         answer = answers[0]
         if isinstance(answer, CallError):
             raise answer
-        return answer.to(rows_TD.device)
+        if answer.shape != rows_TD.shape:
+            got, sent = tuple(answer.shape), tuple(rows_TD.shape)
+            raise CallError("internal", f"a router answered rows of shape {got} to rows of shape {sent}")
+        return answer.to(rows_TD)

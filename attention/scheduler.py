@@ -1,4 +1,4 @@
-"""Continuous batching with a token budget: which tokens the next engine step computes. Pure; time and tensors stay outside.
+"""Continuous batching with a token budget: which tokens the next engine step computes. Pure: no time, no tensors.
 
 Each step takes one token of every decoding sequence, then prefill chunks, first come first served, up to the budget,
 so that a long prompt advances by a chunk a step and never stalls the others.
@@ -84,7 +84,7 @@ class Scheduler:
 
     @property
     def queue_full(self) -> bool:
-        """Whether one more sequence would exceed `max_queued`: those that a free lane will take at once do not count."""
+        """Whether one more sequence would exceed `max_queued`; those that a free lane takes at once do not count."""
         return len(self.waiting) >= self.limits.max_queued + len(self._free_lanes)
 
     def add(self, sequence: Sequence) -> None:
@@ -157,7 +157,9 @@ class Scheduler:
         sequence.lane = NO_LANE
 
     def check_integrity(self) -> None:
-        """Asserts that every lane is free or held by exactly one running sequence."""
+        """Asserts that every lane is free, without cache blocks, or held by exactly one running sequence."""
         lanes = [sequence.lane for sequence in self.running]
-        assert sorted(lanes + self._free_lanes) == list(range(self.limits.max_sequences)), "a lane is lost or held twice"
+        known = sorted(lanes + self._free_lanes)
+        assert known == list(range(self.limits.max_sequences)), "a lane is lost or held twice"
+        assert not any(self._memory.num_held(lane) for lane in self._free_lanes), "a free lane holds cache blocks"
         assert all(sequence.lane == NO_LANE and not sequence.num_cached for sequence in self.waiting)

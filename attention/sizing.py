@@ -40,9 +40,7 @@ class NodeSettings:
         )
 
 
-def make_cache(
-    settings: NodeSettings, config: MixtralConfig, dtype: torch.dtype, device: torch.device
-) -> RollingCache:
+def make_cache(settings: NodeSettings, config: MixtralConfig, dtype: torch.dtype, device: torch.device) -> RollingCache:
     """Returns a node's cache.
 
     Raises:
@@ -59,7 +57,8 @@ def make_cache(
     if num_blocks < shape.blocks_per_sequence:
         raise ValueError(
             f"the cache would hold {num_blocks * block_size} positions, but one sequence needs "
-            f"{shape.blocks_per_sequence * block_size}; raise attention.cache_tokens, or lower model.max_context or model.window"
+            f"{shape.blocks_per_sequence * block_size}; raise attention.cache_tokens, or lower model.max_context or "
+            "model.window"
         )
     return RollingCache(shape, num_blocks, settings.max_sequences, dtype, device)
 

@@ -26,6 +26,8 @@ class TransformersBaseline:
 
     def __init__(self, folder: Path) -> None:
         """Load `folder` in its own dtype. Raises WorkloadError where it cannot be loaded."""
+        if not (folder / "config.json").is_file():
+            raise WorkloadError(f"no config.json in {folder}; give --transformers the checkpoint's folder")
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging

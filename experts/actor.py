@@ -46,7 +46,7 @@ class ExpertActor:
 
     def __init__(self, settings: ExpertSettings) -> None:
         self._settings = settings
-        self._server: "ExpertServer | None" = None
+        self._server: ExpertServer | None = None
         self._progress = 0.0
         self._called_s = time.monotonic()
         self._rows_seen = -1

@@ -44,6 +44,10 @@ class ExpertServer:
         """Starts serving."""
         self._thread.start()
 
+    def stop(self) -> None:
+        """Ends serving; callable from any thread."""
+        self._loop.stop()
+
     def snapshot(self) -> Mapping[str, object]:
         """Returns figures since the start; callable from any thread."""
         return {
@@ -56,8 +60,11 @@ class ExpertServer:
         torch.set_num_threads(1)
         if self._core is not None:
             pin_thread(self._core)
-        with torch.inference_mode():
-            self._loop.run_forever()
+        try:
+            with torch.inference_mode():
+                self._loop.run_forever()
+        finally:
+            self._server.close()
 
 
 def pin_thread(core: int) -> None:

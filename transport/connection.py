@@ -1,8 +1,9 @@
 """A non-blocking stream socket that speaks frames, registered with a `Loop`."""
 
+import itertools
 import socket
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from protos.dispatch_pb2 import Header
 from transport.errors import TransportError
@@ -10,7 +11,12 @@ from transport.frames import EMPTY_BODY, Body, Frame, FrameReader, encode_head
 from transport.loop import READ, WRITE, Loop
 
 SOCKET_BUFFER_BYTES = 4 << 20
-MAX_FRAMES_PER_TURN = 64
+MAX_RECEIVES_PER_TURN = 64
+MAX_PARTS_PER_SEND = 64
+
+# When a host vanishes (nothing is left there to close its sockets), its connections end after about this long. It is
+# also how long a live process may leave a full socket unread.
+VANISHED_HOST_S = 20
 
 
 class Connection:
@@ -18,9 +24,10 @@ class Connection:
 
     Args:
         loop: The loop whose thread owns this connection.
-        sock: A connected stream socket; the connection owns it from now on.
-        on_frame: Called with each frame.
+        sock: A connected stream socket (or one that is connecting); the connection owns it from now on.
+        on_frame: Called with each frame; may be replaced.
         on_closed: Called once, with the reason, when the connection ends for any reason but `close`.
+        reader: Cuts what is received into frames, and limits their sizes.
     """
 
     def __init__(
@@ -34,7 +41,7 @@ class Connection:
         self._loop = loop
         self._socket = sock
         self._reader = reader or FrameReader()
-        self._on_frame = on_frame
+        self.on_frame = on_frame
         self._on_closed = on_closed
         self._outbox: deque[memoryview] = deque()
         self.closed = False
@@ -48,7 +55,7 @@ class Connection:
     @property
     def outbox_bytes(self) -> int:
         """Bytes accepted by `send` that the peer has not taken yet."""
-        return sum(len(part) for part in self._outbox)
+        return sum(map(len, self._outbox))
 
     def send(self, header: Header, body: Body = EMPTY_BODY) -> None:
         """Sends at once what the socket takes, and the rest when it can. `body` must not change until then.
@@ -57,20 +64,19 @@ class Connection:
         """
         if self.closed:
             return
-        parts = [memoryview(encode_head(header, len(body)))]
-        if len(body):
-            parts.append(memoryview(body))
+        head = encode_head(header, len(body))
         if self._outbox:
-            self._outbox.extend(parts)
+            self._queue(head, body, 0)
             return
-        self._write(parts)
-        if self._outbox:
+        sent = self._write([head, body])
+        if sent < len(head) + len(body) and not self.closed:
+            self._queue(head, body, sent)
             self._loop.watch(self, READ | WRITE)
 
     def on_ready(self, events: int) -> None:
         if events & WRITE and not self.closed:
             self._flush()
-        if events & READ and not self.closed:
+        if events & ~WRITE and not self.closed:  # a hang-up comes without READ; receiving tells what it is
             self._receive()
 
     def close(self) -> None:
@@ -87,33 +93,42 @@ class Connection:
             # The owner may react by sending elsewhere; let it do so outside of this connection's own calls.
             self._loop.call_soon(lambda: self._on_closed(reason))
 
-    def _write(self, parts: Sequence[memoryview]) -> None:
+    def _queue(self, head: bytes, body: Body, sent: int) -> None:
+        """Keeps all but the first `sent` bytes of a frame for later."""
+        if sent < len(head):
+            self._outbox.append(memoryview(head)[sent:])
+        rest = body[max(0, sent - len(head)) :]
+        if len(rest):
+            self._outbox.append(rest)
+
+    def _write(self, parts: list[bytes | memoryview] | list[memoryview]) -> int:
+        """Returns how many bytes the socket took."""
         try:
-            sent = self._socket.sendmsg(parts, (), socket.MSG_NOSIGNAL)
+            return self._socket.sendmsg(parts, (), socket.MSG_NOSIGNAL)
         except BlockingIOError:
-            sent = 0
+            return 0
         except OSError as error:
             self._fail(f"sending failed: {error}")
-            return
-        for part in parts:
-            if sent < len(part):
-                self._outbox.append(part[sent:])
-            sent = max(0, sent - len(part))
+            return 0
 
     def _flush(self) -> None:
-        waiting = list(self._outbox)[:64]
-        rest = list(self._outbox)[64:]
-        self._outbox.clear()
-        self._write(waiting)
-        self._outbox.extend(rest)
-        if not self.closed and not self._outbox:
+        outbox = self._outbox
+        sent = self._write(list(itertools.islice(outbox, MAX_PARTS_PER_SEND)))
+        while sent:
+            part = outbox.popleft()
+            if sent < len(part):
+                outbox.appendleft(part[sent:])
+                break
+            sent -= len(part)
+        if not outbox and not self.closed:
             self._loop.watch(self, READ)
 
     def _receive(self) -> None:
-        for _ in range(MAX_FRAMES_PER_TURN):
-            buffer = self._reader.buffer()
+        reader = self._reader
+        for _ in range(MAX_RECEIVES_PER_TURN):
+            space = reader.space
             try:
-                count = self._socket.recv_into(buffer)
+                count = self._socket.recv_into(space)
             except BlockingIOError:
                 return
             except OSError as error:
@@ -122,18 +137,17 @@ class Connection:
             if count == 0:
                 self._fail("the peer closed the connection")
                 return
-            self._deliver(count)
-            if self.closed or count < len(buffer):
+            reader.advance(count)
+            try:
+                while (frame := reader.next_frame()) is not None:
+                    self.on_frame(frame)
+                    if self.closed:
+                        return
+            except TransportError as error:
+                self._fail(str(error))
+                return
+            if count < len(space):
                 return  # the socket is drained; if not, the loop says so again
-
-    def _deliver(self, count: int) -> None:
-        try:
-            for frame in self._reader.advance(count):
-                self._on_frame(frame)
-                if self.closed:
-                    return
-        except TransportError as error:
-            self._fail(str(error))
 
 
 def _tune(sock: socket.socket) -> None:
@@ -141,3 +155,8 @@ def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, VANISHED_HOST_S // 2)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, VANISHED_HOST_S // 4)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, VANISHED_HOST_S * 1000)

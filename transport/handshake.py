@@ -13,8 +13,22 @@ import secrets
 
 from protos.dispatch_pb2 import Header, Hello
 from transport.errors import HandshakeError
+from transport.frames import MAX_BODY_BYTES, MAX_HEADER_BYTES, FrameReader
 
 NONCE_BYTES = 32
+
+# A peer that has not proved itself cannot make this process hold more than this.
+MAX_HELLO_BYTES = 4096
+
+
+def handshake_reader() -> FrameReader:
+    """Returns a reader that takes nothing larger than a handshake message."""
+    return FrameReader(MAX_HELLO_BYTES, 0)
+
+
+def allow_all_sizes(reader: FrameReader) -> None:
+    """Raises the limits to what an authenticated peer may send."""
+    reader.max_header_bytes, reader.max_body_bytes = MAX_HEADER_BYTES, MAX_BODY_BYTES
 
 
 def _proof(key: bytes, label: bytes, client_nonce: bytes, server_nonce: bytes) -> bytes:

@@ -7,10 +7,9 @@ from transport.address import Address
 from transport.connection import Connection
 from transport.errors import HandshakeError
 from transport.frames import EMPTY_BODY, Body, Frame
-from transport.handshake import ClientHandshake
+from transport.handshake import ClientHandshake, allow_all_sizes, handshake_reader
 from transport.loop import Loop, Timer
 
-CONNECT_TIMEOUT_S = 5.0
 HANDSHAKE_TIMEOUT_S = 30.0
 FIRST_RETRY_S = 0.05
 LAST_RETRY_S = 2.0
@@ -47,17 +46,15 @@ class Link:
         self._on_up = on_up
         self._on_down = on_down
         self._connection: Connection | None = None
+        self.up = False
+        """Whether the connection is established and authenticated."""
         self._handshake = ClientHandshake(key, role)
+        self._reader = handshake_reader()
         self._timer: Timer | None = None
         self._retry_s = FIRST_RETRY_S
         self._closed = False
         self.last_error = "not connected yet"
         self._connect()
-
-    @property
-    def up(self) -> bool:
-        """Whether the connection is established and authenticated."""
-        return self._connection is not None and not self._connection.closed and self._handshake.done
 
     def send(self, header: Header, body: Body = EMPTY_BODY) -> None:
         """Sends one message; only while `up`."""
@@ -67,6 +64,7 @@ class Link:
     def close(self) -> None:
         """Ends the connection for good; `on_down` is not called."""
         self._closed = True
+        self.up = False
         if self._timer is not None:
             self._timer.cancel()
         if self._connection is not None:
@@ -76,25 +74,27 @@ class Link:
         if self._closed:
             return
         try:
-            sock = self.address.connect(CONNECT_TIMEOUT_S)
+            sock = self.address.connect()
         except OSError as error:
             self._retry(f"connecting to {self.address} failed: {error}")
             return
         self._handshake = ClientHandshake(self._key, self._role)
-        self._connection = Connection(self._loop, sock, self._first_frame, self._lost)
+        self._reader = handshake_reader()
+        self._connection = Connection(self._loop, sock, self._first_frame, self._lost, self._reader)
         self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._handshake_late)
         self._connection.send(self._handshake.start())
 
     def _first_frame(self, frame: Frame) -> None:
-        if self._handshake.done:
-            self._on_frame(frame)
-            return
-        assert self._connection is not None and self._timer is not None
+        assert self._connection is not None
+        assert self._timer is not None
         if frame.header.WhichOneof("kind") != "hello":
             raise HandshakeError("the server sent a message before the handshake was complete")
         self._connection.send(self._handshake.receive(frame.header))
+        allow_all_sizes(self._reader)
+        self._connection.on_frame = self._on_frame
         self._timer.cancel()
         self._retry_s = FIRST_RETRY_S
+        self.up = True
         self._on_up()
 
     def _handshake_late(self) -> None:
@@ -103,7 +103,7 @@ class Link:
         self._retry(f"{self.address} did not answer the handshake within {HANDSHAKE_TIMEOUT_S:g} s")
 
     def _lost(self, reason: str) -> None:
-        was_up = self._handshake.done
+        was_up, self.up = self.up, False
         self._retry(reason)
         if was_up:
             self._on_down(reason)

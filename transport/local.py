@@ -1,4 +1,7 @@
-"""In-process transport: a call runs the service and its answer comes before `call` returns. The oracle and the debug mode."""
+"""In-process transport: the oracle and the debug mode.
+
+A call runs the service, and its answer comes before `call` returns.
+"""
 
 from torch import Tensor
 

@@ -1,12 +1,13 @@
 """A small event loop over epoll: one thread owns its sockets, timers and callbacks.
 
 A process that computes between messages (a node's engine, an expert) calls `run_once` itself; a router calls
-`run_forever`; a gateway hangs the whole loop into asyncio through `fileno`, since an epoll descriptor can itself be polled.
+`run_forever`; a gateway hangs the whole loop into asyncio through `fileno`, since an epoll descriptor can itself be
+polled.
 """
 
 import heapq
 import itertools
-import selectors
+import select
 import socket
 import threading
 import time
@@ -14,8 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-READ = selectors.EVENT_READ
-WRITE = selectors.EVENT_WRITE
+READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
+MAX_EVENTS_PER_TURN = 256
 
 
 class Pollable(Protocol):
@@ -24,7 +26,7 @@ class Pollable(Protocol):
     def fileno(self) -> int: ...
 
     def on_ready(self, events: int) -> None:
-        """Called in the loop's thread with READ, WRITE or both."""
+        """Called in the loop's thread with READ, WRITE or both; or with neither, when the other end has hung up."""
         ...
 
 
@@ -63,8 +65,8 @@ class _Waker:
     def wake(self) -> None:
         try:
             self._outside.send(b"\0")
-        except BlockingIOError:
-            return  # it is already full of wake-ups
+        except OSError:
+            return  # it is already full of wake-ups, or closed
 
     def close(self) -> None:
         self._inside.close()
@@ -75,39 +77,53 @@ class Loop:
     """Watches descriptors and timers. Only `post` and `stop` may be called from other threads."""
 
     def __init__(self) -> None:
-        self._selector = selectors.EpollSelector()
+        self._epoll = select.epoll()
+        self._on_ready: dict[int, Callable[[int], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()
         self._posted: deque[Callable[[], None]] = deque()
         self._soon: deque[Callable[[], None]] = deque()
+        self._turning = False
         self._waker = _Waker()
         self._stopped = threading.Event()
         self.watch(self._waker, READ)
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when anything watched is ready."""
-        return self._selector.fileno()
+        return self._epoll.fileno()
 
     def watch(self, pollable: Pollable, events: int) -> None:
         """Starts (or changes) watching a descriptor."""
-        try:
-            self._selector.modify(pollable.fileno(), events, pollable)
-        except KeyError:
-            self._selector.register(pollable.fileno(), events, pollable)
+        descriptor = pollable.fileno()
+        if descriptor in self._on_ready:
+            self._epoll.modify(descriptor, events)
+        else:
+            self._epoll.register(descriptor, events)
+        self._on_ready[descriptor] = pollable.on_ready
 
     def unwatch(self, pollable: Pollable) -> None:
         """Stops watching; to be called before the descriptor is closed."""
-        self._selector.unregister(pollable.fileno())
+        descriptor = pollable.fileno()
+        del self._on_ready[descriptor]
+        self._epoll.unregister(descriptor)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Runs `callback` in this loop's thread after `delay_s` seconds."""
         timer = Timer(time.monotonic() + delay_s, callback)
         heapq.heappush(self._timers, (timer.due_s, next(self._sequence), timer))
+        if not self._turning:
+            self._interrupt()
         return timer
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Runs `callback` at the end of the present turn, after everything that is ready has been read."""
         self._soon.append(callback)
+        if not self._turning:
+            self._interrupt()
+
+    def _interrupt(self) -> None:
+        """Between two turns, whoever waits on `fileno` would not learn of a new timer or callback by itself."""
+        self._waker.wake()
 
     def post(self, callback: Callable[[], None]) -> None:
         """Runs `callback` in this loop's thread; callable from any thread."""
@@ -129,23 +145,28 @@ class Loop:
 
     def run_once(self, timeout_s: float | None = None) -> None:
         """One turn: waits for at most `timeout_s` (None: until something happens), then runs what is due."""
-        due_s = self.next_due_s() if not self._posted else 0.0
-        if due_s is not None:
+        if self._timers:
+            due_s = max(0.0, self._timers[0][0] - time.monotonic())
             timeout_s = due_s if timeout_s is None else min(due_s, timeout_s)
-        for key, events in self._selector.select(timeout_s):
-            key.data.on_ready(events)
-        self._run_posted()
-        self._run_timers()
-        while self._soon:
-            self._soon.popleft()()
-
-    def _run_posted(self) -> None:
-        while self._posted:
-            self._posted.popleft()()
+        self._turning = True
+        try:
+            for descriptor, events in self._epoll.poll(timeout_s, MAX_EVENTS_PER_TURN):
+                on_ready = self._on_ready.get(descriptor)
+                if on_ready is not None:  # else it has been closed in this very turn
+                    on_ready(events)
+            while self._posted:
+                self._posted.popleft()()
+            if self._timers:
+                self._run_timers()
+            while self._soon:
+                self._soon.popleft()()
+        finally:
+            self._turning = False
 
     def _run_timers(self) -> None:
         now = time.monotonic()
-        while self._timers and self._timers[0][0] <= now:
+        # Cancelled ones go as soon as they are the next: most time-outs are cancelled long before they are due.
+        while self._timers and (self._timers[0][0] <= now or self._timers[0][2].callback is None):
             callback = heapq.heappop(self._timers)[2].callback
             if callback is not None:
                 callback()
@@ -159,4 +180,4 @@ class Loop:
         """Frees the loop's own descriptors."""
         self.unwatch(self._waker)
         self._waker.close()
-        self._selector.close()
+        self._epoll.close()

@@ -1,4 +1,7 @@
-"""How a data-plane process takes part in the service: it announces itself and hears of the others. Implemented in `cluster/`."""
+"""How a data-plane process takes part in the service: it announces itself and hears of the others.
+
+Implemented in `cluster/`.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Literal, Protocol

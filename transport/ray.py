@@ -10,41 +10,44 @@ import ray
 from ray.exceptions import RayActorError, RayError
 from torch import Tensor
 
-from protos.dispatch_pb2 import Header
+from protos.dispatch_pb2 import CallFailure, Header
 from transport.base import OnReply, Request, Service
 from transport.errors import CallError, PeerLost
-from transport.frames import Body
-from transport.tensors import body_to_rows, describe_rows, rows_to_body
+from transport.frames import EMPTY_BODY, Body
+from transport.tensors import body_to_rows, describe_rows, read_answer, rows_to_body
+
+Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]  # what Ray carries without a copy
 
 
 class _Answer:
     """Collects the one answer to a request."""
 
     def __init__(self) -> None:
-        self.value: Tensor | CallError | None = None
+        self.header = Header()
+        self.body: Body = EMPTY_BODY
 
     def reply(self, rows_TD: Tensor) -> None:
-        self.value = rows_TD
+        self.header = Header(rows=describe_rows(rows_TD))
+        self.body = rows_to_body(rows_TD)
 
     def fail(self, error: CallError) -> None:
-        self.value = error
+        self.header = Header(failure=CallFailure(code=error.code, message=error.message))
 
 
-def serve_ray_call(service: Service, header: bytes, body: Body) -> tuple[bytes, Body]:
-    """The callee's side, to be called in an actor's method. Returns the encoded answer header and its body.
-
-    Raises:
-        CallError: The service failed the call.
-    """
+def serve_ray_call(service: Service, header: bytes, body: Bytes) -> tuple[bytes, Bytes]:
+    """The callee's side, to be called in an actor's method. Returns the encoded answer header and its body."""
     parsed = Header.FromString(header)
     kind = parsed.WhichOneof("kind")
     described = parsed.layer_rows.rows if kind == "layer_rows" else parsed.expert_rows.rows
     answer = _Answer()
-    service([Request(parsed, body_to_rows(described, np.array(body)), answer)])
-    if isinstance(answer.value, CallError):
-        raise answer.value
-    assert answer.value is not None, "a service that answers later cannot be reached by actor calls"
-    return Header(rows=describe_rows(answer.value)).SerializeToString(), rows_to_body(answer.value)
+    try:
+        request = Request(parsed, body_to_rows(described, _own(body)), answer)
+    except CallError as error:
+        answer.fail(error)
+    else:
+        service([request])
+    assert answer.header.WhichOneof("kind"), "a service that answers later cannot be reached by actor calls"
+    return answer.header.SerializeToString(), np.frombuffer(answer.body, np.uint8)
 
 
 class RayPeer:
@@ -63,17 +66,20 @@ class RayPeer:
         self.rows_in_flight = 0
 
     def call(self, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
-        reference = self._actor.serve_rows.remote(header.SerializeToString(), rows_to_body(rows_TD))
-        self._calls[reference] = (on_reply, rows_TD.shape[0])
-        self.rows_in_flight += rows_TD.shape[0]
+        body = np.frombuffer(rows_to_body(rows_TD), np.uint8)
+        reference = self._actor.serve_rows.remote(header.SerializeToString(), body)
+        self._calls[reference] = (on_reply, rows_TD.size(0))
+        self.rows_in_flight += rows_TD.size(0)
 
     def poll(self) -> None:
-        """Waits for one answer and hands it on; a call that takes too long fails."""
+        """Waits for one answer, if any is due, and hands it on; calls that take too long fail."""
+        if not self._calls:
+            return
         done, _ = ray.wait(list(self._calls), num_returns=1, timeout=self._timeout_s)
         for reference in done or list(self._calls):
             on_reply, num_rows = self._calls.pop(reference)
             self.rows_in_flight -= num_rows
-            on_reply(self._answer(reference) if done else PeerLost(f"no answer within {self._timeout_s:g} s"))
+            on_reply(_answer(reference) if done else PeerLost(f"no answer within {self._timeout_s:g} s"))
 
     def close(self) -> None:
         """Drops the calls under way; each gets PeerLost."""
@@ -82,11 +88,17 @@ class RayPeer:
         for on_reply, _ in calls.values():
             on_reply(PeerLost("the peer was removed"))
 
-    def _answer(self, reference: Any) -> Tensor | CallError:
-        try:
-            header, body = ray.get(reference)
-        except RayActorError as error:
-            return PeerLost(str(error))
-        except RayError as error:
-            return CallError("internal", str(error))
-        return body_to_rows(Header.FromString(header).rows, np.array(body))
+
+def _answer(reference: Any) -> Tensor | CallError:
+    try:
+        header, body = ray.get(reference)
+    except RayActorError as error:
+        return PeerLost(str(error))
+    except RayError as error:
+        return CallError("internal", str(error))
+    return read_answer(Header.FromString(header), _own(body))
+
+
+def _own(body: Bytes) -> Body:
+    """A copy: what Ray hands out is read-only, in its object store."""
+    return np.array(body).data

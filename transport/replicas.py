@@ -1,4 +1,4 @@
-"""Replica choice and failover: a call goes to the least loaded replica of its group, and to another one if that is lost."""
+"""Replica choice and failover: a call goes to its group's least loaded replica, and to another one if that is lost."""
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
-"""Socket transport: `SocketPeer` makes calls over a `Link`; `SocketServer` accepts, authenticates and hands requests on."""
+"""Socket transport: `SocketPeer` makes calls over a `Link`; `SocketServer` authenticates and hands on requests."""
 
+import functools
 import logging
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
@@ -14,18 +14,12 @@ from transport.base import OnReply, Request, Service
 from transport.connection import Connection
 from transport.errors import CallError, PeerLost
 from transport.frames import EMPTY_BODY, Body, Frame
-from transport.handshake import ServerHandshake
+from transport.handshake import ServerHandshake, allow_all_sizes, handshake_reader
 from transport.link import HANDSHAKE_TIMEOUT_S, Link
 from transport.loop import READ, Loop
-from transport.tensors import body_to_rows, describe_rows, rows_to_body
+from transport.tensors import body_to_rows, describe_rows, read_answer, rows_to_body
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class _Call:
-    on_reply: OnReply
-    num_rows: int
 
 
 class SocketPeer:
@@ -38,7 +32,7 @@ class SocketPeer:
     def __init__(
         self, loop: Loop, address: Address, key: bytes, role: str, on_change: Callable[[], None] = lambda: None
     ) -> None:
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, tuple[OnReply, int]] = {}
         self._next_id = 1
         self._on_change = on_change
         self.rows_in_flight = 0
@@ -58,8 +52,8 @@ class SocketPeer:
             return
         call_id = header.call_id = self._next_id
         self._next_id += 1
-        num_rows = rows_TD.shape[0]
-        self._calls[call_id] = _Call(on_reply, num_rows)
+        num_rows = rows_TD.size(0)
+        self._calls[call_id] = on_reply, num_rows
         self.rows_in_flight += num_rows
         self._link.send(header, rows_to_body(rows_TD))
 
@@ -71,8 +65,9 @@ class SocketPeer:
         call = self._calls.pop(frame.header.call_id, None)
         if call is None:
             return
-        self.rows_in_flight -= call.num_rows
-        call.on_reply(_read_answer(frame))
+        on_reply, num_rows = call
+        self.rows_in_flight -= num_rows
+        on_reply(read_answer(frame.header, frame.body))
 
     def _down(self, reason: str) -> None:
         self._fail_calls(reason)
@@ -81,18 +76,8 @@ class SocketPeer:
     def _fail_calls(self, reason: str) -> None:
         calls, self._calls = self._calls, {}
         self.rows_in_flight = 0
-        for call in calls.values():
-            call.on_reply(PeerLost(f"{self.address}: {reason}"))
-
-
-def _read_answer(frame: Frame) -> Tensor | CallError:
-    header = frame.header
-    if header.WhichOneof("kind") == "failure":
-        return CallError(header.failure.code, header.failure.message)
-    try:
-        return body_to_rows(header.rows, frame.body)
-    except CallError as error:
-        return error
+        for on_reply, _ in calls.values():
+            on_reply(PeerLost(f"{self.address}: {reason}"))
 
 
 class Session:
@@ -101,8 +86,9 @@ class Session:
     def __init__(self, server: "SocketServer", loop: Loop, sock: socket.socket, key: bytes) -> None:
         self._server = server
         self._handshake = ServerHandshake(key)
+        self._reader = handshake_reader()
         self._timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self.close)
-        self._connection = Connection(loop, sock, self._frame, self._closed)
+        self._connection = Connection(loop, sock, self._frame, self._closed, self._reader)
 
     @property
     def role(self) -> str:
@@ -125,14 +111,13 @@ class Session:
         self._server.forget(self)
 
     def _frame(self, frame: Frame) -> None:
-        if self._handshake.done:
-            self._server.on_frame(self, frame)
-            return
         answer = self._handshake.receive(frame.header)
         if answer is not None:
             self._connection.send(answer)
         else:
             self._timer.cancel()
+            allow_all_sizes(self._reader)
+            self._connection.on_frame = functools.partial(self._server.on_frame, self)
 
     def _closed(self, reason: str) -> None:
         self._timer.cancel()

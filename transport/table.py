@@ -1,4 +1,7 @@
-"""The routing table: which process serves what, as the controller publishes it. Plain data, pickled only by Ray's control plane."""
+"""The routing table: which process serves what, as the controller publishes it.
+
+Plain data, pickled only by Ray's control plane.
+"""
 
 from dataclasses import dataclass
 

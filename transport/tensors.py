@@ -1,12 +1,11 @@
 """Rows as bytes and back, without copies where the device allows it. T rows, D elements each."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from protos.dispatch_pb2 import BFLOAT16, FLOAT32, FLOAT64, Dtype, Rows
+from protos.dispatch_pb2 import BFLOAT16, FLOAT32, FLOAT64, Dtype, Header, Rows
 from transport.errors import CallError
-from transport.frames import Body
+from transport.frames import EMPTY_BODY, Body
 
 _TO_WIRE: dict[torch.dtype, Dtype] = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float64: FLOAT64}
 _FROM_WIRE: dict[Dtype, torch.dtype] = {wire: dtype for dtype, wire in _TO_WIRE.items()}
@@ -14,14 +13,18 @@ _FROM_WIRE: dict[Dtype, torch.dtype] = {wire: dtype for dtype, wire in _TO_WIRE.
 
 def describe_rows(rows_TD: Tensor) -> Rows:
     """Returns the header part that describes `rows_TD`."""
-    return Rows(dtype=_TO_WIRE[rows_TD.dtype], num_rows=rows_TD.shape[0], width=rows_TD.shape[1])
+    return Rows(dtype=_TO_WIRE[rows_TD.dtype], num_rows=rows_TD.size(0), width=rows_TD.size(1))
 
 
 def rows_to_body(rows_TD: Tensor) -> Body:
     """Returns the bytes of `rows_TD`: a view where it is contiguous and on the CPU."""
     if not rows_TD.numel():
-        return np.empty(0, np.uint8)
-    return rows_TD.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        return EMPTY_BODY
+    if not (rows_TD.is_cpu and rows_TD.is_contiguous()):  # two cheap questions instead of two calls that do nothing
+        rows_TD = rows_TD.cpu().contiguous()
+    if rows_TD.dtype == torch.bfloat16:
+        rows_TD = rows_TD.view(torch.int16)  # numpy has no bfloat16
+    return rows_TD.numpy().data.cast("B")
 
 
 def body_to_rows(rows: Rows, body: Body) -> Tensor:
@@ -33,9 +36,20 @@ def body_to_rows(rows: Rows, body: Body) -> Tensor:
     dtype = _FROM_WIRE.get(rows.dtype)
     if dtype is None:
         raise CallError("invalid_request", f"rows have dtype {rows.dtype}; allowed: {sorted(_FROM_WIRE)}")
-    expected = rows.num_rows * rows.width * dtype.itemsize
+    num_rows, width = rows.num_rows, rows.width
+    expected = num_rows * width * dtype.itemsize
     if len(body) != expected:
         raise CallError("invalid_request", f"a body has {len(body)} bytes; its header describes {expected}")
     if not expected:
-        return torch.empty(rows.num_rows, rows.width, dtype=dtype)
-    return torch.from_numpy(body).view(dtype).view(rows.num_rows, rows.width)
+        return torch.empty(num_rows, width, dtype=dtype)
+    return torch.frombuffer(body, dtype=dtype).view(num_rows, width)
+
+
+def read_answer(header: Header, body: Body) -> Tensor | CallError:
+    """Returns what a call was answered with: rows, or why it was not done."""
+    if header.WhichOneof("kind") == "failure":
+        return CallError(header.failure.code, header.failure.message)
+    try:
+        return body_to_rows(header.rows, body)
+    except CallError as error:
+        return error

@@ -1,0 +1,64 @@
+"""What a node accepts, what it refuses and how it says so, and what a sequence starts with."""
+
+from dataclasses import replace
+
+import pytest
+
+from attention.admission import SubmitError, make_sequence
+from attention.sequence import Sequence
+from protos.generation_pb2 import Sampling, Submit
+from tests.attention.small_engine import CONFIG, EOS, VOCABULARY
+
+CONTEXT = 20
+
+
+def admit(prompt: list[int], output: list[int] | None = None, *, task: str = "", **sampling: object) -> Sequence:
+    wanted = Submit(prompt_ids=prompt, output_ids=output or [], task=task, sampling=Sampling(**sampling))
+    return make_sequence("key", wanted, CONFIG, CONTEXT, arrival_s=5.0)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "words"),
+    [
+        ({"prompt": []}, "invalid_request", "empty"),
+        ({"prompt": [3, VOCABULARY]}, "invalid_request", f"token {VOCABULARY} .*allowed: 0 to {VOCABULARY - 1}"),
+        ({"prompt": [3], "output": [4, 2**32 - 1]}, "invalid_request", "token 4294967295 .*allowed"),
+        ({"prompt": [3], "task": "poetry"}, "invalid_request", "poetry"),
+        ({"prompt": [3], "temperature": -1.0}, "invalid_request", "temperature"),
+        ({"prompt": [3] * 21, "max_tokens": 0}, "context_length", "21 tokens.*fit 20"),
+        ({"prompt": [3] * 20, "max_tokens": 1}, "context_length", "20 tokens.*fit 20"),
+        ({"prompt": [3] * 20}, "context_length", "20 tokens.*fit 20"),  # max_tokens unset is not 0
+        ({"prompt": [3] * 18, "output": [4] * 3}, "context_length", "18 tokens and 3 outputs.*fit 20"),
+    ],
+)
+def test_refused(wanted: dict[str, object], code: str, words: str) -> None:
+    with pytest.raises(SubmitError, match=words) as refused:
+        admit(**wanted)
+    assert refused.value.code == code
+    assert refused.value.message == str(refused.value)
+
+
+def test_prompt_and_output_stay_apart() -> None:
+    sequence = admit([3, 4], [5, 6, 7], max_tokens=8)
+    assert sequence.ids == [3, 4, 5, 6, 7]
+    assert (sequence.num_prompt, sequence.num_output, sequence.output_ids) == (2, 3, [5, 6, 7])
+    assert (sequence.num_pending, sequence.num_cached, sequence.arrival_s) == (5, 0, 5.0)
+    assert sequence.max_output == 8, "max_tokens counts the outputs that it resumes with"
+
+
+@pytest.mark.parametrize(("max_tokens", "allowed"), [(None, 17), (5, 5), (17, 17), (100, 17), (0, 0)])
+def test_output_ends_with_the_context(max_tokens: int | None, allowed: int) -> None:
+    assert admit([3] * 3, max_tokens=max_tokens).max_output == allowed
+
+
+def test_a_prompt_that_fills_the_context_can_be_scored() -> None:
+    assert admit([3] * CONTEXT, max_tokens=0).max_output == 0
+
+
+def test_stop_rules() -> None:
+    assert admit([3]).stop_ids == {EOS}
+    assert admit([3], stop_token_ids=[7, 8]).stop_ids == {EOS, 7, 8}
+    assert admit([3], stop_token_ids=[7], ignore_eos=True).stop_ids == {7}
+    several = replace(CONFIG, eos_token_ids=(1, 2))
+    submit = Submit(prompt_ids=[3])
+    assert make_sequence("key", submit, several, CONTEXT, arrival_s=0.0).stop_ids == {1, 2}
