@@ -56,7 +56,7 @@ class SeenTokens:
 
 
 @dataclass(frozen=True)
-class SlotEdits:
+class LaneEdits:
     """What one sequence asks for."""
 
     bias: dict[int, float]
@@ -67,7 +67,7 @@ class SlotEdits:
 
 def edits_of(
     sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int], eos_token_ids: Sequence[int]
-) -> SlotEdits | None:
+) -> LaneEdits | None:
     """The edits that a sequence asks for; None, as for most, if it asks for none."""
     repetition = sampling.repetition_penalty if sampling.HasField("repetition_penalty") else 1.0
     penalised = bool(sampling.presence_penalty or sampling.frequency_penalty or repetition != 1.0)
@@ -75,13 +75,13 @@ def edits_of(
         return None
     seen = SeenTokens(sampling, prompt_ids, output_ids) if penalised else None
     forbidden = tuple(sorted({*eos_token_ids, *sampling.stop_token_ids}))
-    return SlotEdits(dict(sampling.logit_bias), sampling.min_tokens, forbidden, seen)
+    return LaneEdits(dict(sampling.logit_bias), sampling.min_tokens, forbidden, seen)
 
 
 class BatchEdits:
-    """The edits of one batch: which rows have which. Built once for a list of slots, applied at each step."""
+    """The edits of one batch: which rows have which. Built once for a list of lanes, applied at each step."""
 
-    def __init__(self, edits_by_row: dict[int, SlotEdits], vocab_size: int) -> None:
+    def __init__(self, edits_by_row: dict[int, LaneEdits], vocab_size: int) -> None:
         self._vocab_size = vocab_size
         self._bias_entries = _entries({row: list(edits.bias) for row, edits in edits_by_row.items()}, vocab_size)
         self._bias = np.array([bias for edits in edits_by_row.values() for bias in edits.bias.values()], np.float32)

@@ -40,9 +40,11 @@ class RouterClient:
         deadline_s = time.monotonic() + self._timeout_s
         while not answers:
             left_s = deadline_s - time.monotonic()
-            if left_s <= 0:
+            self._pump(
+                max(0.0, left_s)
+            )  # once more when it is late: an answer may lie there, if this process was held up
+            if left_s <= 0 and not answers:
                 raise CallError("expert_unavailable", f"no answer from the experts within {self._timeout_s:g} s")
-            self._pump(left_s)
         answer = answers[0]
         if isinstance(answer, CallError):
             raise answer

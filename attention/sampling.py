@@ -15,8 +15,8 @@ from torch import Tensor
 from attention.drawing import FAILED, Workspace, draw_filtered, draw_unfiltered
 from attention.logprobs import prompt_logprobs, score
 from attention.randomness import Doubles, uniforms
+from attention.sampling_lanes import Batch, Group, Ints, SamplingLanes, select_rows
 from attention.sampling_limits import SamplingError, validate_sampling
-from attention.sampling_slots import Batch, Group, Ints, SamplingSlots, select_rows
 from attention.vocabulary import best_tokens
 from protos.generation_pb2 import Sampling, TokenLogprob
 
@@ -40,53 +40,53 @@ class Sampled:
 
 
 class Sampler:
-    """Samples for sequences that sit in numbered slots; each slot keeps its parameters, position and token counts."""
+    """Samples for sequences that sit in numbered lanes; each lane keeps its parameters, position and token counts."""
 
     def __init__(
         self, vocab_size: int, max_sequences: int, eos_token_ids: tuple[int, ...], device: torch.device
     ) -> None:
-        self._slots = SamplingSlots(vocab_size, max_sequences, eos_token_ids, device)
+        self._lanes = SamplingLanes(vocab_size, max_sequences, eos_token_ids, device)
         self._workspace = Workspace(vocab_size, device)
         self._vocab_size = vocab_size
         self._batches: dict[tuple[int, ...], Batch] = {}
 
-    def add(self, slot: int, sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
-        """A sequence joins in a free slot. `sampling` was validated; `output_ids` is empty unless it resumes."""
-        self._slots.add(slot, sampling, prompt_ids, output_ids)
-        self._forget(slot)
+    def add(self, lane: int, sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
+        """A sequence joins in a free lane. `sampling` was validated; `output_ids` is empty unless it resumes."""
+        self._lanes.add(lane, sampling, prompt_ids, output_ids)
+        self._forget(lane)
 
-    def remove(self, slot: int) -> None:
-        """A sequence leaves; its slot may be used again."""
-        self._slots.remove(slot)
-        self._forget(slot)
+    def remove(self, lane: int) -> None:
+        """A sequence leaves; its lane may be used again."""
+        self._lanes.remove(lane)
+        self._forget(lane)
 
-    def sample(self, logits_BV: Tensor, slots: Sequence[int]) -> Sampled:
+    def sample(self, logits_BV: Tensor, lanes: Sequence[int]) -> Sampled:
         """Draws and records one token per row.
 
         Args:
             logits_BV: [B, V], float32 or bf16, without gradient; left unchanged.
-            slots: the slot of each row, all different.
+            lanes: the lane of each row, all different.
         """
-        assert logits_BV.shape == (len(slots), self._vocab_size), f"logits {tuple(logits_BV.shape)}, {len(slots)} slots"
-        if not slots:
+        assert logits_BV.shape == (len(lanes), self._vocab_size), f"logits {tuple(logits_BV.shape)}, {len(lanes)} lanes"
+        if not lanes:
             return Sampled([], None)
-        batch = self._batch(slots)
+        batch = self._batch(lanes)
         ids_B = self._choose(batch, logits_BV)
         token_ids: list[int] = ids_B.tolist()
         failed = dict.fromkeys(np.flatnonzero(ids_B == FAILED).tolist(), FAILURE) if min(token_ids) < 0 else {}
-        self._slots.positions_S[batch.slots_B] += ids_B != FAILED
+        self._lanes.positions_L[batch.lanes_B] += ids_B != FAILED
         if batch.edits is not None:
             batch.edits.record(token_ids)
         logprobs = _logprobs(batch, logits_BV, token_ids) if batch.num_logprobs else None
         return Sampled(token_ids, logprobs, failed)
 
     def _choose(self, batch: Batch, logits_BV: Tensor) -> Ints:
-        positions_B = self._slots.positions_S[batch.slots_B]
+        positions_B = self._lanes.positions_L[batch.lanes_B]
         if batch.edits is not None:
             logits_BV = batch.edits.apply(logits_BV, positions_B)
         if batch.greedy_rows is None:
             return _greedy(logits_BV)
-        ids_B = np.empty(len(batch.slots_B), dtype=np.int64)
+        ids_B = np.empty(len(batch.lanes_B), dtype=np.int64)
         if len(batch.greedy_rows):
             ids_B[batch.greedy_rows] = _greedy(select_rows(logits_BV, batch.greedy_rows))
         if (group := batch.unfiltered) is not None:
@@ -97,17 +97,17 @@ class Sampler:
             ids_B[_rows(group)] = draw_filtered(logits_RV, group.filters, uniform_R, self._workspace)
         return ids_B
 
-    def _batch(self, slots: Sequence[int]) -> Batch:
-        key = tuple(slots)
+    def _batch(self, lanes: Sequence[int]) -> Batch:
+        key = tuple(lanes)
         batch = self._batches.get(key)
         if batch is None:
             if len(self._batches) >= MAX_KEPT_BATCHES:
                 del self._batches[next(iter(self._batches))]
-            batch = self._batches[key] = self._slots.batch(key)
+            batch = self._batches[key] = self._lanes.batch(key)
         return batch
 
-    def _forget(self, slot: int) -> None:
-        self._batches = {key: batch for key, batch in self._batches.items() if slot not in key}
+    def _forget(self, lane: int) -> None:
+        self._batches = {key: batch for key, batch in self._batches.items() if lane not in key}
 
 
 def _greedy(logits_RV: Tensor) -> Ints:

@@ -43,6 +43,11 @@ def column_slice(ffn_size: int, slice_index: int, num_slices: int) -> slice:
     return slice(start, ffn_size if slice_index == num_slices - 1 else start + width)
 
 
+# Row counts whose kernels are built before the first request: those of decoding and of short prompts.
+WARM_ROWS = 64
+
+
 def warm_up(ffn: ExpertFFN, width: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Runs once, so that the first request does not pay for kernels being built."""
-    ffn(torch.zeros(2, width, dtype=dtype, device=device))
+    """Runs once with each small row count: oneDNN builds a kernel for each, which a request would else wait for."""
+    for num_rows in range(1, WARM_ROWS + 1):
+        ffn(torch.zeros(num_rows, width, dtype=dtype, device=device))

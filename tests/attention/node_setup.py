@@ -30,7 +30,7 @@ from transport.table import RoutingTable, ShardEntry
 KEY = b"a key for tests"
 CPU = torch.device("cpu")
 FP32 = torch.float32
-TIMEOUT_S = 30.0
+TIMEOUT_S = 120.0  # what is waited for comes at once, unless the whole machine is held up
 
 
 class Gateway:
@@ -147,7 +147,7 @@ def start_node(directory: Path, settings: NodeSettings) -> Iterator[Setup]:
         )
         weights = read_attention_weights(CheckpointReader(directory), config, FP32)
         model, cache = DenseModel(config, weights, CPU), make_cache(settings, config, FP32, CPU)
-        node = NodeServer(model, cache, settings, KEY, None, recovery_timeout_s=0.5, request_timeout_s=10.0)
+        node = NodeServer(model, cache, settings, KEY, None, recovery_timeout_s=0.5, request_timeout_s=TIMEOUT_S)
         stack.enter_context(serving(node.run, node.stop))
         setup = Setup(directory, config, node, shards)
         yield setup

@@ -95,6 +95,21 @@ def test_prompt_scores_come_once_and_with_the_first_token(seed: int) -> None:
     assert [len(output.logprobs) for output in outputs] == [1, 1, 1]
 
 
+def test_prompt_scores_of_a_sequence_preempted_in_its_prompt(seed: int) -> None:
+    """It begins again, and so do its scores."""
+    prompt, asked = list(range(2, 30)), {"max_tokens": 1, "prompt_logprobs": True, "logprobs": 0, "ignore_eos": True}
+    alone = make_engine(seed)
+    submit(alone, 1, prompt, **asked)
+    expected = finish(alone)[1].prompt_logprobs
+    engine = make_engine(seed, num_blocks=11, limits=SchedulerLimits(1, 32, 4, 3))
+    submit(engine, 0, [5, 6, 7], max_tokens=40, ignore_eos=True)  # grows by a block every four steps
+    submit(engine, 1, prompt, **asked)  # 28 tokens, one a step
+    scores = finish(engine)[1].prompt_logprobs
+    assert engine.scheduler.num_preemptions
+    assert [score.token_id for score in scores] == prompt[1:]
+    assert [score.logprob for score in scores] == pytest.approx([score.logprob for score in expected], abs=1e-4)
+
+
 @pytest.mark.parametrize("max_tokens", [None, 1000])
 def test_the_context_limits_the_output(seed: int, max_tokens: int | None) -> None:
     engine = make_engine(seed)

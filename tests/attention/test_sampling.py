@@ -56,10 +56,10 @@ def test_batched_equals_alone_equals_resumed(
     prompts = [[(7 * row + i) % vocab_size for i in range(row)] for row in range(num_rows)]
     steps = [make_logits(seed + step, num_rows, vocab_size).to(dtype) for step in range(num_steps)]
     together = Sampler(vocab_size, 8, EOS, CPU)
-    slots = [(3 * row + 1) % 8 for row in range(num_rows)]
-    for slot, sampling, prompt in zip(slots, asked, prompts, strict=True):
-        together.add(slot, sampling, prompt, [])
-    drawn = [together.sample(logits, slots) for logits in steps]
+    lanes = [(3 * row + 1) % 8 for row in range(num_rows)]
+    for lane, sampling, prompt in zip(lanes, asked, prompts, strict=True):
+        together.add(lane, sampling, prompt, [])
+    drawn = [together.sample(logits, lanes) for logits in steps]
     for row in range(num_rows):
         outputs = [step.token_ids[row] for step in drawn]
         for resumed_at in (0, 3):
@@ -106,9 +106,9 @@ def test_distribution_over_many_seeds(sampling: Sampling) -> None:
     logits = make_logits(1, 1, vocab_size, scale=1.5)
     expected = distribution(edited(logits[0].double().numpy(), sampling, prompt, outputs, EOS), sampling) * num_draws
     sampler = Sampler(vocab_size, num_draws, EOS, CPU)
-    for slot in range(num_draws):
-        sampling.seed = slot
-        sampler.add(slot, sampling, prompt, outputs)
+    for lane in range(num_draws):
+        sampling.seed = lane
+        sampler.add(lane, sampling, prompt, outputs)
     token_ids = sampler.sample(logits.expand(num_draws, -1), range(num_draws)).token_ids
     counts = np.bincount(token_ids, minlength=vocab_size)
     assert counts[expected == 0].sum() == 0
@@ -125,9 +125,9 @@ def test_greedy_and_top_k_of_one_are_argmax(dtype: torch.dtype) -> None:
     logits = make_logits(3, 6, 300).to(dtype)
     best = logits.float().numpy().argmax(axis=-1).tolist()  # the lowest id among equal ones
     sampler = Sampler(300, 12, EOS, CPU)
-    for slot in range(6):
-        sampler.add(slot, Sampling(), [], [])
-        sampler.add(6 + slot, Sampling(temperature=1.0, top_k=1, seed=slot), [], [])
+    for lane in range(6):
+        sampler.add(lane, Sampling(), [], [])
+        sampler.add(6 + lane, Sampling(temperature=1.0, top_k=1, seed=lane), [], [])
     before = logits.clone()
     assert sampler.sample(logits, range(6)).token_ids == best
     assert sampler.sample(logits, range(6, 12)).token_ids == best
@@ -182,9 +182,9 @@ def test_a_row_without_a_finite_maximum_fails_alone(bad: float, sampling: Sampli
     else:
         logits[1] = bad
     sampler, healthy = Sampler(130, 3, EOS, CPU), Sampler(130, 3, EOS, CPU)
-    for slot in range(3):
-        sampler.add(slot, sampling, [], [])
-        healthy.add(slot, sampling, [], [])
+    for lane in range(3):
+        sampler.add(lane, sampling, [], [])
+        healthy.add(lane, sampling, [], [])
     sampled = sampler.sample(logits, [0, 1, 2])
     others = healthy.sample(logits[[0, 2]], [0, 2])
     assert list(sampled.failed) == [1]
@@ -213,7 +213,7 @@ def test_everything_forbidden_is_a_failure_not_a_token() -> None:
     assert list(sampler.sample(torch.zeros(1, 4), [0]).failed) == [0]
 
 
-def test_a_slot_used_again_keeps_nothing_of_its_last_sequence() -> None:
+def test_a_lane_used_again_keeps_nothing_of_its_last_sequence() -> None:
     logits = make_logits(8, 1, 60)
     reused, fresh = Sampler(60, 1, EOS, CPU), Sampler(60, 1, EOS, CPU)
     reused.add(0, Sampling(temperature=1.0, frequency_penalty=2.0, logit_bias={1: 9.0}, logprobs=1, seed=1), [1], [2])

@@ -1,0 +1,210 @@
+"""Replica choice and failover, with peers and time under the test's control."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from protos.dispatch_pb2 import Header
+from transport.address import Address
+from transport.base import OnReply
+from transport.errors import CallError, PeerLost
+from transport.loop import Timer
+from transport.replicas import Replicas
+
+ROWS_TD = torch.ones(2, 3)
+
+
+def address(name: str) -> Address:
+    return Address("here", name, "", 0)
+
+
+class FakePeer:
+    """Keeps calls until the test answers or loses them."""
+
+    def __init__(self, ready: bool = True) -> None:
+        self.ready = ready
+        self.calls: list[tuple[Header, Tensor, OnReply]] = []
+        self.closed = False
+
+    @property
+    def rows_in_flight(self) -> int:
+        return sum(rows_TD.shape[0] for _, rows_TD, _ in self.calls)
+
+    def call(self, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+        self.calls.append((header, rows_TD, on_reply))
+
+    def answer(self) -> None:
+        _, rows_TD, on_reply = self.calls.pop(0)
+        on_reply(rows_TD)
+
+    def fail(self, error: CallError) -> None:
+        _, _, on_reply = self.calls.pop(0)
+        on_reply(error)
+
+    def lose(self) -> None:
+        """As SocketPeer does it: not ready any more, then every call gets PeerLost."""
+        self.ready = False
+        calls, self.calls = self.calls, []
+        for _, _, on_reply in calls:
+            on_reply(PeerLost("gone"))
+
+    def close(self) -> None:
+        self.closed = True
+        self.lose()
+
+
+class Fleet:
+    """Replicas, their peers by name, and timers that fire when the test says so."""
+
+    def __init__(self) -> None:
+        self.peers: dict[str, FakePeer] = {}
+        self.timers: list[Timer] = []
+        self.answers: list[Tensor | CallError] = []
+        self.replicas = Replicas(self._connect, self._call_later, recovery_timeout_s=30.0)
+
+    def _connect(self, where: Address) -> FakePeer:
+        return self.peers.setdefault(where.unix_path, FakePeer())
+
+    def _call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        assert delay_s == 30.0
+        self.timers.append(Timer(delay_s, callback))
+        return self.timers[-1]
+
+    def set(self, **groups: str) -> None:
+        """Groups by name; the replicas of one are single letters."""
+        self.replicas.update({group: tuple(address(name) for name in names) for group, names in groups.items()})
+
+    def call(self, group: str = "g") -> None:
+        self.replicas.call(group, Header(), ROWS_TD, self.answers.append)
+
+    def expire(self) -> None:
+        timers, self.timers = self.timers, []
+        for timer in timers:
+            if timer.callback is not None:
+                timer.callback()
+
+
+@pytest.fixture
+def fleet() -> Fleet:
+    return Fleet()
+
+
+def test_the_least_loaded_replica_is_chosen(fleet: Fleet) -> None:
+    fleet.set(g="abc")
+    for _ in range(6):
+        fleet.call()
+    assert [len(fleet.peers[name].calls) for name in "abc"] == [2, 2, 2]
+    fleet.peers["b"].answer()
+    fleet.call()
+    assert [len(fleet.peers[name].calls) for name in "abc"] == [2, 2, 2]
+
+
+def test_a_replica_that_is_not_ready_is_passed_over(fleet: Fleet) -> None:
+    fleet.peers["a"] = FakePeer(ready=False)
+    fleet.set(g="ab")
+    fleet.call()
+    assert not fleet.peers["a"].calls
+    assert len(fleet.peers["b"].calls) == 1
+
+
+def test_groups_are_kept_apart(fleet: Fleet) -> None:
+    fleet.set(g="a", h="b")
+    fleet.call("h")
+    assert not fleet.peers["a"].calls
+    assert len(fleet.peers["b"].calls) == 1
+
+
+def test_the_calls_of_a_lost_replica_go_to_another(fleet: Fleet) -> None:
+    fleet.set(g="ab")
+    fleet.call()
+    fleet.call()
+    fleet.peers["a"].lose()
+    assert len(fleet.peers["b"].calls) == 2
+    fleet.peers["b"].answer()
+    fleet.peers["b"].answer()
+    assert all(isinstance(answer, Tensor) for answer in fleet.answers)
+    assert len(fleet.answers) == 2
+
+
+def test_an_error_that_no_other_replica_would_cure_is_not_resent(fleet: Fleet) -> None:
+    fleet.set(g="ab")
+    fleet.call()
+    fleet.peers["a"].fail(CallError("invalid_request", "no"))
+    assert not fleet.peers["b"].calls
+    assert [type(answer) for answer in fleet.answers] == [CallError]
+
+
+def test_calls_wait_while_no_replica_is_there(fleet: Fleet) -> None:
+    fleet.set(g="a")
+    fleet.call()
+    fleet.peers["a"].lose()
+    fleet.call()
+    assert fleet.answers == []
+    fleet.peers["a"].ready = True
+    fleet.replicas.retry_waiting()
+    assert len(fleet.peers["a"].calls) == 2
+    fleet.expire()
+    fleet.peers["a"].answer()
+    fleet.peers["a"].answer()
+    assert [type(answer) for answer in fleet.answers] == [Tensor, Tensor]
+
+
+def test_waiting_calls_go_to_a_replica_that_the_table_brings(fleet: Fleet) -> None:
+    fleet.set(g="a")
+    fleet.peers["a"].lose()
+    fleet.call()
+    fleet.set(g="b")
+    assert fleet.peers["a"].closed
+    assert len(fleet.peers["b"].calls) == 1
+
+
+def test_a_group_that_nobody_knows_yet_is_waited_for(fleet: Fleet) -> None:
+    fleet.call("later")
+    fleet.set(later="a")
+    assert len(fleet.peers["a"].calls) == 1
+
+
+def test_waiting_ends_with_expert_unavailable(fleet: Fleet) -> None:
+    fleet.set(g="")
+    fleet.call()
+    fleet.call()
+    fleet.expire()
+    assert len(fleet.answers) == 2
+    for answer in fleet.answers:
+        assert isinstance(answer, CallError)
+        assert answer.code == "expert_unavailable"
+        assert "within 30 s (limits.recovery_timeout_s)" in answer.message
+    fleet.set(g="a")
+    assert not fleet.peers["a"].calls, "what has been given up is not sent any more"
+
+
+def test_replicas_that_leave_give_their_calls_to_those_that_stay(fleet: Fleet) -> None:
+    fleet.set(g="ab")
+    fleet.call()
+    fleet.call()
+    fleet.set(g="b")
+    assert fleet.peers["a"].closed
+    assert not fleet.peers["b"].closed
+    assert len(fleet.peers["b"].calls) == 2
+
+
+def test_complete_means_that_every_group_can_be_called(fleet: Fleet) -> None:
+    assert not fleet.replicas.complete
+    fleet.peers["b"] = FakePeer(ready=False)
+    fleet.set(g="a", h="b")
+    assert not fleet.replicas.complete
+    fleet.peers["b"].ready = True
+    assert fleet.replicas.complete
+    fleet.set(g="a", h="")
+    assert not fleet.replicas.complete
+
+
+def test_closing_gives_every_call_back_to_waiting(fleet: Fleet) -> None:
+    fleet.set(g="ab")
+    fleet.call()
+    fleet.replicas.close()
+    assert fleet.answers == []
+    fleet.expire()
+    assert [type(answer) for answer in fleet.answers] == [CallError]

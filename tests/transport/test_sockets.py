@@ -1,0 +1,420 @@
+"""SocketPeer and RequestServer over real sockets, both ends on one loop: answers, refusals, and who gets in."""
+
+import itertools
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import transport.connection
+import transport.link
+import transport.socket
+from protos.dispatch_pb2 import ExpertRows, Header, Hello, LayerRows, Rows
+from protos.generation_pb2 import Cancel
+from tests.transport.driving import (
+    KEY,
+    Answers,
+    connected,
+    dial,
+    echo,
+    expert_rows,
+    random_rows,
+    read_frame,
+    start_handshake,
+    turn_until,
+)
+from transport.address import Address
+from transport.base import Request, Service
+from transport.errors import CallError, PeerLost
+from transport.frames import MAGIC, PREFIX, encode_head
+from transport.loop import Loop
+from transport.socket import RequestServer, SocketPeer
+from transport.tensors import describe_rows
+
+
+@contextmanager
+def serving(loop: Loop, service: Service = echo, tcp_host: str | None = None) -> Iterator[RequestServer]:
+    server = RequestServer(loop, "echo", KEY, tcp_host, service)
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def authenticate(loop: Loop, address: Address) -> socket.socket:
+    """Returns a blocking socket whose handshake is complete."""
+    sock, handshake = dial(address), start_handshake()
+    sock.sendall(encode_head(handshake.start(), 0))
+    for _ in range(3):
+        loop.run_once(0.1)
+    challenge = read_frame(sock)
+    assert challenge is not None
+    sock.sendall(encode_head(handshake.receive(challenge.header), 0))
+    return sock
+
+
+def ended(loop: Loop, sock: socket.socket) -> bool:
+    """Whether the server has closed the connection without a word."""
+    for _ in range(3):
+        loop.run_once(0.1)
+    try:
+        return sock.recv(1) == b""
+    except ConnectionResetError:  # it closed with bytes of ours unread
+        return True
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("over_tcp", [False, True])
+def test_calls_are_answered(loop: Loop, dtype: torch.dtype, over_tcp: bool, seed: int) -> None:
+    with serving(loop, tcp_host="127.0.0.1") as server:
+        address = replace(server.address, host_id="elsewhere") if over_tcp else server.address
+        peer = connected(loop, address)
+        sent = [random_rows(num_rows, 8, seed + num_rows).to(dtype) for num_rows in (1, 5, 0, 2)]
+        answers: Answers = []
+        for rows_TD in sent:
+            peer.call(expert_rows(rows_TD), rows_TD, answers.append)
+        assert peer.rows_in_flight == 8
+        turn_until(lambda: len(answers) == len(sent), loop)
+        assert peer.rows_in_flight == 0
+        assert all(torch.equal(answer, rows) for answer, rows in zip(answers, sent, strict=True))  # pyright: ignore[reportArgumentType]
+        peer.close()
+
+
+def test_what_arrives_in_one_turn_is_served_together(loop: Loop, seed: int) -> None:
+    batches: list[int] = []
+
+    def count(requests: list[Request]) -> None:
+        batches.append(len(requests))
+        echo(requests)
+
+    with serving(loop, count) as server:
+        peers = [connected(loop, server.address) for _ in range(3)]
+        rows_TD, answers = random_rows(2, 4, seed), []
+        for peer in peers:
+            peer.call(expert_rows(rows_TD), rows_TD, answers.append)
+            peer.call(expert_rows(rows_TD), rows_TD, answers.append)
+        turn_until(lambda: len(answers) == 6, loop)
+        assert batches == [6]
+        for peer in peers:
+            peer.close()
+
+
+def test_answers_may_come_in_any_order(loop: Loop, seed: int) -> None:
+    held: list[Request] = []
+    with serving(loop, held.extend) as server:
+        peer = connected(loop, server.address)
+        answers: dict[int, object] = {}
+        for number in range(4):
+            rows_TD = torch.full((1, 2), float(number))
+            peer.call(expert_rows(rows_TD), rows_TD, lambda answer, number=number: answers.update({number: answer}))
+        turn_until(lambda: len(held) == 4, loop)
+        for request in (held[2], held[0], held[3], held[1]):
+            request.responder.reply(request.rows_TD)
+        turn_until(lambda: len(answers) == 4, loop)
+        assert {number: float(answer[0, 0]) for number, answer in answers.items()} == {0: 0, 1: 1, 2: 2, 3: 3}  # pyright: ignore[reportIndexIssue, reportUnknownArgumentType]
+        peer.close()
+
+
+def test_large_bodies_both_ways_at_once(loop: Loop, seed: int) -> None:
+    """More than the sockets hold, in both directions: neither side may wait for the other to read."""
+    with serving(loop) as server:
+        peer = connected(loop, server.address)
+        sent = [random_rows(1024 + number, 2048, seed + number) for number in range(6)]
+        answers: Answers = []
+        for rows_TD in sent:
+            peer.call(expert_rows(rows_TD), rows_TD, answers.append)
+        turn_until(lambda: len(answers) == len(sent), loop)
+        for answer, rows_TD in zip(answers, sent, strict=True):
+            assert isinstance(answer, torch.Tensor)
+            assert torch.equal(answer, rows_TD)
+        peer.close()
+
+
+def test_many_small_calls_behind_a_full_socket_keep_their_order(loop: Loop, seed: int) -> None:
+    with serving(loop) as server:
+        peer = connected(loop, server.address)
+        sent = [random_rows(1 + number % 7, 512, seed + number) for number in range(2000)]
+        answers: Answers = []
+        for rows_TD in sent:
+            peer.call(expert_rows(rows_TD), rows_TD, answers.append)
+        turn_until(lambda: len(answers) == len(sent), loop)
+        assert all(torch.equal(answer, rows) for answer, rows in zip(answers, sent, strict=True))  # pyright: ignore[reportArgumentType]
+        peer.close()
+
+
+def test_a_service_may_fail_a_call(loop: Loop, seed: int) -> None:
+    def fail(requests: list[Request]) -> None:
+        for request in requests:
+            request.responder.fail(CallError("internal", "out of order"))
+
+    with serving(loop, fail) as server:
+        peer = connected(loop, server.address)
+        answers: Answers = []
+        peer.call(expert_rows(random_rows(1, 2, seed)), random_rows(1, 2, seed), answers.append)
+        turn_until(lambda: bool(answers), loop)
+        assert isinstance(answers[0], CallError)
+        assert (answers[0].code, answers[0].message) == ("internal", "out of order")
+        peer.close()
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        (Header(cancel=Cancel(sequence_ids=[1])), "kind cancel"),
+        (Header(), "kind None"),
+        (Header(expert_rows=ExpertRows(rows=Rows(dtype=1, num_rows=9, width=9))), "its header describes 324"),
+        (Header(layer_rows=LayerRows(rows=Rows(dtype=9, num_rows=1, width=2))), "dtype 9"),
+    ],
+)
+def test_a_malformed_call_fails_alone(loop: Loop, header: Header, message: str, seed: int) -> None:
+    with serving(loop) as server:
+        peer = connected(loop, server.address)
+        rows_TD, answers = random_rows(1, 2, seed), []
+        peer.call(header, rows_TD, answers.append)
+        peer.call(expert_rows(rows_TD), rows_TD, answers.append)
+        turn_until(lambda: len(answers) == 2, loop)
+        assert isinstance(answers[0], CallError)
+        assert answers[0].code == "invalid_request"
+        assert message in answers[0].message
+        assert torch.equal(answers[1], rows_TD)
+        peer.close()
+
+
+def test_a_call_without_a_connection_is_lost_at_once(loop: Loop, seed: int) -> None:
+    with serving(loop) as server:
+        peer = SocketPeer(loop, server.address, KEY, "test")
+        answers: Answers = []
+        peer.call(expert_rows(random_rows(1, 2, seed)), random_rows(1, 2, seed), answers.append)
+        assert isinstance(answers[0], PeerLost)
+        peer.close()
+
+
+def test_closing_a_peer_gives_its_calls_back(loop: Loop, seed: int) -> None:
+    held: list[Request] = []
+    with serving(loop, held.extend) as server:
+        peer = connected(loop, server.address)
+        answers: Answers = []
+        peer.call(expert_rows(random_rows(3, 2, seed)), random_rows(3, 2, seed), answers.append)
+        turn_until(lambda: bool(held), loop)
+        peer.close()
+        assert [type(answer) for answer in answers] == [PeerLost]
+        assert peer.rows_in_flight == 0
+        held[0].responder.reply(held[0].rows_TD)  # too late, and to nobody
+        loop.run_once(0.05)
+        assert len(answers) == 1
+
+
+def test_a_send_that_fails_between_two_turns_is_noticed(loop: Loop, seed: int) -> None:
+    """The node's engine sends between turns and then waits without a time limit: it has to hear of the failure."""
+    server_loop = Loop()
+    server = RequestServer(server_loop, "echo", KEY, None, echo)
+    peer = SocketPeer(loop, server.address, KEY, "test")
+    turn_until(lambda: peer.ready, loop, server_loop)
+    server.close()
+    answers: Answers = []
+    peer.call(expert_rows(random_rows(1, 2, seed)), random_rows(1, 2, seed), answers.append)
+    started_s = time.monotonic()
+    loop.run_once(20.0)
+    assert [type(answer) for answer in answers] == [PeerLost]
+    assert time.monotonic() - started_s < 5.0
+    peer.close()
+    server_loop.close()
+
+
+def test_a_server_that_comes_back_at_the_same_path_is_found_again(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    changes: list[bool] = []
+    with serving(loop) as server:
+        address = server.address
+        peer = SocketPeer(loop, address, KEY, "test", lambda: changes.append(peer.ready))
+        turn_until(lambda: peer.ready, loop)
+    turn_until(lambda: not peer.ready, loop)
+    time.sleep(0.1)
+
+    def listen_there(role: str, tcp_host: str | None) -> tuple[Address, list[socket.socket]]:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.bind(address.unix_path)
+        sock.listen()
+        return address, [sock]
+
+    monkeypatch.setattr(transport.socket, "listen", listen_there)
+    with serving(loop):
+        turn_until(lambda: peer.ready, loop)
+        answers: Answers = []
+        rows_TD = random_rows(2, 2, seed)
+        peer.call(expert_rows(rows_TD), rows_TD, answers.append)
+        turn_until(lambda: bool(answers), loop)
+        assert isinstance(answers[0], torch.Tensor)
+        peer.close()
+    assert changes[:3] == [True, False, True]
+
+
+def test_nobody_at_the_address_is_not_an_exception(loop: Loop, socket_folder: Path) -> None:
+    here = RequestServer(loop, "echo", KEY, None, echo)
+    here.close()
+    nowhere = [here.address, replace(here.address, host_id="elsewhere", tcp_host="127.0.0.1", tcp_port=1)]
+    for address in [*nowhere, replace(here.address, host_id="elsewhere")]:
+        peer = SocketPeer(loop, address, KEY, "test")
+        for _ in range(3):
+            loop.run_once(0.1)
+        assert not peer.ready
+        peer.close()
+
+
+def test_a_host_that_does_not_answer_does_not_hold_up_the_loop(loop: Loop) -> None:
+    """TCP to an address that drops everything: connecting takes minutes, a turn must not."""
+    address = Address("elsewhere", "none", "203.0.113.1", 9)  # reserved for documentation (RFC 5737)
+    started_s = time.monotonic()
+    peer = SocketPeer(loop, address, KEY, "test")
+    loop.run_once(0.0)
+    assert time.monotonic() - started_s < 2.0
+    peer.close()
+
+
+def strangers_messages() -> list[bytes]:
+    rows_TD = torch.zeros(1, 2)
+    call = encode_head(expert_rows(rows_TD), 8) + bytes(8)
+    first = encode_head(start_handshake().start(), 0)
+    forged = encode_head(Header(hello=Hello(proof=b"p" * 32)), 0)
+    return [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        call,
+        first + call,
+        first + forged + call,
+        PREFIX.pack(MAGIC, 1 << 20, 0),  # a header that only an authenticated peer may send
+        PREFIX.pack(MAGIC, 10, 1 << 29),
+        first + PREFIX.pack(MAGIC, 10, 1 << 29),
+    ]
+
+
+@pytest.mark.parametrize("message", strangers_messages())
+def test_without_the_key_nothing_gets_through(loop: Loop, message: bytes) -> None:
+    served: list[Request] = []
+    with serving(loop, served.extend) as server, dial(server.address) as stranger:
+        stranger.sendall(message)
+        for _ in range(3):
+            loop.run_once(0.1)
+        answer = stranger.recv(1 << 16)
+        if answer:  # at most the server's half of a handshake, then the end
+            assert len(answer) < 200
+            assert ended(loop, stranger)
+        assert served == []
+
+
+@pytest.mark.parametrize("knows", ["server", "client"])
+def test_two_services_do_not_talk(loop: Loop, knows: str) -> None:
+    with serving(loop) as server:
+        peer = SocketPeer(loop, server.address, KEY if knows == "server" else b"another", "test")
+        ready: list[bool] = []
+        for _ in range(5):
+            loop.run_once(0.05)
+            ready.append(peer.ready)
+        assert any(ready) is (knows == "server")
+        peer.close()
+
+
+def test_a_peer_that_says_nothing_is_sent_away(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport.socket, "HANDSHAKE_TIMEOUT_S", 0.05)
+    with serving(loop) as server, dial(server.address) as stranger:
+        assert ended(loop, stranger)
+
+
+def test_a_server_that_says_nothing_is_left_and_tried_again(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport.link, "HANDSHAKE_TIMEOUT_S", 0.05)
+    with serving(loop) as server:
+        path = str(Path(server.address.unix_path).with_suffix(".mute"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as mute:
+        mute.bind(path)
+        mute.listen()
+        mute.settimeout(20.0)
+        peer = SocketPeer(loop, replace(server.address, unix_path=path), KEY, "test")
+        for _ in range(2):
+            accepted, _ = mute.accept()
+            turn_until(lambda accepted=accepted: accepted.recv(1 << 16) == b"" or False, loop)
+            accepted.close()
+            for _ in range(4):
+                loop.run_once(0.1)
+        assert not peer.ready
+        peer.close()
+
+
+def after_the_handshake() -> list[tuple[str, Callable[[], bytes]]]:
+    return [
+        ("garbage", lambda: b"garbage that is no frame at all"),
+        ("over-long header", lambda: PREFIX.pack(MAGIC, 1 << 25, 0)),
+        ("over-long body", lambda: PREFIX.pack(MAGIC, 0, 1 << 40)),
+        ("header that does not parse", lambda: PREFIX.pack(MAGIC, 4, 0) + b"\xff" * 4),
+    ]
+
+
+@pytest.mark.parametrize(("what", "make"), after_the_handshake())
+def test_a_bad_frame_closes_its_connection_and_nothing_else(
+    loop: Loop, what: str, make: Callable[[], bytes], seed: int
+) -> None:
+    with serving(loop) as server:
+        good = connected(loop, server.address)
+        rows_TD = random_rows(2, 4, seed)
+        with authenticate(loop, server.address) as bad:
+            bad.sendall(encode_head(Header(call_id=7, expert_rows=ExpertRows(rows=describe_rows(rows_TD))), 32))
+            bad.sendall(rows_TD.numpy().tobytes())
+            for _ in range(3):
+                loop.run_once(0.1)
+            answer = read_frame(bad)
+            assert answer is not None, "the handshake was complete"
+            assert answer.header.call_id == 7
+            bad.sendall(make())
+            assert ended(loop, bad), what
+        answers: Answers = []
+        good.call(expert_rows(rows_TD), rows_TD, answers.append)
+        turn_until(lambda: bool(answers), loop)
+        assert isinstance(answers[0], torch.Tensor)
+        good.close()
+
+
+def test_a_bad_frame_from_the_server_fails_the_calls_and_reconnects(loop: Loop, seed: int) -> None:
+    sessions: list[transport.socket.Session] = []
+    server = transport.socket.SocketServer(loop, "echo", KEY, None, lambda session, _: sessions.append(session))
+    peer = connected(loop, server.address)
+    answers: Answers = []
+    peer.call(expert_rows(random_rows(1, 2, seed)), random_rows(1, 2, seed), answers.append)
+    turn_until(lambda: bool(sessions), loop)
+    sessions[0]._connection._socket.send(b"X" * 64)  # pyright: ignore[reportPrivateUsage]
+    turn_until(lambda: bool(answers), loop)
+    assert [type(answer) for answer in answers] == [PeerLost]
+    assert "begins with" in str(answers[0])
+    turn_until(lambda: peer.ready, loop)
+    peer.close()
+    server.close()
+
+
+def test_the_outbox_counts_what_the_other_side_has_not_taken(loop: Loop) -> None:
+    lost: list[transport.socket.Session] = []
+    sessions: list[transport.socket.Session] = []
+    server = transport.socket.SocketServer(
+        loop, "echo", KEY, None, lambda session, _: sessions.append(session), lost.append
+    )
+    with authenticate(loop, server.address) as slow:
+        slow.sendall(encode_head(Header(cancel=Cancel(sequence_ids=[1])), 0))
+        turn_until(lambda: bool(sessions), loop)
+        (session,) = sessions
+        assert session.outbox_bytes == 0
+        chunk = memoryview(bytearray(1 << 20))
+        for _ in itertools.repeat(None, 16):
+            session.send(Header(call_id=1), chunk)
+        before = session.outbox_bytes
+        assert before > 8 << 20
+        received = 0
+        while received < 4 << 20:
+            received += len(slow.recv(1 << 20))
+            loop.run_once(0.0)
+        assert session.outbox_bytes < before
+    turn_until(lambda: bool(lost), loop)
+    assert lost == [session]
+    assert session.outbox_bytes == 0
+    server.close()
