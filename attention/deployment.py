@@ -3,34 +3,42 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from ray import serve
 
-from attention.dense import DenseModel
-from attention.node import NodeServer
-from attention.sizing import NodeSettings, make_cache
-from checkpoint.reader import CheckpointReader
-from checkpoint.weights import read_attention_weights
 from model.config import MixtralConfig
-from model.dtypes import torch_dtype
-from transport.membership import Join
+from transport.membership import Join, Membership
+from transport.worker import DataPlaneThread
+
+# Whoever builds the application imports this file and needs no torch, which takes seconds to import: only loading does.
+if TYPE_CHECKING:
+    from attention.node import NodeServer
+
+READY_CHECK_S = 60.0
 
 
 @dataclass(frozen=True)
 class NodeDeploymentSettings:
-    """What the service file says about attention nodes, resolved.
+    """What the service file says about attention nodes, resolved; None means auto.
 
     Args:
+        config: The checkpoint's, with the service's window.
         dtype: `float32` or `bfloat16`.
         device: `cpu` or `cuda`.
+        max_context: Positions of a sequence, prompt and output together.
     """
 
     directory: Path
     config: MixtralConfig
     dtype: str
     device: str
-    node: NodeSettings
+    max_context: int
+    cache_tokens: int | None
+    prefill_chunk: int | None
+    max_batch_tokens: int | None
+    max_sequences: int
+    max_queued: int
     recovery_timeout_s: float
     request_timeout_s: float
 
@@ -40,32 +48,23 @@ class AttentionNode:
     """Embedding, attention, norms, LM head and sampling, with the rolling cache of the sequences it serves."""
 
     def __init__(self, settings: NodeDeploymentSettings, join: Join) -> None:
-        torch.set_num_threads(1)
         self._membership = membership = join()
-        device, dtype = torch.device(settings.device), torch_dtype(settings.dtype)
-        weights = read_attention_weights(CheckpointReader(settings.directory), settings.config, dtype)
-        self._server = NodeServer(
-            DenseModel(settings.config, weights, device),
-            make_cache(settings.node, settings.config, dtype, device),
-            settings.node,
-            membership.key(),
-            membership.tcp_host(),
-            settings.recovery_timeout_s,
-            settings.request_timeout_s,
-        )
-        self._thread = threading.Thread(target=self._run, name="manta-node", daemon=True)
+        self._server = _load(settings, membership)
+        self._thread = DataPlaneThread("node", self._run, on_end=membership.leave)
         self._thread.start()
         threading.Thread(target=self._announce, name="manta-announce", daemon=True).start()
         membership.watch(self._server.update)
 
     def _run(self) -> None:
+        import torch
+
         torch.set_num_threads(1)
         self._server.run()
 
     def _announce(self) -> None:
         """Tells the gateways only once a router is connected: what is announced can serve."""
-        while not self._server.wait_ready(timeout_s=60.0):
-            if not self._thread.is_alive():
+        while not self._server.wait_ready(READY_CHECK_S):
+            if not self._thread.alive:
                 return
         self._membership.announce("node", self._server.address, self._server.snapshot)
 
@@ -75,9 +74,42 @@ class AttentionNode:
         Raises:
             RuntimeError: The engine's thread has died; Serve then replaces this replica.
         """
-        if not self._thread.is_alive():
-            raise RuntimeError("the engine's thread has ended; see this replica's log for why")
+        self._thread.check()
 
     def __del__(self) -> None:
-        self._membership.leave()
-        self._server.stop()
+        if hasattr(self, "_thread"):  # else it was not loaded
+            self._membership.leave()
+            self._server.stop()
+
+
+def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServer":
+    import torch
+
+    from attention.dense import DenseModel
+    from attention.node import NodeServer
+    from attention.sizing import NodeSettings, batch_tokens, make_cache
+    from checkpoint.reader import CheckpointReader
+    from checkpoint.weights import read_attention_weights
+    from model.dtypes import torch_dtype
+
+    torch.set_num_threads(1)
+    config, device, dtype = settings.config, torch.device(settings.device), torch_dtype(settings.dtype)
+    node = NodeSettings(
+        window=config.window,
+        max_context=settings.max_context,
+        cache_tokens=settings.cache_tokens,
+        prefill_chunk=settings.prefill_chunk,
+        max_batch_tokens=batch_tokens(settings.max_batch_tokens, settings.device, settings.max_sequences),
+        max_sequences=settings.max_sequences,
+        max_queued=settings.max_queued,
+    )
+    weights = read_attention_weights(CheckpointReader(settings.directory), config, dtype)
+    return NodeServer(
+        DenseModel(config, weights, device),
+        make_cache(node, config, dtype, device),
+        node,
+        membership.key(),
+        membership.tcp_host(),
+        settings.recovery_timeout_s,
+        settings.request_timeout_s,
+    )

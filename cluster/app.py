@@ -1,7 +1,7 @@
 """The Serve application: gateways, attention nodes and routers of one service. Building it makes no Ray call.
 
-    serve run cluster.app:build model=PATH
-    serve deploy deploy/serve.yaml
+serve run cluster.app:build model=PATH
+serve deploy deploy/serve.yaml
 """
 
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import Any
 from ray.serve import Application
 
 from attention.deployment import AttentionNode, NodeDeploymentSettings
-from attention.sizing import NodeSettings
 from cluster.membership import JoinService
 from cluster.resolve import NODE_CPU_SHARE, SMALL_CPUS, Service, fitting_cpus, resolve
 from cluster.spec import ServiceSpec, load_spec, spec_for_model, spec_from_dict
@@ -21,6 +20,8 @@ from serving.settings import GatewaySettings
 # Serve notices a dead replica at its next check: its defaults (10 s, 30 s) are made for slower services.
 HEALTH_CHECK_PERIOD_S = 1.0
 HEALTH_CHECK_TIMEOUT_S = 10.0
+# How often a replica that leaves looks whether its requests have ended; Serve's default makes each stop last 2 s.
+DRAIN_CHECK_S = 0.2
 # Every stream is an ongoing request of its gateway; the nodes' own queues say when it is too much (429).
 MAX_ONGOING_REQUESTS = 10_000
 
@@ -51,10 +52,11 @@ def _spec(args: dict[str, Any]) -> ServiceSpec:
 
 def build_service(service: Service) -> Application:
     """Returns the application of a resolved service."""
-    join = JoinService(service)
-    router = _options(RouterReplica, service.spec.router.replicas.num, SMALL_CPUS, 0)
-    node = _options(AttentionNode, service.spec.attention.replicas.num, _node_cpus(service), service.spec.attention.num_gpus)
-    gateway = _options(Gateway, service.spec.api.replicas.num, SMALL_CPUS, 0)
+    spec, join = service.spec, JoinService(service)
+    drain_s = spec.limits.drain_timeout_s
+    router = _options(RouterReplica, spec.router.replicas.num, SMALL_CPUS, 0, drain_s)
+    node = _options(AttentionNode, spec.attention.replicas.num, _node_cpus(service), spec.attention.num_gpus, drain_s)
+    gateway = _options(Gateway, spec.api.replicas.num, SMALL_CPUS, 0, drain_s)
     return gateway.bind(
         gateway_settings(service),
         join,
@@ -63,12 +65,14 @@ def build_service(service: Service) -> Application:
     )
 
 
-def _options(deployment: Any, num_replicas: int, num_cpus: float, num_gpus: float) -> Any:
+def _options(deployment: Any, num_replicas: int, num_cpus: float, num_gpus: float, drain_s: float) -> Any:
     return deployment.options(
         num_replicas=num_replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
+        graceful_shutdown_timeout_s=drain_s,
+        graceful_shutdown_wait_loop_s=min(DRAIN_CHECK_S, drain_s),
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
     )
 
@@ -111,21 +115,17 @@ def _router_settings(service: Service) -> RouterDeploymentSettings:
 
 def _node_settings(service: Service) -> NodeDeploymentSettings:
     attention, limits = service.spec.attention, service.spec.limits
-    node = NodeSettings(
-        window=service.config.window,
-        max_context=service.max_context,
-        cache_tokens=None if attention.cache_tokens == "auto" else attention.cache_tokens,
-        prefill_chunk=None if attention.prefill_chunk == "auto" else attention.prefill_chunk,
-        max_batch_tokens=attention.max_batch_tokens,
-        max_sequences=attention.max_sequences,
-        max_queued=attention.max_queued,
-    )
     return NodeDeploymentSettings(
         directory=service.directory,
         config=service.config,
         dtype=service.dtype,
         device=service.attention_device,
-        node=node,
+        max_context=service.max_context,
+        cache_tokens=None if attention.cache_tokens == "auto" else attention.cache_tokens,
+        prefill_chunk=None if attention.prefill_chunk == "auto" else attention.prefill_chunk,
+        max_batch_tokens=None if attention.max_batch_tokens == "auto" else attention.max_batch_tokens,
+        max_sequences=attention.max_sequences,
+        max_queued=attention.max_queued,
         recovery_timeout_s=limits.recovery_timeout_s,
         request_timeout_s=limits.request_timeout_s,
     )

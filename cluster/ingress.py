@@ -1,14 +1,13 @@
-"""How HTTP gets in: Serve's options for the spec's host and port, and what an existing Serve has instead."""
+"""How HTTP gets in: starts Serve for the spec's host and port, or checks what an existing Serve has instead."""
 
-import os
+import logging
 import socket
+
+import ray
 
 from cluster.spec import ServiceSpec
 
-
-def use_haproxy(enabled: bool) -> None:
-    """Chooses Serve's ingress before Ray starts: HAProxy in front of the gateways, or Serve's own proxy in Python."""
-    os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if enabled else "0"
+LOOPBACK = ("127.0.0.1", "localhost")
 
 
 def check_port_free(host: str, port: int) -> None:
@@ -28,13 +27,49 @@ def check_port_free(host: str, port: int) -> None:
             ) from error
 
 
+def on_head_host() -> bool:
+    """Whether this process is on the host where HTTP enters the Ray cluster."""
+    head, _, _ = ray.get_runtime_context().gcs_address.rpartition(":")
+    return head in (*LOOPBACK, ray.util.get_node_ip_address())
+
+
 def start_serve(spec: ServiceSpec) -> None:
-    """Starts Serve for this spec's host and port, on a cluster that has none."""
+    """Starts Serve for this spec's host and port, unless it runs there already.
+
+    Raises:
+        ValueError: It runs with another host or port, which is one for the whole Ray cluster; or the port is taken.
+        TimeoutError: Serve's proxy does not start.
+    """
     from ray import serve  # takes a second to import, which a mistyped port need not wait for
 
-    serve.start(
-        proxy_location="HeadOnly",
-        http_options={"host": spec.api.host, "port": spec.api.port, "request_timeout_s": None},
-    )
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it says of each step is for Serve's own users
+    running = serve_listens_at()
+    if running is None:
+        if on_head_host():
+            check_port_free(spec.api.host, spec.api.port)
+        serve.start(
+            proxy_location="HeadOnly",
+            http_options={"host": spec.api.host, "port": spec.api.port, "request_timeout_s": None},
+        )
+    elif (_plain(running[0]), running[1]) != (_plain(spec.api.host), spec.api.port):
+        host, port = running
+        raise ValueError(
+            f"api.host and api.port: {spec.api.host}:{spec.api.port} was given, but Serve runs on this Ray cluster "
+            f"already and listens on {host}:{port}; one host and port serve a whole cluster. Give --host {host} "
+            f"--port {port} (and another api.route_prefix than its other applications), or use another cluster"
+        )
 
 
+def serve_listens_at() -> tuple[str, int] | None:
+    """Returns the host and port of the Serve that runs on this cluster; None if none does.
+
+    Serve tells this to nobody but its own client and, where there is one, Ray's dashboard.
+    """
+    from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    return None if client is None else (str(client.http_config.host), int(client.http_config.port))
+
+
+def _plain(host: str) -> str:
+    return LOOPBACK[0] if host in LOOPBACK else host

@@ -1,102 +1,36 @@
-"""Keeps one replica of one shard alive: places it, loads it, watches it, replaces it."""
+"""Keeps one replica of one shard alive: starts it, loads it, watches it, replaces it."""
 
 import asyncio
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import ray
 from ray.exceptions import RayActorError, RayError
-from ray.util.placement_group import (  # pyright: ignore[reportMissingTypeStubs]
-    PlacementGroup,
-    get_placement_group,  # pyright: ignore[reportUnknownVariableType]
-    placement_group,  # pyright: ignore[reportUnknownVariableType]
-    remove_placement_group,
-)
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.backoff import Backoff
+from cluster.causes import cause_of
 from cluster.names import NAMESPACE, expert_name
-from cluster.resolve import EXPERT_CPU_SHARE, Service, fitting_cpus
+from cluster.placement import ExpertGroup
+from cluster.resolve import Service
 from cluster.secret import data_plane_key
-from cluster.spec import ShardPlan, shards
+from cluster.spec import ShardPlan
 from experts.actor import ExpertActor, ExpertSettings
 from transport.address import Address
 
 logger = logging.getLogger(__name__)
 
-FIRST_RETRY_S = 0.5
-LAST_RETRY_S = 30.0
 STATUS_INTERVAL_S = 1.0
+ADOPT_TIMEOUT_S = 5.0  # an expert that runs answers in milliseconds
 
 
 class Report(Protocol):
     """Notes an event."""
 
     def __call__(self, text: str, failed: bool = False) -> None: ...
-
-
-@dataclass(frozen=True)
-class ExpertGroup:
-    """A placement group with a bundle for each replica of each shard."""
-
-    group: PlacementGroup
-    replicas: tuple[tuple[ShardPlan, int], ...]
-    num_cpus: float
-
-
-async def place_experts(service: Service) -> ExpertGroup:
-    """Reserves what the spec asks for; an earlier controller's reservation is taken over.
-
-    Raises:
-        RuntimeError: It cannot be placed within `limits.load_timeout_s`; says what was asked for.
-    """
-    spec = service.spec
-    plan = shards(spec, service.config.num_experts, service.num_cpus)
-    replicas = tuple((shard, replica) for shard in plan for replica in range(shard.replicas))
-    cpus = ray.cluster_resources().get("CPU", 1.0)
-    given = spec.experts.num_cpus
-    num_cpus = fitting_cpus(len(replicas), cpus, EXPERT_CPU_SHARE) if given == "auto" else given
-    bundle: dict[str, float] = {"CPU": num_cpus}
-    if spec.experts.num_gpus:
-        bundle["GPU"] = spec.experts.num_gpus
-    group = _existing_group(service.name)
-    if group is None:
-        group = placement_group(
-            [dict(bundle) for _ in replicas],
-            strategy=spec.experts.placement.upper(),
-            name=_group_name(service.name),
-            lifetime="detached",
-            bundle_label_selector=[dict(spec.experts.labels)] * len(replicas) if spec.experts.labels else None,
-        )
-    try:
-        await asyncio.wait_for(group.ready(), spec.limits.load_timeout_s)  # pyright: ignore[reportArgumentType]
-    except TimeoutError:
-        raise RuntimeError(
-            f"{len(replicas)} expert actors with {bundle} each ({spec.experts.placement}) could not be placed within "
-            f"{spec.limits.load_timeout_s:g} s (limits.load_timeout_s); the cluster has {ray.cluster_resources()}"
-        ) from None
-    return ExpertGroup(group, replicas, num_cpus)
-
-
-def _group_name(service: str) -> str:
-    return f"{NAMESPACE}/{service}/experts"
-
-
-def _existing_group(service: str) -> PlacementGroup | None:
-    try:
-        return get_placement_group(_group_name(service))
-    except ValueError:
-        return None
-
-
-def release_group(service: str) -> None:
-    """Gives back what `place_experts` reserved."""
-    group = _existing_group(service)
-    if group is not None:
-        remove_placement_group(group)
 
 
 class ExpertKeeper:
@@ -130,42 +64,65 @@ class ExpertKeeper:
         self._pid = 0
         self._host = ""
         self._state = "starting"
-        self._loaded: object = 0.0
+        self._error = ""
+        self._figures: Mapping[str, Any] = {}
         self._rows_per_s = 0.0
         self._last_rows = (0.0, 0)
-        self._retry_s = FIRST_RETRY_S
+        self._serving_since_s: float | None = None
+        self._backoff = Backoff()
 
     def status(self) -> dict[str, object]:
-        """Returns what `manta status` shows of this replica."""
+        """Returns what `manta status` shows of this replica; `error`: why the last try failed."""
         return {
             "pid": self._pid,
             "host": self._host,
             "state": self._state,
-            "loaded": self._loaded,
+            "loaded": round(float(self._figures.get("loaded", 0.0)), 2),
             "rows_per_s": round(self._rows_per_s, 1),
             "rows_total": self._last_rows[1],
+            "queue": int(self._figures.get("queue", 0)),
+            "error": self._error,
         }
 
+    async def adopt(self) -> bool:
+        """Takes over the replica if it runs already: an earlier controller has started it. Returns whether it does."""
+        try:
+            actor: Any = ray.get_actor(self._name, NAMESPACE)
+            self.address = await asyncio.wait_for(actor.address.remote(), ADOPT_TIMEOUT_S)
+        except (ValueError, RayError, TimeoutError):
+            return False
+        return self.address is not None
+
     async def run(self) -> None:
-        """Keeps the replica alive until cancelled."""
+        """Keeps the replica alive until cancelled; nothing else ends it."""
         while True:
             try:
                 await self._serve()
-            except RayActorError as error:
-                self._report(f"{self._name} (pid {self._pid}) died: {_first_line(error)}; it is replaced", failed=True)
-            except (RayError, TimeoutError, RuntimeError, ValueError, OSError) as error:
-                self._report(f"{self._name} failed: {_first_line(error)}; trying again", failed=True)
+            except Exception as error:
+                self._note_failure(error)
                 self._kill()
-            self._state = "starting"
-            self.address = None
+            self._state, self.address = "replacing", None
             await self._publish()
-            await asyncio.sleep(self._retry_s)
-            self._retry_s = min(LAST_RETRY_S, self._retry_s * 2)
+            await asyncio.sleep(self._backoff.pause_s(self._worked_s()))
 
     async def stop(self) -> None:
         """Ends the replica for good."""
         self._state = "stopped"
         self._kill()
+
+    def _note_failure(self, error: Exception) -> None:
+        self._error = cause_of(error)
+        if isinstance(error, RayActorError):
+            self._report(f"{self._name} (pid {self._pid}) died: {self._error}; it is replaced", failed=True)
+            return
+        if not isinstance(error, RayError | OSError | TimeoutError | RuntimeError | ValueError):
+            logger.error("%s failed in an unforeseen way", self._name, exc_info=error)
+        self._report(f"{self._name} failed: {self._error}; it is tried again", failed=True)
+
+    def _worked_s(self) -> float:
+        """Returns how long it had served; asked once, when it no longer does."""
+        since_s, self._serving_since_s = self._serving_since_s, None
+        return 0.0 if since_s is None else time.monotonic() - since_s
 
     def _kill(self) -> None:
         if self._actor is not None:
@@ -173,25 +130,34 @@ class ExpertKeeper:
             self._actor = None
 
     async def _serve(self) -> None:
-        """Finds or starts the actor, loads it, publishes it, and returns (by an exception) when it ends."""
-        self._actor = self._start_actor()
+        """Finds or starts the actor, loads it, publishes it, and ends (by an exception) when it does.
+
+        Raises:
+            RayActorError: It died.
+            RuntimeError: It does not serve any more, or not this service.
+            TimeoutError: It was not loaded within `limits.load_timeout_s`.
+            CheckpointError: It cannot be loaded.
+        """
+        key, settings = data_plane_key(self._service.name), self._settings()
+        self._actor = actor = self._start_actor(settings)
         timeout_s = self._service.spec.limits.load_timeout_s
-        self._host, self._pid = await asyncio.wait_for(self._actor.host.remote(), timeout_s)
+        self._host, self._pid = await _within(timeout_s, actor.host.remote(), "did not start")
+        if not await _within(timeout_s, actor.belongs_to.remote(settings, key), "did not answer"):
+            raise RuntimeError("it was left over from another service of this name")
         self._state = "loading"
-        poller = asyncio.get_running_loop().create_task(self._poll(self._actor))
+        poller = asyncio.get_running_loop().create_task(self._poll(actor))
         try:
-            start = self._actor.start.remote(data_plane_key(self._service.name), self._core())
-            self.address = await asyncio.wait_for(start, timeout_s)
-            self._state, self._retry_s = "serving", FIRST_RETRY_S
+            self.address = await _within(timeout_s, actor.start.remote(key, self._core()), "did not load")
+            self._state, self._serving_since_s, self._error = "serving", time.monotonic(), ""
             self._report(f"{self._name} (pid {self._pid}) serves")
             await self._publish()
-            await self._actor.watch.remote()
+            await actor.watch.remote()
         finally:
             poller.cancel()
 
-    def _start_actor(self) -> Any:
-        experts, service = self._service.spec.experts, self._service
-        settings = ExpertSettings(
+    def _settings(self) -> ExpertSettings:
+        service = self._service
+        return ExpertSettings(
             directory=service.directory,
             config=service.config,
             expert_ids=self.shard.expert_ids,
@@ -202,6 +168,9 @@ class ExpertKeeper:
             orphan_timeout_s=service.spec.limits.orphan_timeout_s,
             loopback=service.loopback,
         )
+
+    def _start_actor(self, settings: ExpertSettings) -> Any:
+        experts = self._service.spec.experts
         strategy = PlacementGroupSchedulingStrategy(self._group.group, placement_group_bundle_index=self._bundle)
         return ExpertActor.options(
             name=self._name,
@@ -225,24 +194,31 @@ class ExpertKeeper:
         return self._bundle % num_cores
 
     async def _poll(self, actor: Any) -> None:
-        """Follows the replica's figures; also tells it that a controller is there."""
+        """Follows the replica's figures until cancelled; also tells it that a controller is there."""
         while True:
             try:
-                figures: Mapping[str, Any] = await actor.snapshot.remote()
-            except RayError:
-                return  # it has died: `_serve` hears of it too
-            self._loaded = figures["loaded"]
-            if "rows_total" in figures:
-                now_s, rows = time.monotonic(), int(figures["rows_total"])
-                before_s, before = self._last_rows
-                if before_s:
-                    self._rows_per_s = (rows - before) / max(now_s - before_s, 1e-6)
-                self._last_rows = (now_s, rows)
+                self._take_figures(await actor.snapshot.remote())
+            except RayError as error:
+                logger.info("%s does not answer: %s", self._name, cause_of(error))  # if it died, `_serve` hears of it
             await asyncio.sleep(STATUS_INTERVAL_S)
 
+    def _take_figures(self, figures: Mapping[str, Any]) -> None:
+        self._figures = figures
+        if "rows_total" in figures:
+            now_s, rows = time.monotonic(), int(figures["rows_total"])
+            before_s, before = self._last_rows
+            if before_s and rows >= before:
+                self._rows_per_s = (rows - before) / max(now_s - before_s, 1e-6)
+            self._last_rows = (now_s, rows)
 
-def _first_line(error: BaseException) -> str:
-    """Returns the line of a Ray error that says what happened: the cause's, without the remote traceback."""
-    cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+
+async def _within(timeout_s: float, answer: Awaitable[Any], what: str) -> Any:
+    """Returns an actor's answer.
+
+    Raises:
+        TimeoutError: It did not come in time; says so.
+    """
+    try:
+        return await asyncio.wait_for(answer, timeout_s)
+    except TimeoutError:
+        raise TimeoutError(f"it {what} within {timeout_s:g} s (limits.load_timeout_s)") from None

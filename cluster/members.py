@@ -1,6 +1,5 @@
 """Who takes part in the service: gateways, nodes and routers, as they announce themselves. Pure; time is given."""
 
-from collections.abc import ItemsView
 from dataclasses import dataclass
 
 from transport.address import Address
@@ -11,14 +10,28 @@ from transport.membership import Role, Snapshot
 SILENT_AFTER_S = 6.0
 
 
-@dataclass
-class Member:
-    """One process and what it last said."""
+@dataclass(frozen=True)
+class Announcement:
+    """What one process says of itself.
+
+    Args:
+        address: Where it listens; None: it accepts no connections.
+        host: The Ray node it runs on.
+        app: The Serve application it belongs to.
+        snapshot: Figures for status and metrics.
+    """
 
     role: Role
     address: Address | None
     pid: int
+    host: str
+    app: str
     snapshot: Snapshot
+
+
+@dataclass
+class _Member:
+    said: Announcement
     heard_s: float
 
 
@@ -26,45 +39,63 @@ class Members:
     """The processes that announced themselves, by their own ids."""
 
     def __init__(self) -> None:
-        self._members: dict[str, Member] = {}
+        self._members: dict[str, _Member] = {}
 
     def __bool__(self) -> bool:
         return bool(self._members)
 
-    def items(self) -> ItemsView[str, Member]:
-        return self._members.items()
+    def __len__(self) -> int:
+        return len(self._members)
 
-    def heard(
-        self, member_id: str, role: Role, address: Address | None, pid: int, snapshot: Snapshot, now_s: float
-    ) -> bool:
+    def heard(self, member_id: str, said: Announcement, now_s: float) -> bool:
         """Notes an announcement; returns whether the member is new."""
         new = member_id not in self._members
-        self._members[member_id] = Member(role, address, pid, snapshot, now_s)
+        self._members[member_id] = _Member(said, now_s)
         return new
 
-    def remove(self, member_id: str) -> Member | None:
-        """Forgets a member."""
-        return self._members.pop(member_id, None)
+    def remove(self, member_id: str) -> Announcement | None:
+        """Forgets a member; returns what it last said."""
+        member = self._members.pop(member_id, None)
+        return None if member is None else member.said
 
-    def drop_silent(self, now_s: float) -> list[Member]:
-        """Forgets the members that have not been heard for SILENT_AFTER_S; returns them."""
+    def drop_silent(self, now_s: float) -> list[Announcement]:
+        """Forgets the members that have not been heard for SILENT_AFTER_S; returns what they last said."""
         silent = [key for key, member in self._members.items() if now_s - member.heard_s > SILENT_AFTER_S]
-        return [self._members.pop(key) for key in silent]
+        return [self._members.pop(key).said for key in silent]
+
+    def forgive(self, pause_s: float) -> None:
+        """Does not hold `pause_s` against anybody: nobody listened for so long."""
+        for member in self._members.values():
+            member.heard_s += pause_s
 
     def addresses(self, role: Role) -> tuple[Address, ...]:
         """Returns where the members of one role listen."""
-        return tuple(
-            member.address for member in self._members.values() if member.role == role and member.address is not None
-        )
+        said = (member.said for member in self._members.values())
+        return tuple(one.address for one in said if one.role == role and one.address is not None)
+
+    @property
+    def apps(self) -> tuple[str, ...]:
+        """The Serve applications that the members belong to."""
+        return tuple(sorted({member.said.app for member in self._members.values()}))
+
+    def snapshots(self, except_id: str) -> list[tuple[Role, Snapshot]]:
+        """Returns the last snapshot of every gateway and node but one."""
+        return [
+            (member.said.role, member.said.snapshot)
+            for member_id, member in self._members.items()
+            if member_id != except_id and member.said.role != "router"
+        ]
 
     def status(self, role: Role) -> list[dict[str, object]]:
         """Returns what `manta status` shows of the members of one role."""
-        return [
-            {
-                "pid": member.pid,
-                "address": str(member.address) if member.address is not None else None,
-                **{key: value for key, value in member.snapshot.items() if isinstance(value, int | float | str | list)},
-            }
-            for member in self._members.values()
-            if member.role == role
-        ]
+        said = [member.said for member in self._members.values() if member.said.role == role]
+        return [_status_of(one) for one in said]
+
+
+def _status_of(said: Announcement) -> dict[str, object]:
+    figures = {key: value for key, value in said.snapshot.items() if isinstance(value, int | float | str | list)}
+    used, total = figures.get("cache_used_tokens"), figures.get("cache_total_tokens")
+    if isinstance(used, int) and isinstance(total, int):
+        figures["cache_used"] = round(used / max(total, 1), 4)
+    address = None if said.address is None else str(said.address)
+    return {"pid": said.pid, "host": said.host, "address": address, **figures}

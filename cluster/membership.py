@@ -5,26 +5,33 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray import serve
+from ray.exceptions import GetTimeoutError, RayError
 
-from cluster.controller import start_controller
+from cluster.causes import cause_of
+from cluster.controller import News, start_controller
+from cluster.members import Announcement
+from cluster.names import NAMESPACE, controller_name
 from cluster.resolve import Service
 from cluster.secret import data_plane_key
 from transport.address import Address
-from transport.membership import Role, Snapshot
 from transport.hosts import interface_for_peers
+from transport.membership import Role, Snapshot
 from transport.table import RoutingTable
 
 logger = logging.getLogger(__name__)
 
 ANNOUNCE_INTERVAL_S = 1.0
+ANNOUNCE_TIMEOUT_S = 20.0
 POLL_TIMEOUT_S = 20.0  # a long poll that long without news is asked again
 RETRY_S = 0.5
+NO_VERSION = -1  # of a routing table: differs from every table's
+UNREACHABLE = (RayError, GetTimeoutError, ValueError)  # ValueError: Ray's, for an actor that has just gone
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,17 @@ class JoinService:
 
 
 class ControllerMembership:
-    """Implements `transport.membership.Membership` over the named controller actor, which it starts if there is none."""
+    """Implements `transport.membership.Membership` over the named controller actor, which it starts if there is none.
+
+    Its threads are daemons: they keep no process from ending.
+    """
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._member_id = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
-        self._stopped = threading.Event()
+        self._left = threading.Event()
+        self._service_stops = False
+        self._handle: Any = None
 
     def key(self) -> bytes:
         return data_plane_key(self._service.name)
@@ -51,8 +63,8 @@ class ControllerMembership:
     def tcp_host(self) -> str | None:
         return None if self._service.loopback else interface_for_peers()
 
-    def watch(self, on_table: Callable[[RoutingTable], None]) -> None:
-        threading.Thread(target=self._watch, args=(on_table,), name="manta-watch", daemon=True).start()
+    def watch(self, on_table: Callable[[RoutingTable], None], on_stop: Callable[[], None] = lambda: None) -> None:
+        threading.Thread(target=self._watch, args=(on_table, on_stop), name="manta-watch", daemon=True).start()
 
     def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
         args = (role, address, snapshot)
@@ -62,35 +74,52 @@ class ControllerMembership:
         return await self._controller().snapshots.remote(self._member_id)
 
     def leave(self) -> None:
-        if not self._stopped.is_set():
-            self._stopped.set()
-            self._controller().leave.remote(self._member_id)
+        if self._left.is_set():
+            return
+        self._left.set()
+        try:
+            ray.get_actor(controller_name(self._service.name), NAMESPACE).leave.remote(self._member_id)
+        except (*UNREACHABLE, RuntimeError) as error:
+            logger.info("the controller is gone already: %s", cause_of(error))
 
     def _controller(self) -> Any:
-        return start_controller(self._service)
+        """Returns the controller, started anew if it is gone for good. Not once the service is being stopped."""
+        if self._handle is None:
+            self._handle = start_controller(self._service)
+        return self._handle
 
-    def _watch(self, on_table: Callable[[RoutingTable], None]) -> None:
-        stopped, version = self._stopped, -1
-        while not stopped.is_set():
+    def _lost_controller(self, error: Exception, so: str) -> None:
+        logger.warning("the controller does not answer (%s); %s", cause_of(error), so)
+        if not self._service_stops:
+            self._handle = None
+        self._left.wait(RETRY_S)
+
+    def _watch(self, on_table: Callable[[RoutingTable], None], on_stop: Callable[[], None]) -> None:
+        version = NO_VERSION
+        while not self._left.is_set():
             try:
-                table: RoutingTable | None = ray.get(
-                    self._controller().table.remote(version, POLL_TIMEOUT_S), timeout=2 * POLL_TIMEOUT_S
-                )
-            except (RayError, TimeoutError, ValueError) as error:
-                logger.warning("the controller does not answer (%s); going on with the last routing table", error)
-                version = -1  # a restarted controller counts from the start
-                stopped.wait(RETRY_S)
+                call = self._controller().news.remote(version, POLL_TIMEOUT_S)
+                news: News = ray.get(call, timeout=2 * POLL_TIMEOUT_S)
+            except UNREACHABLE as error:
+                version = NO_VERSION  # a restarted controller counts anew
+                self._lost_controller(error, "going on with the last routing table")
                 continue
-            if table is not None and not stopped.is_set():
-                version = table.version
-                on_table(table)
+            if news.stopping:
+                self._service_stops = True
+                on_stop()
+                return
+            if news.table is not None and not self._left.is_set():
+                version = news.table.version
+                on_table(news.table)
 
-    def _announce(self, role: Role, address: Address | None, snapshot: Callable[[], Mapping[str, object]]) -> None:
-        stopped = self._stopped
-        while not stopped.is_set():
+    def _announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
+        host = ray.get_runtime_context().get_node_id()
+        app = serve.get_replica_context().app_name
+        while not self._left.is_set():
+            said = Announcement(role, address, os.getpid(), host, app, snapshot())
             try:
-                call = self._controller().announce.remote(self._member_id, role, address, os.getpid(), snapshot())
-                ray.get(call, timeout=POLL_TIMEOUT_S)
-            except (RayError, TimeoutError, ValueError) as error:
-                logger.warning("the controller does not answer (%s); announcing again", error)
-            stopped.wait(ANNOUNCE_INTERVAL_S)
+                ray.get(self._controller().announce.remote(self._member_id, said), timeout=ANNOUNCE_TIMEOUT_S)
+            except UNREACHABLE as error:
+                self._lost_controller(error, "announcing again")
+            else:
+                self._left.wait(ANNOUNCE_INTERVAL_S)

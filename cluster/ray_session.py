@@ -1,8 +1,12 @@
 """Joins a Ray cluster, or starts one on this machine that ends with this process."""
 
+import logging
 import os
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
 
@@ -10,13 +14,10 @@ from cluster.names import NAMESPACE
 
 OBJECT_STORE_BYTES = 150 << 20  # Manta keeps no data in Ray's object store
 
-# Of a Ray that Manta starts itself; read by every Ray process as it starts.
-LOCAL_ENVIRONMENT = {
+# Of a Ray that Manta starts itself; read by every Ray process as it starts, and partly by this one.
+RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray's default, 15, lets anything else on the machine go first
     "RAY_USAGE_STATS_ENABLED": "0",
-    "OMP_NUM_THREADS": "1",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # weights in huge pages: read 7 % faster (docs/performance.md)
-    "USE_TORCH": "0",  # for transformers in a gateway, which needs no torch; nothing else reads it
     # Serve's own settings for throughput (RAY_SERVE_THROUGHPUT_OPTIMIZED), but for direct ingress, which would move
     # the gateways to other ports: fewer threads between proxy and gateway, and no log line for each request.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -25,46 +26,135 @@ LOCAL_ENVIRONMENT = {
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
     "RAY_SERVE_LOG_TO_STDERR": "0",
 }
+# The same, but no business of the process that starts it.
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # weights in huge pages: read 7 % faster (docs/performance.md)
+    "USE_TORCH": "0",  # for transformers in a gateway, which needs no torch; nothing else reads it
+}
 
 
-def start_local_ray() -> None:
+def start_local_ray(num_cpus: int | None = None) -> None:
     """Starts Ray on this machine, on loopback only; it ends with this process.
 
+    Args:
+        num_cpus: The CPUs that Ray may hand out; None: the cores of this machine.
+
     Raises:
-        RuntimeError: Ray does not start.
+        RuntimeError: Ray does not start, or this process has joined a cluster already.
     """
-    os.environ.update(LOCAL_ENVIRONMENT)
-    ray.init(
-        address="local",
-        namespace=NAMESPACE,
-        num_cpus=os.cpu_count(),
-        include_dashboard=False,
-        log_to_driver=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    os.environ.update(RAY_ENVIRONMENT)
+    with _worker_environment(), _signals_kept():
+        try:
+            ray.init(
+                address="local",
+                namespace=NAMESPACE,
+                num_cpus=num_cpus or os.cpu_count(),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _node_ip_address="127.0.0.1",
+            )
+        except BaseException:
+            ray.shutdown()  # Ctrl-C in the middle of it: some of its processes may run
+            raise
 
 
-def join_ray(address: str | None) -> None:
-    """Joins a running cluster.
+def join_ray(address: str) -> None:
+    """Joins a running cluster, unless this process has joined one.
 
     Args:
-        address: As for `ray.init`; None looks for one on this machine.
+        address: As for `ray.init`; `auto` looks for one on this machine.
 
     Raises:
         ConnectionError: There is none.
     """
     if not ray.is_initialized():
-        ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False)
+        with _signals_kept():
+            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def stop_local_ray() -> None:
+    """Ends the Ray that `start_local_ray` started. A signal does not interrupt it: it takes a second or two."""
+    with _signals_kept(ignored=True):
+        ray.shutdown()
+
+
+@dataclass(frozen=True)
+class RaySession:
+    """A cluster that this process takes part in.
+
+    Args:
+        own: Whether it was started for this session, and ends with it.
+        joined: Whether this session joined it, and leaves it at its end.
+    """
+
+    own: bool
+    joined: bool
+
+    def close(self) -> None:
+        """Ends the cluster if it is the session's own; leaves it if the session has joined it."""
+        if self.own:
+            stop_local_ray()
+        elif self.joined:
+            ray.shutdown()
+
+
+def open_session(address: str | None) -> RaySession:
+    """Joins the cluster at `address`, unless this process has joined one already; None starts one on this machine.
+
+    Raises:
+        ConnectionError: There is none at `address`.
+        RuntimeError: Ray does not start, or `address` is None and this process has joined a cluster already.
+    """
+    if address is None:
+        start_local_ray()
+        return RaySession(own=True, joined=True)
+    before = ray.is_initialized()
+    join_ray(address)
+    return RaySession(own=False, joined=not before)
 
 
 @contextmanager
-def joined(address: str | None) -> Iterator[None]:
-    """A cluster joined for as long as the context lasts (unless this process had joined it already)."""
-    before = ray.is_initialized()
-    join_ray(address)
+def joined(address: str | None) -> Generator[None]:
+    """A running cluster joined for as long as the context lasts; None looks for one on this machine."""
+    session = open_session(address or "auto")
     try:
         yield
     finally:
-        if not before:
-            ray.shutdown()
+        session.close()
+
+
+@contextmanager
+def _worker_environment() -> Generator[None]:
+    before = {name: os.environ.get(name) for name in WORKER_ENVIRONMENT}
+    os.environ.update(WORKER_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _signals_kept(ignored: bool = False) -> Generator[None]:
+    """Puts the handlers of SIGINT and SIGTERM back at the end: Ray installs its own, which exits at once.
+
+    Args:
+        ignored: Whether both signals are ignored meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before if ignored else ():
+            signal.signal(number, signal.SIG_IGN)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -5,7 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.spec import ServiceSpec
+from cluster.spec import ServiceSpec, shards
 from model.config import MixtralConfig, read_config
 
 # Of the cores of a Ray that Manta has started: the experts' share, the rest is for everything else.
@@ -60,20 +60,25 @@ def resolve(spec: ServiceSpec, loopback: bool = False) -> Service:
 
     Raises:
         ConfigError: The checkpoint is missing or not a Mixtral.
+        SpecError: `experts` does not fit the checkpoint's experts.
         ValueError: `model.max_context` is more than the model has.
     """
     config = read_config(spec.model.directory)
     model = spec.model
     max_context = config.max_context if model.max_context == "auto" else model.max_context
     if max_context > config.max_context:
-        raise ValueError(f"model.max_context: {max_context} was given; the checkpoint allows {config.max_context} at most")
+        raise ValueError(
+            f"model.max_context: {max_context} was given; the checkpoint allows {config.max_context} at most"
+        )
+    num_cpus = os.cpu_count() or 1
+    shards(spec, config.num_experts, num_cpus)
     window = config.window if model.window == "auto" else model.window
     return Service(
         spec=spec,
         config=replace(config, window=window),
         dtype=config.dtype if model.dtype == "auto" else model.dtype,
         max_context=max_context,
-        num_cpus=os.cpu_count() or 1,
+        num_cpus=num_cpus,
         loopback=loopback,
     )
 

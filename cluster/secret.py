@@ -1,4 +1,4 @@
-"""The data-plane key of a service: random, made once, kept in Ray's internal store; never in files, logs or arguments."""
+"""The data-plane key of a service: random, made once, kept in Ray's internal store; never in files or logs."""
 
 import secrets
 

@@ -20,11 +20,12 @@ def problems_in(spec: ServiceSpec) -> Iterator[Problem]:
             f"{show(spec.api.host)} can be reached from other machines, and api.keys_file is not set. "
             "Set api.keys_file to a file with one API key a line, or use 127.0.0.1.",
         )
-    if spec.attention.max_sequences > spec.attention.max_batch_tokens:
+    batch_tokens = spec.attention.max_batch_tokens
+    if batch_tokens != "auto" and spec.attention.max_sequences > batch_tokens:
         yield Problem(
             "attention.max_sequences",
             f"{spec.attention.max_sequences} was given, more than attention.max_batch_tokens "
-            f"({spec.attention.max_batch_tokens}), and every running sequence needs a row in each step. "
+            f"({batch_tokens}), and every running sequence needs a row in each step. "
             "Lower the first or raise the second.",
         )
 

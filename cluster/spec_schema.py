@@ -131,8 +131,8 @@ class AttentionSpec(Section):
     """Rolling-cache capacity of one node, in positions."""
     prefill_chunk: AutoCount = "auto"
     """The most prompt positions that one step takes from one sequence; auto: the window."""
-    max_batch_tokens: Count = 2048
-    """The most rows of one step."""
+    max_batch_tokens: AutoCount = "auto"
+    """The most rows of one step; auto: 2048 on GPUs, 512 on CPUs, where a larger step is no faster."""
     max_sequences: Count = 64
     """The most sequences that run at once on one node; the others queue."""
     max_queued: CountOrZero = 256

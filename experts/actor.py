@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,8 @@ import ray
 
 from model.config import MixtralConfig
 from transport.address import Address
+
+TICK_S = 1.0
 
 # The controller imports this file and needs no torch, which takes seconds to import: only `_load` does.
 if TYPE_CHECKING:
@@ -47,10 +48,16 @@ class ExpertActor:
     def __init__(self, settings: ExpertSettings) -> None:
         self._settings = settings
         self._server: ExpertServer | None = None
+        self._key: bytes | None = None
         self._progress = 0.0
-        self._called_s = time.monotonic()
+        self._alone_s = 0.0
         self._rows_seen = -1
         self._starting = asyncio.Lock()
+        self._orphan_watch = asyncio.get_event_loop().create_task(self._leave_when_orphaned())
+
+    async def belongs_to(self, settings: ExpertSettings, key: bytes) -> bool:
+        """Whether it holds (or may yet load) what is asked for, for the service that has this key."""
+        return settings == self._settings and self._key in (None, key)
 
     async def start(self, key: bytes, core: int | None) -> Address:
         """Loads the weights, once, and starts serving; returns where.
@@ -58,16 +65,16 @@ class ExpertActor:
         Raises:
             CheckpointError: The checkpoint is damaged; names the file, the tensor and the remedy.
         """
-        self._called_s = time.monotonic()
+        self._alone_s = 0.0
         async with self._starting:
             if self._server is None:
+                self._key = key
                 self._server = await asyncio.to_thread(self._load, key, core)
-                asyncio.get_running_loop().create_task(self._leave_when_orphaned())
         return self._server.address
 
     async def address(self) -> Address | None:
         """Returns where it serves, or None while it is not loaded; for a controller that finds it running."""
-        self._called_s = time.monotonic()
+        self._alone_s = 0.0
         return self._server.address if self._server is not None else None
 
     async def host(self) -> tuple[str, int]:
@@ -76,16 +83,21 @@ class ExpertActor:
 
     async def snapshot(self) -> Mapping[str, object]:
         """Returns figures for status, and `loaded`, the fraction of its weights that is read."""
-        self._called_s = time.monotonic()
+        self._alone_s = 0.0
         if self._server is None:
             return {"loaded": self._progress}
         return {"loaded": 1.0, **self._server.snapshot()}
 
     async def watch(self) -> None:
-        """Returns when it stops serving; a caller learns of the actor's death from this call's failure."""
-        while self._server is None or self._server.alive:
-            await asyncio.sleep(1.0)
-        raise RuntimeError("the expert's thread has ended; see this actor's log for why")
+        """Runs for as long as it serves; a caller learns of the actor's death from this call's failure.
+
+        Raises:
+            RuntimeError: It does not serve any more; says why.
+        """
+        while True:
+            if self._server is not None:
+                self._server.check()
+            await asyncio.sleep(TICK_S)
 
     def _load(self, key: bytes, core: int | None) -> "ExpertServer":
         import torch
@@ -116,12 +128,13 @@ class ExpertActor:
         self._progress = fraction
 
     async def _leave_when_orphaned(self) -> None:
-        timeout_s = self._settings.orphan_timeout_s
-        while True:
-            await asyncio.sleep(min(1.0, timeout_s / 4))
-            assert self._server is not None
-            rows = self._server.snapshot()["rows_total"]
+        """Ends the process. Counts its own ticks: time during which the whole host stood still does not count."""
+        while self._alone_s <= self._settings.orphan_timeout_s:
+            await asyncio.sleep(TICK_S)
+            self._alone_s += TICK_S
+            rows = 0 if self._server is None else int(str(self._server.snapshot()["rows_total"]))
             if rows != self._rows_seen:
-                self._rows_seen, self._called_s = int(str(rows)), time.monotonic()
-            if time.monotonic() - self._called_s > timeout_s:
-                os._exit(0)
+                self._rows_seen, self._alone_s = rows, 0.0
+        if self._server is not None:
+            self._server.stop()
+        os._exit(0)

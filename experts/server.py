@@ -1,17 +1,20 @@
 """The expert actor's data-plane side: answers routers in a thread of its own, pinned to a core if asked."""
 
 import os
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from experts.service import ExpertService
 from experts.shard import ExpertShard
 from transport.address import Address
+from transport.base import Request
 from transport.loop import Loop
 from transport.socket import RequestServer
+from transport.worker import DataPlaneThread
+
+STOP_TIMEOUT_S = 1.0
 
 
 class ExpertServer:
@@ -27,10 +30,11 @@ class ExpertServer:
     ) -> None:
         self._loop = Loop()
         self._service = ExpertService(shard, device)
-        self._server = RequestServer(self._loop, "expert", key, tcp_host, self._service.serve)
+        self._server = RequestServer(self._loop, "expert", key, tcp_host, self._serve)
         self._core = core
         self._started_s = time.monotonic()
-        self._thread = threading.Thread(target=self._run, name="manta-expert", daemon=True)
+        self._queue = 0
+        self._thread = DataPlaneThread("expert", self._run)
 
     @property
     def address(self) -> Address:
@@ -38,23 +42,38 @@ class ExpertServer:
 
     @property
     def alive(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread.alive
+
+    def check(self) -> None:
+        """Does nothing while it serves.
+
+        Raises:
+            RuntimeError: It has ended; says why.
+        """
+        self._thread.check()
 
     def start(self) -> None:
         """Starts serving."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends serving; callable from any thread."""
+        """Ends serving and waits a moment for it; callable from any other thread."""
         self._loop.stop()
+        self._thread.join(STOP_TIMEOUT_S)
 
     def snapshot(self) -> Mapping[str, object]:
-        """Returns figures since the start; callable from any thread."""
+        """Returns figures since the start, and `queue`: the rows at work now; callable from any thread."""
         return {
             "rows_total": self._service.num_rows,
+            "queue": self._queue,
             "busy_s": self._service.busy_s,
             "uptime_s": time.monotonic() - self._started_s,
         }
+
+    def _serve(self, requests: Sequence[Request]) -> None:
+        self._queue = sum(request.rows_TD.shape[0] for request in requests)
+        self._service.serve(requests)
+        self._queue = 0
 
     def _run(self) -> None:
         torch.set_num_threads(1)

@@ -59,6 +59,7 @@ class ExpertService:
                 item.rows.append(rows_ND)
                 item.places.append((len(accepted), place))
             accepted.append(request)
+            self.num_rows += request.rows_TD.shape[0]
             answers.append([request.rows_TD] * len(parts))
         for item in work.values():
             _compute(item, answers)
@@ -78,7 +79,6 @@ class ExpertService:
         if rows_TD.shape[1] != self._shard.width:
             raise CallError("invalid_request", f"rows of {rows_TD.shape[1]} elements; allowed: {self._shard.width}")
         rows_ND = rows_TD.to(self._device, self._shard.dtype)
-        self.num_rows += rows_ND.shape[0]
         parts: list[tuple[int, ExpertFFN, Tensor]] = []
         for expert, expert_rows in zip(header.expert_ids, rows_ND.split(counts), strict=True):
             ffn = self._shard.ffn(layer, expert)

@@ -48,7 +48,7 @@ class LocalSettings:
     max_context: int | None = None
     cache_tokens: int | None = None
     prefill_chunk: int | None = None
-    max_batch_tokens: int = 2048
+    max_batch_tokens: int = 512
     max_sequences: int = 16
     max_queued: int = 256
     per_actor: int | None = None

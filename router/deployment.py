@@ -3,16 +3,19 @@
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from ray import serve
 
-from checkpoint.reader import CheckpointReader
-from checkpoint.weights import read_gates
 from model.config import MixtralConfig
-from model.dtypes import torch_dtype
-from router.server import RouterServer
-from transport.membership import Join
+from transport.membership import Join, Membership
+from transport.worker import DataPlaneThread
+
+# Whoever builds the application imports this file and needs no torch, which takes seconds to import: only loading does.
+if TYPE_CHECKING:
+    from router.server import RouterServer
+
+READY_CHECK_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -34,26 +37,24 @@ class RouterReplica:
     """Holds the gates; scatters rows to the experts, gathers and combines."""
 
     def __init__(self, settings: RouterDeploymentSettings, join: Join) -> None:
-        torch.set_num_threads(1)
         self._membership = membership = join()
-        gates = read_gates(CheckpointReader(settings.directory), settings.config, torch_dtype(settings.dtype))
-        self._server = RouterServer(
-            gates, settings.config.top_k, membership.key(), membership.tcp_host(), settings.recovery_timeout_s
-        )
-        self._thread = threading.Thread(target=self._run, name="manta-router", daemon=True)
+        self._server = _load(settings, membership)
+        self._thread = DataPlaneThread("router", self._run, on_end=membership.leave)
         self._thread.start()
         threading.Thread(target=self._announce, name="manta-announce", daemon=True).start()
         membership.watch(self._server.update)
 
     def _run(self) -> None:
+        import torch
+
         torch.set_num_threads(1)
         with torch.inference_mode():
             self._server.run()
 
     def _announce(self) -> None:
         """Tells the nodes only once every expert is connected: what is announced can serve."""
-        while not self._server.wait_ready(timeout_s=60.0):
-            if not self._thread.is_alive():
+        while not self._server.wait_ready(READY_CHECK_S):
+            if not self._thread.alive:
                 return
         self._membership.announce("router", self._server.address, self._server.snapshot)
 
@@ -63,9 +64,24 @@ class RouterReplica:
         Raises:
             RuntimeError: The router's thread has died; Serve then replaces this replica.
         """
-        if not self._thread.is_alive():
-            raise RuntimeError("the router's thread has ended; see this replica's log for why")
+        self._thread.check()
 
     def __del__(self) -> None:
-        self._membership.leave()
-        self._server.stop()
+        if hasattr(self, "_thread"):  # else it was not loaded
+            self._membership.leave()
+            self._server.stop()
+
+
+def _load(settings: RouterDeploymentSettings, membership: Membership) -> "RouterServer":
+    import torch
+
+    from checkpoint.reader import CheckpointReader
+    from checkpoint.weights import read_gates
+    from model.dtypes import torch_dtype
+    from router.server import RouterServer
+
+    torch.set_num_threads(1)
+    gates = read_gates(CheckpointReader(settings.directory), settings.config, torch_dtype(settings.dtype))
+    return RouterServer(
+        gates, settings.config.top_k, membership.key(), membership.tcp_host(), settings.recovery_timeout_s
+    )

@@ -11,6 +11,7 @@ from serving.nodes import NodeGenerator
 from serving.settings import GatewaySettings
 from serving.tokenizer import TextCodec
 from transport.membership import Join
+from transport.worker import freeze_garbage
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,20 @@ class Gateway:
     async def __init__(self, settings: GatewayDeploymentSettings, join: Join, *parts: object) -> None:
         del parts  # routers and nodes: named here so that Serve starts them; reached over the data plane
         self._settings = settings
-        self._generator: NodeGenerator | None = None
-        self._membership = join()
         self._codec = TextCodec.load(settings.directory)
+        self._membership = join()
         self._generator = NodeGenerator(self._membership, settings.recovery_timeout_s)
+        freeze_garbage()
 
-    def __serve_build_asgi_app__(self) -> FastAPI:  # noqa: PLW3201 - the name is Serve's
-        assert self._generator is not None
+    def __serve_build_asgi_app__(self) -> FastAPI:
         app = build_app(self._settings.gateway, self._codec, self._generator, ready=self._ready)
         self._membership.announce("gateway", None, app.state.metrics.snapshot)
         return app
 
     async def _ready(self) -> bool:
-        return self._generator is not None and self._generator.ready
+        return self._generator.ready
 
     async def __del__(self) -> None:
-        self._membership.leave()
-        if self._generator is not None:
+        if hasattr(self, "_generator"):  # else it was not loaded
+            self._membership.leave()
             self._generator.close()

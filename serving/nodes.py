@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator
 
 from protos.dispatch_pb2 import Header
 from protos.generation_pb2 import FAILED, Cancel, SequenceOutput, StepOutput, Submit
-from serving.metrics import MetricsSnapshot
 from serving.generator import GenerationError
+from serving.metrics import MetricsSnapshot
 from transport.address import Address
 from transport.frames import Frame
 from transport.link import Link
@@ -130,10 +130,11 @@ class NodeGenerator:
         self._nodes: dict[Address, _Node] = {}
         self._asyncio = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
+        self._ended = False
         self._change = asyncio.Event()
         # The loop's own descriptor is readable whenever one of its sockets is: asyncio turns it then.
         self._asyncio.add_reader(self._loop.fileno(), self._turn)
-        membership.watch(lambda table: self._loop.post(lambda: self._update(table)))
+        membership.watch(lambda table: self._loop.post(lambda: self._update(table)), self._stop_soon)
 
     @property
     def ready(self) -> bool:
@@ -179,9 +180,10 @@ class NodeGenerator:
 
     def close(self) -> None:
         """Ends every connection; streams under way fail."""
+        self._end()
         self._asyncio.remove_reader(self._loop.fileno())
-        for node in self._nodes.values():
-            node.link.close()
+        if self._timer is not None:
+            self._timer.cancel()
         self._loop.close()
 
     def changed(self) -> None:
@@ -192,6 +194,8 @@ class NodeGenerator:
         """Returns the connected node with the fewest streams, waiting for one if need be."""
         deadline_s = time.monotonic() + self._recovery_timeout_s
         while True:
+            if self._ended:
+                raise GenerationError("expert_unavailable", "the service is being stopped")
             up = [node for node in self._nodes.values() if node.link.up]
             if up:
                 return min(up, key=lambda node: len(node.streams))
@@ -202,7 +206,19 @@ class NodeGenerator:
                 message = f"no attention node within {self._recovery_timeout_s:g} s (limits.recovery_timeout_s)"
                 raise GenerationError("expert_unavailable", message) from None
 
+    def _stop_soon(self) -> None:
+        """The whole service is being stopped: nobody waits for nodes that will not come back."""
+        self._loop.post(self._end)
+
+    def _end(self) -> None:
+        self._ended = True
+        while self._nodes:
+            self._nodes.popitem()[1].close()
+        self._change.set()
+
     def _update(self, table: RoutingTable) -> None:
+        if self._ended:
+            return
         for address in set(table.nodes) - self._nodes.keys():
             self._nodes[address] = _Node(self, self._loop, address, self._key)
         for address in self._nodes.keys() - set(table.nodes):

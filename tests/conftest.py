@@ -20,7 +20,7 @@ def pytest_report_header() -> str:
     return f"random inputs: {SEED_VARIABLE}={SESSION_SEED}"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def seed() -> int:
     """The seed for a test's random inputs: new in every run, printed in the header, set with MANTA_TEST_SEED."""
     return SESSION_SEED

@@ -11,7 +11,6 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-
 MAX_PATH_BYTES = 107  # of a Unix socket, on Linux
 
 

@@ -30,8 +30,11 @@ class Membership(Protocol):
         """Returns the interface that other hosts reach this process on; None when all of Ray is on this host."""
         ...
 
-    def watch(self, on_table: Callable[[RoutingTable], None]) -> None:
-        """Calls `on_table`, from a thread of its own, with the present routing table and with each later one."""
+    def watch(self, on_table: Callable[[RoutingTable], None], on_stop: Callable[[], None] = lambda: None) -> None:
+        """Calls `on_table`, from a thread of its own, with the present routing table and with each later one.
+
+        `on_stop` is called, from the same thread and as the last thing, when the whole service is being stopped.
+        """
         ...
 
     def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
@@ -47,5 +50,5 @@ class Membership(Protocol):
         ...
 
     def leave(self) -> None:
-        """Says that this process stops serving, and ends its threads."""
+        """Says that this process stops serving, and ends its threads. May be called again; never raises."""
         ...

@@ -182,7 +182,8 @@ class SocketServer:
 
     def close(self) -> None:
         """Stops listening and ends every connection."""
-        for listener in self._listeners:
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
             listener.close()
         for session in list(self._sessions):
             session.close()

@@ -80,6 +80,8 @@ class Steps:
         assert batch.positions_T.tolist() == positions
         assert batch.ids_T.tolist() == positions  # ids were chosen so
         assert batch.num_positions == max(positions) + 1
+        written = list(zip(batch.places.block_T.tolist(), batch.places.offset_T.tolist(), strict=True))
+        assert len(set(written)) == len(written), "two rows are written to one slot: which one stays is undefined"
         for layer in range(LAYERS):
             self._check_layer(layer, batch, rows)
         for sequence, count in rows:

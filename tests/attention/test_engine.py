@@ -230,12 +230,14 @@ class CancellingExperts:
         return mild_experts(layer, rows_TD)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 5])
-def test_cancelled_in_the_middle_of_a_step(seed: int, max_tokens: int) -> None:
+@pytest.mark.parametrize(("max_tokens", "steps_before"), [(1, 0), (5, 0), (5, 1), (5, 3), (5, 4)])
+def test_cancelled_in_the_middle_of_a_step(seed: int, max_tokens: int, steps_before: int) -> None:
     experts = CancellingExperts()
     engine = make_engine(seed, experts=experts)
     for key in (0, 1):
         submit(engine, key, [5, 6, key + 7], max_tokens=max_tokens, ignore_eos=True)
+    for _ in range(steps_before):
+        assert step(engine).keys() == {0, 1}
     experts.cancel = lambda: engine.cancel(0)
     assert step(engine).keys() == {1}
     engine.check_integrity()

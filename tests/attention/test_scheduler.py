@@ -147,16 +147,17 @@ ARRIVALS = st.lists(
 @given(
     arrivals=ARRIVALS,
     chunk=st.integers(1, 30),
-    budget=st.integers(5, 40),
+    spare=st.integers(0, 20),
     max_sequences=st.integers(1, 5),
-    num_blocks=st.integers(15, 40),  # one sequence of 40 + 20 tokens needs 15
+    num_blocks=st.integers(15, 30),  # one sequence of 40 + 20 tokens needs 15
 )
 def test_every_sequence_ends_in_fair_order(
-    arrivals: list[tuple[int, int, int, bool]], chunk: int, budget: int, max_sequences: int, num_blocks: int
+    arrivals: list[tuple[int, int, int, bool]], chunk: int, spare: int, max_sequences: int, num_blocks: int
 ) -> None:
+    budget = max_sequences + spare
     simulation = Simulation(SchedulerLimits(min(chunk, budget), budget, max_sequences, 100), num_blocks)
     arrivals = sorted(arrivals, key=lambda arrival: arrival[0])
-    for now in range(4000):
+    for now in range(8000):
         for key, (when, num_prompt, max_output, _) in enumerate(arrivals):
             if when == now:
                 simulation.add(make_sequence(key, num_prompt, max_output))
@@ -210,6 +211,22 @@ def test_the_last_admitted_is_preempted_and_returns_first() -> None:
     while simulation.live:
         simulation.step()
     assert simulation.finished == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("num_blocks", range(12, 18))
+def test_a_growing_prompt_preempts_a_sequence_that_was_planned_before_it(num_blocks: int) -> None:
+    simulation = start(SchedulerLimits(2, 32, 3, 10), num_blocks, (40, 1), (3, 40))
+    while simulation.live:
+        simulation.step()
+    assert simulation.finished == {0, 1}
+    assert bool(simulation.scheduler.num_preemptions) == (num_blocks < 16)
+
+
+def test_decoding_sequences_fit_however_small_the_budget() -> None:
+    simulation = start(SchedulerLimits(4, 4, 4, 10), 100, (1, 9), (1, 9), (1, 9), (1, 9))
+    for step in range(1, 9):
+        simulation.step()
+        assert [simulation.live[key].num_output for key in range(4)] == [step] * 4
 
 
 def test_a_sequence_waits_until_its_whole_prompt_fits() -> None:

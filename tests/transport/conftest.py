@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transport.loop import Loop
 
 @pytest.fixture(autouse=True, scope="session")
 def socket_folder() -> Iterator[Path]:
+    get_temp_dir()  # multiprocessing keeps the one it finds first: not this one, which goes earlier
     folder = Path(tempfile.mkdtemp(prefix="mt-"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TMPDIR", str(folder))

@@ -1,0 +1,178 @@
+"""Starts a service's parts on a Ray cluster that this process has joined, and waits until they serve."""
+
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from cluster.causes import cause_in, cause_of
+from cluster.controller import start_controller
+from cluster.ingress import on_head_host, start_serve
+from cluster.resolve import Service
+from cluster.spec import ServiceSpec
+
+POLL_S = 0.1
+CONTROL_TIMEOUT_S = 30.0
+HEALTH_TIMEOUT_S = 5.0
+# Serve gives a replica several tries; a start gives up after the first, whose reason is the same as the others'.
+FAILED_REPLICA = "A replica failed to start"
+
+Status = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a start has come: a stage in words, and how much of it is done (`total` 0: nothing to count)."""
+
+    stage: str
+    done: int = 0
+    total: int = 0
+
+
+OnProgress = Callable[[Progress], None]
+
+
+def claim(service: Service) -> Any:
+    """Starts the service's controller, and with it its experts. Returns the controller.
+
+    Raises:
+        ValueError: A service of this name runs already.
+    """
+    try:
+        return start_controller(service, take_over=False)
+    except ValueError as error:
+        raise ValueError(
+            f"name: {service.name} was given, and a service of that name runs on this Ray cluster already; "
+            f"stop it with `manta down {service.name}`, or give this one another name in its service file"
+        ) from error
+
+
+def start_parts(service: Service, controller: Any, url: str, on_progress: OnProgress) -> None:
+    """Starts the Serve application beside the experts, and waits until every part serves.
+
+    Raises:
+        ValueError: Serve's host and port are others, or the name or route prefix is another application's.
+        RuntimeError: A part did not come up; says which, and why.
+    """
+    progress = Progress("starting the parts")
+    on_progress(progress)
+    deadline_s = time.monotonic() + service.spec.limits.load_timeout_s
+    start_serve(service.spec)
+    _deploy(service)
+    while True:
+        status = _status(controller)
+        _check_experts(status)
+        app_runs = _application_runs(service.name)
+        before, progress = progress, progress_of(status, service.spec)
+        if progress != before:
+            on_progress(progress)
+        if app_runs and progress.stage == CONNECTING and progress.done == progress.total:
+            break
+        _check_deadline(deadline_s, service.spec, progress)
+        time.sleep(POLL_S)
+    if on_head_host():
+        _wait_healthy(url, deadline_s, service.spec)
+
+
+PLACING, LOADING, CONNECTING = "finding room for the experts", "loading the experts", "connecting the parts"
+
+
+def progress_of(status: Status, spec: ServiceSpec) -> Progress:
+    """Returns what a controller's status says of a start. Pure."""
+    replicas = [replica for shard in status.get("experts", ()) for replica in shard["replicas"]]
+    if not replicas:
+        return Progress(PLACING)
+    serving = sum(replica["state"] == "serving" for replica in replicas)
+    if serving < len(replicas):
+        return Progress(LOADING, serving, len(replicas))
+    wanted = {"gateways": spec.api, "routers": spec.router, "attention_nodes": spec.attention}
+    done = sum(min(len(status[part]), section.replicas.num) for part, section in wanted.items())
+    return Progress(CONNECTING, done, sum(section.replicas.num for section in wanted.values()))
+
+
+def _deploy(service: Service) -> None:
+    """Hands the application to Serve, without waiting for it.
+
+    Raises:
+        ValueError: The name or the route prefix is another application's.
+    """
+    from ray import serve
+    from ray.serve.api import RunTarget
+
+    from cluster.app import build_service
+
+    if service.name in serve.status().applications:
+        raise ValueError(
+            f"name: {service.name} was given, and Serve has an application of that name already; stop it with "
+            "`serve delete`, or give the service another name in its service file"
+        )
+    target = RunTarget(build_service(service), name=service.name, route_prefix=service.spec.api.route_prefix)
+    try:
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except RayError as error:
+        raise ValueError(f"api.route_prefix: {cause_of(error)}") from error
+
+
+def _status(controller: Any) -> Status:
+    """Returns the controller's status; nothing while it is being restarted."""
+    try:
+        return ray.get(controller.status.remote(), timeout=CONTROL_TIMEOUT_S)
+    except (RayError, GetTimeoutError):
+        return {}
+
+
+def _check_experts(status: Status) -> None:
+    if status.get("error"):
+        raise RuntimeError(f"the experts cannot be placed: {status['error']}")
+    for shard in status.get("experts", ()):
+        for replica in shard["replicas"]:
+            if replica["error"]:
+                raise RuntimeError(f"expert shard {shard['shard']} cannot be loaded: {replica['error']}")
+
+
+def _application_runs(name: str) -> bool:
+    """Returns whether every deployment is up.
+
+    Raises:
+        RuntimeError: A replica failed to start.
+    """
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    if application is None:
+        return False
+    for deployment, found in application.deployments.items():
+        if found.status in ("DEPLOY_FAILED", "UNHEALTHY") or found.message.startswith(FAILED_REPLICA):
+            raise RuntimeError(f"{deployment} did not start: {cause_in(found.message)}")
+    if application.status == "DEPLOY_FAILED":
+        raise RuntimeError(f"the Serve application did not start: {cause_in(application.message)}")
+    return application.status == "RUNNING"
+
+
+def _check_deadline(deadline_s: float, spec: ServiceSpec, progress: Progress) -> None:
+    if time.monotonic() > deadline_s:
+        count = f" ({progress.done} of {progress.total})" if progress.total else ""
+        raise RuntimeError(
+            f"not ready after {spec.limits.load_timeout_s:g} s (limits.load_timeout_s): still {progress.stage}{count}"
+        )
+
+
+def _wait_healthy(url: str, deadline_s: float, spec: ServiceSpec) -> None:
+    """Waits until /health says 200: HTTP gets through Serve's proxy to a gateway that has a node.
+
+    Raises:
+        RuntimeError: Not within `limits.load_timeout_s`.
+    """
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # none between us and ourselves
+    while True:
+        try:
+            with opener.open(f"{url}/health", timeout=HEALTH_TIMEOUT_S):
+                return
+        except OSError as error:  # an HTTPError is one
+            stage = f"waiting for {url}/health, which says: {error}"
+        _check_deadline(deadline_s, spec, Progress(stage))
+        time.sleep(POLL_S)

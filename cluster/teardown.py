@@ -1,0 +1,94 @@
+"""Ends everything of one service, and nothing else on the Ray cluster."""
+
+import time
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError
+
+from cluster.names import NAMESPACE, controller_name, experts_prefix
+from cluster.placement import release_group
+from cluster.secret import forget_data_plane_key
+
+CONTROL_TIMEOUT_S = 30.0
+EXIT_TIMEOUT_S = 5.0
+POLL_S = 0.05
+
+
+def stop_service(name: str) -> None:
+    """Ends a service's gateways, nodes, routers, experts and controller; returns once they are gone.
+
+    Interrupted, it leaves nothing that stays: whatever was not told to end yet is told so, and not waited for.
+    """
+    controller = find_controller(name)
+    apps = {name}
+    try:
+        apps |= _stop_controller(controller)
+        _delete_apps(apps, wait=True)
+    finally:
+        # Does nothing after a complete stop. The controller goes last: while it answers that the service is being
+        # stopped, no gateway, node or router that still runs starts another one.
+        _delete_apps(apps, wait=False)
+        _kill_experts(name)
+        release_group(name)
+        forget_data_plane_key(name)
+        if controller is not None:
+            controller.exit.remote()
+    _wait_gone(name, controller)
+
+
+def find_controller(name: str) -> Any:
+    """Returns a service's controller, or None if it has none."""
+    try:
+        return ray.get_actor(controller_name(name), NAMESPACE)
+    except ValueError:
+        return None
+
+
+def services() -> list[str]:
+    """Returns the names of the services on this cluster."""
+    suffix = controller_name("")
+    return sorted(name.removesuffix(suffix) for name in _actor_names() if name.endswith(suffix))
+
+
+def _actor_names() -> list[str]:
+    found: Any = ray.util.list_named_actors(all_namespaces=True)
+    return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
+
+
+def _stop_controller(controller: Any) -> set[str]:
+    """Tells it to stop; returns the Serve applications of its members. Kills it if it does not answer."""
+    if controller is None:
+        return set()
+    try:
+        return set(ray.get(controller.stop.remote(), timeout=CONTROL_TIMEOUT_S))
+    except (RayError, GetTimeoutError):
+        ray.kill(controller, no_restart=True)
+        return set()
+
+
+def _delete_apps(apps: set[str], wait: bool) -> None:
+    from ray import serve
+
+    for app in apps & serve.status().applications.keys():
+        serve.delete(app, _blocking=wait)
+
+
+def _kill_experts(name: str) -> None:
+    """Kills what the controller did not end: it was itself gone."""
+    for actor in _actor_names():
+        if actor.startswith(experts_prefix(name)):
+            try:
+                ray.kill(ray.get_actor(actor, NAMESPACE), no_restart=True)
+            except ValueError:
+                continue  # it has just gone
+
+
+def _wait_gone(name: str, controller: Any) -> None:
+    """Waits until the controller has left; kills it if it takes too long."""
+    deadline_s = time.monotonic() + EXIT_TIMEOUT_S
+    while controller_name(name) in _actor_names():
+        if time.monotonic() > deadline_s and controller is not None:
+            ray.kill(controller, no_restart=True)
+            return
+        time.sleep(POLL_S)

@@ -1,0 +1,43 @@
+"""One Ray cluster for all Ray tests of a session, and one service with two of everything on it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.ray_service import RayService, free_port, running_service
+from tests.oracle import Oracle
+from tests.random_checkpoint import make_checkpoint
+
+WINDOW = 16
+VOCABULARY = 320
+MAX_CONTEXT = 512
+LAYOUT = {"hidden_size": 64, "ffn_size": 96, "num_experts": 4, "window": WINDOW, "max_context": MAX_CONTEXT}
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, seed: int) -> tuple[Path, Oracle]:
+    """A random model with a window, and what transformers says of it."""
+    directory = tmp_path_factory.mktemp("ray") / "model"
+    return directory, Oracle(make_checkpoint(directory, seed=seed, vocab_size=VOCABULARY, **LAYOUT))
+
+
+@pytest.fixture(scope="session")
+def ray_port() -> Iterator[int]:
+    """A small Ray of this session's own; gives the port that its Serve listens on."""
+    os.environ["RAY_prestart_worker_first_driver"] = "0"
+    from cluster.ray_session import start_local_ray, stop_local_ray
+
+    start_local_ray(num_cpus=2)
+    yield free_port()
+    stop_local_ray()
+
+
+@pytest.fixture(scope="session")
+def alpha(ray_port: int, checkpoint: tuple[Path, Oracle]) -> Iterator[RayService]:
+    """A service with two gateways, routers and nodes; shard 0 has two replicas, shard 1 has one."""
+    two = {"replicas": 2}
+    sections = {"api": two, "router": two, "attention": two, "experts": {"overrides": {0: two}}}
+    with running_service(checkpoint[0], ray_port, "alpha", **sections) as service:
+        yield service

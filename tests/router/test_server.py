@@ -1,0 +1,125 @@
+"""Router and experts over real sockets, each in a thread of its own, as their processes run them.
+
+D model dim, F expert hidden dim, E experts.
+"""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import torch
+
+from protos.dispatch_pb2 import Header, LayerRows
+from router.server import RouterServer
+from tests.router.fleet import Weights, cut, random_weights, serve_shard
+from tests.transport.driving import KEY, connected, random_rows, turn_until
+from transport.address import Address
+from transport.errors import CallError
+from transport.loop import Loop
+from transport.socket import RequestServer
+from transport.table import RoutingTable, ShardEntry
+from transport.tensors import describe_rows
+
+
+class ExpertThread:
+    """Serves one shard until `kill`."""
+
+    def __init__(self, layers: list[Weights], entry: ShardEntry) -> None:
+        self._loop = Loop()
+        self._server = RequestServer(self._loop, "expert", KEY, None, serve_shard(layers, entry))
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+
+    @property
+    def address(self) -> Address:
+        return self._server.address
+
+    def kill(self) -> None:
+        """As seen from outside: the connections end."""
+        self._loop.stop()
+        self._thread.join()
+        self._server.close()
+
+
+@contextmanager
+def running_router(layers: list[Weights], recovery_timeout_s: float) -> Iterator[RouterServer]:
+    server = RouterServer([layer.gate_ED for layer in layers], 2, KEY, None, recovery_timeout_s)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join()
+
+
+def table_of(experts: dict[tuple[int, int], list[ExpertThread]], version: int, num_slices: int) -> RoutingTable:
+    """A routing table; experts are keyed by (first expert, slice), two experts to a shard."""
+    shards = tuple(
+        ShardEntry((first, first + 1), index, num_slices, tuple(thread.address for thread in threads))
+        for (first, index), threads in experts.items()
+    )
+    return RoutingTable(version, shards)
+
+
+@pytest.fixture
+def layers(seed: int) -> list[Weights]:
+    return [random_weights(4, 8, 16, torch.Generator().manual_seed(seed + layer)) for layer in range(2)]
+
+
+def test_layers_over_sockets_and_a_replica_that_dies(layers: list[Weights], seed: int) -> None:
+    loop = Loop()
+    generator = torch.Generator().manual_seed(seed)
+    experts: dict[tuple[int, int], list[ExpertThread]] = {}
+    with ExitStack() as stack:
+        for entry in cut(4, 2, num_slices=2):
+            threads = [ExpertThread(layers, entry) for _ in range(2)]
+            for thread in threads:
+                stack.callback(thread.kill)
+            experts[entry.expert_ids[0], entry.slice_index] = threads
+        router = stack.enter_context(running_router(layers, recovery_timeout_s=20.0))
+        assert not router.wait_ready(0.0)
+        router.update(table_of(experts, 1, 2))
+        assert router.wait_ready(20.0)
+        node = connected(loop, router.address)
+
+        def exchange(layer: int, num_rows: int) -> None:
+            rows_TD, answers = torch.randn(num_rows, 8, generator=generator), list[torch.Tensor | CallError]()
+            node.call(Header(layer_rows=LayerRows(layer=layer, rows=describe_rows(rows_TD))), rows_TD, answers.append)
+            turn_until(lambda: bool(answers), loop)
+            assert isinstance(answers[0], torch.Tensor), answers[0]
+            assert torch.allclose(answers[0], layers[layer].naive(rows_TD, 2), atol=1e-5)
+
+        for number in range(20):
+            exchange(number % 2, 1 + number % 5)
+            if number in (5, 10):  # of two shards, the first replica
+                experts[(0, 0) if number == 5 else (2, 1)][0].kill()
+        assert sum(router.snapshot()["rows_per_expert"]) == 2 * sum(1 + number % 5 for number in range(20))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        node.close()
+    loop.close()
+
+
+def test_an_expert_that_stays_away_ends_the_call(layers: list[Weights], seed: int) -> None:
+    loop = Loop()
+    entries = cut(4, 2, num_slices=1)
+    with ExitStack() as stack:
+        experts = {(entry.expert_ids[0], 0): [ExpertThread(layers, entry)] for entry in entries}
+        for threads in experts.values():
+            stack.callback(threads[0].kill)
+        router = stack.enter_context(running_router(layers, recovery_timeout_s=0.3))
+        router.update(table_of(experts, 1, 1))
+        assert router.wait_ready(20.0)
+        node = connected(loop, router.address)
+        experts[0, 0][0].kill()
+        rows_TD, answers = random_rows(16, 8, seed), list[torch.Tensor | CallError]()
+        started_s = time.monotonic()
+        node.call(Header(layer_rows=LayerRows(layer=0, rows=describe_rows(rows_TD))), rows_TD, answers.append)
+        turn_until(lambda: bool(answers), loop)
+        assert isinstance(answers[0], CallError)
+        assert answers[0].code == "expert_unavailable"
+        assert "no replica of experts 0-1, slice 0 came back within 0.3 s" in answers[0].message
+        assert 0.25 < time.monotonic() - started_s < 10.0
+        node.close()
+    loop.close()
