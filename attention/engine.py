@@ -107,7 +107,7 @@ class Engine:
         if key in self._sequences:
             raise SubmitError("invalid_request", "a sequence with this id is running already; choose another id")
         sequence = make_sequence(key, submit, self._model.config, self._max_context, time.monotonic())
-        if self.scheduler.queue_full:
+        if self.scheduler.queue_full and not submit.output_ids:  # one that resumes was accepted before
             num_waiting = len(self.scheduler.waiting)
             raise SubmitError("queue_full", f"{num_waiting} sequences wait already (attention.max_queued)")
         self._sequences[key] = sequence
@@ -140,7 +140,7 @@ class Engine:
             rows_TD = self._forward(plan)
         except CallError as error:
             for sequence in plan.sequences:
-                self._fail(sequence, error.code, error.message, result)
+                self._fail(sequence, _public_code(error), error.message, result)
             return result
         self.num_steps += 1
         self._score_prompts(plan, rows_TD)
@@ -241,6 +241,11 @@ class Engine:
     def _fail(self, sequence: Sequence, code: str, message: str, result: StepResult) -> None:
         failure = GenerationFailure(code=code, message=message)
         self._message(sequence, SequenceOutput(finish_reason=FAILED, failure=failure), result)
+
+
+def _public_code(error: CallError) -> str:
+    """Returns the code that a client sees: whatever went wrong between our own processes is not the request's fault."""
+    return error.code if error.code == "expert_unavailable" else "internal"
 
 
 def _end(output: SequenceOutput, sequence: Sequence, token_id: int) -> None:

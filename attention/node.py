@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 # A gateway that has stopped reading is cut off before its unread output fills the memory.
 MAX_OUTBOX_BYTES = 64 << 20
+MAX_SCORES_PER_FRAME = 4096
 
 # A sequence is known by its session and the id that its gateway gave it.
 Key = tuple[Session, int]
@@ -149,6 +150,7 @@ class NodeServer:
             output.token_ids.append(token_id)
         for sequence, message in result.messages:
             session, message.sequence_id = _key(sequence.key)
+            _send_scores(session, message)
             outputs.setdefault(session, StepOutput()).outputs.append(message)
             if message.finish_reason:
                 self._sequences[session].discard(message.sequence_id)
@@ -158,6 +160,17 @@ class NodeServer:
                 logger.warning("a gateway does not read its output; its connection is closed")
                 session.close()
                 self._lost(session)
+
+
+def _send_scores(session: Session, message: SequenceOutput) -> None:
+    """Sends a long prompt's log-probabilities ahead, in frames of their own: together they could be over the limit."""
+    scores = list(message.prompt_logprobs)
+    if len(scores) > MAX_SCORES_PER_FRAME:
+        message.ClearField("prompt_logprobs")
+        for start in range(0, len(scores), MAX_SCORES_PER_FRAME):
+            part = scores[start : start + MAX_SCORES_PER_FRAME]
+            output = SequenceOutput(sequence_id=message.sequence_id, prompt_logprobs=part)
+            session.send(Header(step_output=StepOutput(outputs=[output])))
 
 
 def _key(key: object) -> Key:

@@ -108,11 +108,10 @@ class Scheduler:
             if sequence.num_pending == 1 and self._grow(sequence, 1):
                 plan.decode.append(sequence)
                 budget -= 1
-        for sequence in list(self.running):
-            count = min(sequence.num_pending, self.limits.prefill_chunk, budget)
-            if sequence.num_pending > 1 and count > 0 and self._grow(sequence, count):
+        prefilling = [sequence for sequence in self.running if sequence.num_pending > 1]
+        for sequence, count in share_budget(prefilling, self.limits.prefill_chunk, budget):
+            if self._grow(sequence, count):
                 plan.prefill.append(Chunk(sequence, count, count == sequence.num_pending))
-                budget -= count
         # Growing a later sequence may have preempted one that was planned before it.
         plan.decode = [sequence for sequence in plan.decode if sequence.lane != NO_LANE]
         plan.prefill = [chunk for chunk in plan.prefill if chunk.sequence.lane != NO_LANE]
@@ -163,3 +162,22 @@ class Scheduler:
         assert known == list(range(self.limits.max_sequences)), "a lane is lost or held twice"
         assert not any(self._memory.num_held(lane) for lane in self._free_lanes), "a free lane holds cache blocks"
         assert all(sequence.lane == NO_LANE and not sequence.num_cached for sequence in self.waiting)
+
+
+def share_budget(prefilling: list[Sequence], chunk: int, budget: int) -> list[tuple[Sequence, int]]:
+    """Returns how many tokens of each prompt the next step computes, at most `chunk` of one and `budget` of all.
+
+    Half of the budget goes to the prompts in order of arrival, the other half to the shortest ones, and what is left
+    again in order of arrival: a long prompt neither holds up short ones nor is held up by a stream of them.
+
+    Example, chunk and budget 8, pending 60 and 2: the first prompt gets 4 + 2, the second 2.
+    """
+    counts = dict.fromkeys(range(len(prefilling)), 0)
+    by_length = sorted(counts, key=lambda index: prefilling[index].num_pending)
+    for order, limit in ((list(counts), budget - budget // 2), (by_length, budget), (list(counts), budget)):
+        left = limit - sum(counts.values())
+        for index in order:
+            more = max(0, min(prefilling[index].num_pending, chunk) - counts[index])
+            counts[index] += min(more, left)
+            left -= min(more, left)
+    return [(prefilling[index], count) for index, count in counts.items() if count]

@@ -1,6 +1,7 @@
 """How large a node's cache is, and its other limits, where the service file says `auto`."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -81,6 +82,16 @@ def _memory_budget_bytes(device: torch.device) -> int:
 
 
 def _available_host_bytes() -> int:
+    """Memory that is left, by the host's count and by the container's limit (cgroup v2), whichever is less."""
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return _mem_available_bytes()
+    return _mem_available_bytes() if limit == "max" else min(_mem_available_bytes(), max(0, int(limit) - used))
+
+
+def _mem_available_bytes() -> int:
     with open("/proc/meminfo") as meminfo:
         for line in meminfo:
             if line.startswith("MemAvailable:"):

@@ -64,8 +64,8 @@ def _read_header(path: Path, size_bytes: int) -> tuple[dict[str, object], int]:
 def _data_bytes(path: Path, header: dict[str, object]) -> int:
     entries = {name: cast("dict[str, list[int]]", entry) for name, entry in header.items() if name != "__metadata__"}
     try:
-        return max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (KeyError, IndexError, TypeError) as error:
+        return max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise TruncatedFile(str(path), "the file's safetensors header lacks data offsets.", _COPY_AGAIN) from error
 
 

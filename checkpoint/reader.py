@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from checkpoint.errors import ForeignCheckpoint, MissingTensor, ShapeMismatch
+from checkpoint.errors import ForeignCheckpoint, MissingTensor, ShapeMismatch, TruncatedFile
 from checkpoint.files import find_weight_map, tensor_names
 
 # Number types of the safetensors format that can be turned into float32 or bfloat16 without a scale from elsewhere.
@@ -82,7 +82,11 @@ class CheckpointReader:
         self._check_holds(name)
         file = self._files[name]
         if file not in self._open:
-            self._open[file] = safe_open(self.directory / file, framework="pt", device="cpu")
+            try:
+                self._open[file] = safe_open(self.directory / file, framework="pt", device="cpu")
+            except SafetensorError as error:
+                path, remedy = str(self.directory / file), "The file is damaged: copy it again."
+                raise TruncatedFile(path, f"its safetensors header does not hold together: {error}.", remedy) from error
         return self._open[file]
 
     def _check_holds(self, name: str) -> None:

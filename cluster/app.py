@@ -7,6 +7,7 @@ serve deploy deploy/serve.yaml
 from pathlib import Path
 from typing import Any
 
+import yaml
 from ray.serve import Application
 
 from attention.deployment import AttentionNode, NodeDeploymentSettings
@@ -30,8 +31,9 @@ def build(args: dict[str, Any]) -> Application:
     """Serve's application builder.
 
     Args:
-        args: `model` (a directory, or `demo`), or `file` (a service YAML), or the sections of one;
-            `NAME.FIELD` keys override single fields.
+        args: `model` (a directory, or `demo`), or `file` (a service YAML), or the sections of one. Beside `model` or
+            `file`, further keys are fields by their dotted names, such as `router.replicas`; their values may be
+            text, as `serve run` gives them.
 
     Raises:
         SpecError: They do not describe a service.
@@ -41,13 +43,19 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def _spec(args: dict[str, Any]) -> ServiceSpec:
-    overrides = {key: value for key, value in args.items() if "." in key}
-    rest = {key: value for key, value in args.items() if "." not in key}
-    if "file" in rest:
-        return load_spec(Path(str(rest["file"])), overrides)
-    if isinstance(rest.get("model"), str):
-        return spec_for_model(str(rest["model"]), overrides)
-    return spec_from_dict(rest, overrides)
+    fields = {key: _value(value) for key, value in args.items() if key not in ("file", "model")}
+    if "file" in args:
+        model = args.get("model")
+        return load_spec(Path(str(args["file"])), fields if model is None else {**fields, "model.path": model})
+    if isinstance(args.get("model"), str):
+        return spec_for_model(args["model"], fields)
+    dotted = {key: value for key, value in fields.items() if "." in key}
+    return spec_from_dict({key: value for key, value in args.items() if "." not in key}, dotted)
+
+
+def _value(given: Any) -> Any:
+    """Reads text as YAML would."""
+    return yaml.safe_load(given) if isinstance(given, str) else given
 
 
 def build_service(service: Service) -> Application:

@@ -18,6 +18,7 @@ from cluster.spec import ServiceSpec
 POLL_S = 0.1
 CONTROL_TIMEOUT_S = 30.0
 HEALTH_TIMEOUT_S = 5.0
+GRACE_S = 5.0  # beyond `limits.load_timeout_s`: a part that is late says itself what it waits for
 # Serve gives a replica several tries; a start gives up after the first, whose reason is the same as the others'.
 FAILED_REPLICA = "A replica failed to start"
 
@@ -60,7 +61,7 @@ def start_parts(service: Service, controller: Any, url: str, on_progress: OnProg
     """
     progress = Progress("starting the parts")
     on_progress(progress)
-    deadline_s = time.monotonic() + service.spec.limits.load_timeout_s
+    deadline_s = time.monotonic() + service.spec.limits.load_timeout_s + GRACE_S
     start_serve(service.spec)
     _deploy(service)
     while True:

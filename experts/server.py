@@ -77,9 +77,9 @@ class ExpertServer:
 
     def _run(self) -> None:
         torch.set_num_threads(1)
-        if self._core is not None:
-            pin_thread(self._core)
         try:
+            if self._core is not None:
+                pin_thread(self._core)
             with torch.inference_mode():
                 self._loop.run_forever()
         finally:
@@ -92,5 +92,6 @@ def pin_thread(core: int) -> None:
     SCHED_BATCH: a woken thread does not preempt the running one, so a router sends to all experts before the first
     of them computes.
     """
-    os.sched_setaffinity(0, {core})
+    cores = sorted(os.sched_getaffinity(0))  # in a container perhaps fewer than the host has, and not from 0 on
+    os.sched_setaffinity(0, {cores[core % len(cores)]})
     os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

@@ -79,7 +79,7 @@ def read_config(directory: Path) -> MixtralConfig:
         norm_eps=fields.positive_number("rms_norm_eps", default=1e-5),
         tie_embeddings=fields.flag("tie_word_embeddings", default=False),
         bos_token_id=_bos_token_id(fields, vocab_size),
-        eos_token_ids=_eos_token_ids(fields),
+        eos_token_ids=_eos_token_ids(fields, vocab_size),
         dtype=_dtype(fields),
     )
 
@@ -162,13 +162,14 @@ def _bos_token_id(fields: ConfigFields, vocab_size: int) -> int | None:
     return token
 
 
-def _eos_token_ids(fields: ConfigFields) -> tuple[int, ...]:
+def _eos_token_ids(fields: ConfigFields, vocab_size: int) -> tuple[int, ...]:
     """Every token that ends a text: config.json's, then those that only generation_config.json names."""
     tokens = fields.token_ids("eos_token_id") if "eos_token_id" in fields else (2,)
     generation_path = fields.path.with_name(GENERATION_FILE)
     if generation_path.is_file():
         tokens += ConfigFields.read(generation_path).token_ids("eos_token_id")
-    return tuple(dict.fromkeys(tokens))
+    # One beyond the vocabulary (an added token that was never trained) cannot be drawn, so it ends nothing.
+    return tuple(dict.fromkeys(token for token in tokens if token < vocab_size))
 
 
 def _dtype(fields: ConfigFields) -> str:

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 
 from protos.dispatch_pb2 import Header
-from protos.generation_pb2 import FAILED, Cancel, SequenceOutput, StepOutput, Submit
+from protos.generation_pb2 import FAILED, Cancel, SequenceOutput, StepOutput, Submit, TokenLogprob
 from serving.generator import GenerationError
 from serving.metrics import MetricsSnapshot
 from transport.address import Address
@@ -17,6 +17,8 @@ from transport.link import Link
 from transport.loop import Loop
 from transport.membership import Membership
 from transport.table import RoutingTable
+
+MAX_NODES_LOST = 4
 
 
 class _NodeLost(Exception):
@@ -67,6 +69,51 @@ class _Stream:
     def _wake(self) -> None:
         if self._ready is not None and not self._ready.done():
             self._ready.set_result(None)
+
+
+class Progress:
+    """How far a sequence has come, over all the nodes that have served it."""
+
+    def __init__(self, submit: Submit) -> None:
+        self._submit = submit
+        self._emitted: list[int] = []
+        self._prompt_logprobs: list[TokenLogprob] = []  # of a long prompt they come in several messages
+        self._started = False
+        self._nodes_lost = 0
+
+    def request(self) -> Submit:
+        """Returns what to ask of the next node: what is left to do."""
+        request = Submit()
+        request.CopyFrom(self._submit)
+        request.output_ids.extend(self._emitted)
+        self._prompt_logprobs.clear()
+        if self._started:
+            request.sampling.prompt_logprobs = False
+        return request
+
+    def take(self, output: SequenceOutput) -> bool:
+        """Notes an output; False if there is nothing in it to hand on yet."""
+        self._prompt_logprobs.extend(output.prompt_logprobs)
+        output.ClearField("prompt_logprobs")
+        if not output.token_ids and not output.finish_reason:
+            return False
+        if not self._started:
+            self._started = True
+            output.prompt_logprobs.extend(self._prompt_logprobs)
+        self._emitted.extend(output.token_ids)
+        self._nodes_lost = 0
+        return True
+
+    def node_lost(self) -> None:
+        """Notes that a node went away.
+
+        Raises:
+            GenerationError: Several have, one after the other, without a token: it may be this very sequence's fault.
+        """
+        self._nodes_lost += 1
+        if self._nodes_lost >= MAX_NODES_LOST:
+            message = f"{self._nodes_lost} attention nodes were lost one after the other while they served this"
+            raise GenerationError("internal", message)
 
 
 class _Node:
@@ -148,14 +195,10 @@ class NodeGenerator:
 
     async def generate(self, submit: Submit) -> AsyncIterator[SequenceOutput]:
         """Yields a sequence's outputs; see `serving.generator.Generator`."""
-        emitted: list[int] = []
-        prompt_scored = False
+        progress = Progress(submit)
         while True:
             node = await self._choose()
-            request = Submit()
-            request.CopyFrom(submit)
-            request.output_ids.extend(emitted)
-            sequence_id, stream = node.open(request)
+            sequence_id, stream = node.open(progress.request())
             finished = False
             try:
                 while not finished:
@@ -163,14 +206,11 @@ class NodeGenerator:
                     finished = bool(output.finish_reason)
                     if output.finish_reason == FAILED:
                         raise GenerationError(output.failure.code, output.failure.message)
-                    if prompt_scored:
-                        output.ClearField("prompt_logprobs")
-                    prompt_scored = prompt_scored or bool(output.prompt_logprobs)
-                    emitted.extend(output.token_ids)
-                    yield output
+                    if progress.take(output):
+                        yield output
                 return
             except _NodeLost:
-                continue
+                progress.node_lost()
             finally:
                 node.close_stream(sequence_id, finished)
 
@@ -226,8 +266,10 @@ class NodeGenerator:
 
     def _turn(self) -> None:
         """Turns the data-plane loop once, and comes back when its next timer is due."""
-        self._loop.run_once(0.0)
-        if self._timer is not None:
-            self._timer.cancel()
-        due_s = self._loop.next_due_s()
-        self._timer = None if due_s is None else self._asyncio.call_later(due_s, self._turn)
+        try:
+            self._loop.run_once(0.0)
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            due_s = self._loop.next_due_s()
+            self._timer = None if due_s is None else self._asyncio.call_later(due_s, self._turn)

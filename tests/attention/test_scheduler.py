@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention.scheduler import Scheduler, SchedulerLimits, StepPlan
+from attention.scheduler import Scheduler, SchedulerLimits, StepPlan, share_budget
 from attention.sequence import NO_LANE, Sequence
 from protos.generation_pb2 import Sampling
 
@@ -247,3 +247,33 @@ def test_queue_full(num_waiting: int) -> None:
     assert simulation.scheduler.queue_full == (num_waiting == 3)
     simulation.cancel(0)
     assert not simulation.scheduler.queue_full
+
+
+def shares(pending: list[int], chunk: int, budget: int) -> list[int]:
+    """What `share_budget` gives to each of some prompts."""
+    prompts = [make_sequence(index, count, 1) for index, count in enumerate(pending)]
+    given = {sequence.key: count for sequence, count in share_budget(prompts, chunk, budget)}
+    return [given.get(prompt.key, 0) for prompt in prompts]
+
+
+@pytest.mark.parametrize(
+    ("pending", "chunk", "budget", "expected"),
+    [
+        ([60, 2], 8, 8, [6, 2]),  # a short prompt does not wait for a long one
+        ([60], 8, 8, [8]),
+        ([4, 4, 4, 4], 8, 8, [4, 4, 0, 0]),  # equal ones in order of arrival
+        ([60, 5, 5, 5], 8, 8, [4, 4, 0, 0]),  # nor a long one for a stream of short ones
+        ([60, 60], 8, 100, [8, 8]),
+        ([60, 3], 8, 0, [0, 0]),
+    ],
+)
+def test_share_budget(pending: list[int], chunk: int, budget: int, expected: list[int]) -> None:
+    assert shares(pending, chunk, budget) == expected
+
+
+@given(st.lists(st.integers(2, 100), max_size=8), st.integers(1, 64), st.integers(0, 128))
+def test_share_budget_spends_all_it_can(pending: list[int], chunk: int, budget: int) -> None:
+    given_counts = shares(pending, chunk, budget)
+    wanted = [min(count, chunk) for count in pending]
+    assert all(count <= most for count, most in zip(given_counts, wanted, strict=True))
+    assert sum(given_counts) == min(budget, sum(wanted))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attention.cache import DEFAULT_BLOCK_SIZE
-from attention.sizing import FULL_ATTENTION_CHUNK, NodeSettings, make_cache
+from attention.sizing import FULL_ATTENTION_CHUNK, NodeSettings, batch_tokens, make_cache
 from tests.attention.small_engine import CONFIG
 
 CPU = torch.device("cpu")
@@ -64,3 +64,11 @@ def test_available_memory_bounds_it_too(monkeypatch: pytest.MonkeyPatch) -> None
 def test_too_small_for_one_sequence() -> None:
     with pytest.raises(ValueError, match=r"would hold 192 positions.*needs 256; raise attention\.cache_tokens"):
         make_cache(replace(SETTINGS, cache_tokens=255), CONFIG, torch.float32, CPU)
+
+
+@pytest.mark.parametrize(
+    ("given", "device", "max_sequences", "expected"),
+    [(None, "cpu", 64, 512), (None, "cuda", 64, 2048), (None, "cpu", 1000, 1000), (100, "cuda", 64, 100)],
+)
+def test_batch_tokens(given: int | None, device: str, max_sequences: int, expected: int) -> None:
+    assert batch_tokens(given, device, max_sequences) == expected

@@ -71,9 +71,7 @@ def check_undisturbed(oracle: Oracle, under_way: list[tuple[list[int], Future[An
 
 
 def replaced(service: RayService, pids: Callable[[], set[int]], victim: int, num: int) -> None:
-    wait_until(
-        lambda: len(pids()) == num and victim not in pids(), RECOVERY_S, f"{victim} is replaced", service.show
-    )
+    wait_until(lambda: len(pids()) == num and victim not in pids(), RECOVERY_S, f"{victim} is replaced", service.show)
 
 
 @pytest.mark.parametrize("shard", [0, 1])

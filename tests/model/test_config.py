@@ -94,6 +94,7 @@ def test_old_and_new_fields_read_alike(tmp_path: Path) -> None:
         ({"bos_token_id": None}, "bos_token_id", None),
         ({"bos_token_id": ...}, "bos_token_id", 1),
         ({"eos_token_id": [2, 7, 2]}, "eos_token_ids", (2, 7)),
+        ({"eos_token_id": [2, 10**6]}, "eos_token_ids", (2,)),  # beyond the vocabulary: it can never be drawn
         ({"eos_token_id": None}, "eos_token_ids", ()),
         ({"eos_token_id": ...}, "eos_token_ids", (2,)),
         ({"torch_dtype": "float16"}, "dtype", "bfloat16"),

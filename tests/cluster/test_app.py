@@ -1,0 +1,85 @@
+"""The application builder: what it takes, what it refuses, and that it makes no Ray call."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.app import build, build_service
+from cluster.resolve import resolve
+from cluster.spec import SpecError, spec_for_model
+from tests.random_checkpoint import make_checkpoint
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, seed: int) -> Path:
+    directory = tmp_path_factory.mktemp("builder") / "mixtral"
+    make_checkpoint(directory, seed=seed, num_experts=4)
+    return directory
+
+
+def deployments(application: Any) -> dict[str, Any]:
+    """The deployments of an application, by name."""
+    found, waiting = {}, [application._bound_deployment]
+    while waiting:
+        deployment = waiting.pop()
+        found[deployment.name] = deployment
+        waiting += [bound._bound_deployment for bound in deployment.init_args if hasattr(bound, "_bound_deployment")]
+    return found
+
+
+def test_building_makes_no_ray_call_and_needs_no_torch(model: Path) -> None:
+    code = (
+        "import sys; from cluster.app import build; import ray\n"
+        f"build({{'model': {str(model)!r}}})\n"
+        "sys.exit('Ray was started' if ray.is_initialized() else 'torch was imported' if 'torch' in sys.modules else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_model_and_fields_as_text(model: Path) -> None:
+    args = {"model": str(model), "router.replicas": "2", "limits.drain_timeout_s": "7", "name": "other"}
+    found = deployments(build(args))
+    assert found["RouterReplica"].num_replicas == 2
+    assert {one.name for one in found.values()} == {"Gateway", "RouterReplica", "AttentionNode"}
+    assert found["Gateway"].init_args[1].service.name == "other"
+
+
+def test_a_file_and_fields(model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "service.yaml"
+    file.write_text(f"name: from-file\nmodel: {{path: {model}}}\n")
+    found = deployments(build({"file": str(file), "api.replicas": 3}))
+    assert found["Gateway"].num_replicas == 3
+    assert found["Gateway"].init_args[1].service.name == "from-file"
+
+
+def test_sections(model: Path) -> None:
+    found = deployments(build({"model": {"path": str(model)}, "attention": {"replicas": 2}}))
+    assert found["AttentionNode"].num_replicas == 2
+
+
+def test_every_deployment_drains_as_long_as_the_service_file_says(model: Path) -> None:
+    spec = spec_for_model(model, {"limits.drain_timeout_s": 7})
+    for deployment in deployments(build_service(resolve(spec))).values():
+        assert deployment._deployment_config.graceful_shutdown_timeout_s == 7
+        assert deployment._deployment_config.graceful_shutdown_wait_loop_s < 1
+
+
+@pytest.mark.parametrize(
+    "args", [{}, {"model": "demo", "router.number": "2"}, {"model": "demo", "experts.per_actor": "nine"}]
+)
+def test_what_does_not_describe_a_service(args: dict[str, Any]) -> None:
+    with pytest.raises(SpecError):
+        build(args)
+
+
+def test_experts_that_the_checkpoint_does_not_have(model: Path) -> None:
+    with pytest.raises(SpecError, match="per_actor"):
+        build({"model": str(model), "experts.per_actor": 5})

@@ -1,0 +1,151 @@
+"""`manta serve` as a user runs it: a process of its own, with a Ray of its own, ended by signals at every stage."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.integration.ray_service import alive, free_port, wait_until
+from tests.oracle import Oracle
+
+pytestmark = pytest.mark.cluster
+
+START_S = 90.0
+STOP_S = 20.0
+MARK = "MANTA_TEST_RUN"  # an environment variable that every process of one run inherits
+NOISE = ("INFO", "WARNING", "Traceback", "Token authentication", "SIGTERM received")
+
+
+class Command:
+    """A `manta serve` under way."""
+
+    def __init__(self, process: subprocess.Popen[bytes], output: Path, mark: str) -> None:
+        self.process = process
+        self._output = output
+        self._mark = mark
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text()
+
+    def wait_for(self, text: str) -> None:
+        wait_until(lambda: text in self.output or self.process.poll() is not None, START_S, text, lambda: self.output)
+        assert text in self.output, f"it ended with {self.process.returncode}:\n{self.output}"
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the whole process group, as a terminal does."""
+        os.killpg(self.process.pid, number)
+
+    def ends_with(self, *codes: int) -> None:
+        """Waits for the end; nothing of it may be left, however it ended."""
+        try:
+            self.process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it has not ended after {STOP_S} s; left: {self.left()}\n{self.output}")
+        assert self.process.returncode in codes, self.output
+        wait_until(lambda: not self.left(), STOP_S, "all its processes end", lambda: self.left())
+
+    def left(self) -> dict[int, str]:
+        """The processes of this run that live, whoever their parent is now."""
+        found = {}
+        for path in Path("/proc").iterdir():
+            try:
+                environment = (path / "environ").read_bytes() if path.name.isdecimal() else b""
+            except OSError:
+                continue  # it has ended, or is another user's
+            if f"{MARK}={self._mark}".encode() in environment.split(b"\0") and alive(int(path.name)):
+                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+        return found
+
+
+@contextmanager
+def manta_serve(directory: Path, tmp_path: Path, *args: str) -> Iterator[Command]:
+    output, mark = tmp_path / "output.txt", f"{os.getpid()}-{time.monotonic_ns()}"
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from manta.cli import main; main()", "serve", str(directory), *args],
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, MARK: mark},
+            start_new_session=True,
+        )
+    command = Command(process, output, mark)
+    try:
+        yield command
+    finally:
+        for pid in command.left():
+            with_suppressed_kill(pid)
+        process.wait(STOP_S)
+
+
+def with_suppressed_kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_until_a_signal(checkpoint: tuple[Path, Oracle], tmp_path: Path, number: signal.Signals) -> None:
+    port = free_port()
+    with manta_serve(checkpoint[0], tmp_path, "--port", str(port), "--model-name", "m") as command:
+        command.wait_for("Ready in")
+        url = f"http://127.0.0.1:{port}"
+        assert f"m at {url}" in command.output
+        body = {"model": "m", "prompt": "hello", "max_tokens": 3, "ignore_eos": True}
+        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=20, trust_env=False)
+        assert answer.json()["usage"]["completion_tokens"] == 3
+        assert [noise for noise in NOISE if noise in command.output] == [], command.output
+        begun_s = time.monotonic()
+        command.send(number)
+        command.ends_with(0, 130)
+        assert time.monotonic() - begun_s < 10
+        assert command.output.rstrip().endswith("Stopped.")
+        assert [noise for noise in NOISE if noise in command.output] == [], command.output
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "times"),
+    [
+        ("starting Ray", signal.SIGINT, 1),
+        ("starting the parts", signal.SIGTERM, 1),
+        ("connecting the parts", signal.SIGINT, 2),
+    ],
+)
+def test_a_signal_while_it_starts(
+    checkpoint: tuple[Path, Oracle], tmp_path: Path, stage: str, number: signal.Signals, times: int
+) -> None:
+    with manta_serve(checkpoint[0], tmp_path, "--port", str(free_port())) as command:
+        command.wait_for(stage)
+        time.sleep(0.5)
+        for _ in range(times):
+            command.send(number)
+            time.sleep(0.3)
+        command.ends_with(130)
+        assert "Interrupted" in command.output
+        assert [noise for noise in NOISE if noise in command.output] == [], command.output
+
+
+def test_killed_it_leaves_nothing_either(checkpoint: tuple[Path, Oracle], tmp_path: Path) -> None:
+    with manta_serve(checkpoint[0], tmp_path, "--port", str(free_port())) as command:
+        command.wait_for("loading the experts")
+        command.process.kill()
+        command.ends_with(-signal.SIGKILL)
+
+
+def test_a_taken_port_is_refused_at_once(checkpoint: tuple[Path, Oracle], tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with manta_serve(checkpoint[0], tmp_path, "--port", str(port)) as command:
+            command.ends_with(2)
+    assert f"{port} was given" in command.output

@@ -1,0 +1,52 @@
+"""What a gateway keeps of a sequence so that another node can go on with it."""
+
+import pytest
+
+from protos.generation_pb2 import LENGTH, Sampling, SequenceOutput, Submit, TokenLogprob
+from serving.generator import GenerationError
+from serving.nodes import MAX_NODES_LOST, Progress
+
+
+def scores(*token_ids: int) -> SequenceOutput:
+    return SequenceOutput(prompt_logprobs=[TokenLogprob(token_id=token_id) for token_id in token_ids])
+
+
+def test_prompt_scores_of_several_messages_come_with_the_first_token() -> None:
+    progress = Progress(Submit(prompt_ids=[1, 2, 3, 4], sampling=Sampling(prompt_logprobs=True)))
+    assert not progress.take(scores(2, 3))
+    first = scores(4)
+    first.token_ids.append(9)
+    assert progress.take(first)
+    assert [score.token_id for score in first.prompt_logprobs] == [2, 3, 4]
+
+
+def test_a_resume_asks_for_what_is_left() -> None:
+    submit = Submit(prompt_ids=[1, 2], sampling=Sampling(prompt_logprobs=True, max_tokens=4))
+    progress = Progress(submit)
+    progress.take(scores(2))
+    progress.node_lost()
+    assert progress.request().sampling.prompt_logprobs, "nothing has been handed on yet"
+    again = scores(2)
+    again.token_ids.extend([7, 8])
+    progress.take(again)
+    assert [score.token_id for score in again.prompt_logprobs] == [2], "the lost node's scores are not repeated"
+    request = progress.request()
+    assert list(request.output_ids) == [7, 8]
+    assert not request.sampling.prompt_logprobs
+    assert submit.sampling.prompt_logprobs, "the caller's message is left alone"
+
+
+def test_a_sequence_that_takes_every_node_down_is_given_up() -> None:
+    progress = Progress(Submit(prompt_ids=[1]))
+    for _ in range(MAX_NODES_LOST - 1):
+        progress.node_lost()
+    progress.take(SequenceOutput(token_ids=[5]))  # a token: the count starts again
+    for _ in range(MAX_NODES_LOST - 1):
+        progress.node_lost()
+    with pytest.raises(GenerationError, match="lost one after the other"):
+        progress.node_lost()
+
+
+def test_an_end_without_tokens_is_handed_on() -> None:
+    progress = Progress(Submit(prompt_ids=[1]))
+    assert progress.take(SequenceOutput(finish_reason=LENGTH))
