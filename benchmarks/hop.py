@@ -23,7 +23,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.hop_report import table
+from benchmarks.hop_report import TABLE_WIDTH, table
 from benchmarks.hop_runner import HopResult, HopSettings, Skipped, measure
 from benchmarks.hop_transports import TRANSPORTS
 
@@ -107,6 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     results, skipped = run_all(arguments.only, arguments.repeats, settings)
     console = Console()
+    console.width = max(console.width, TABLE_WIDTH)  # a pipe or a log gets whole rows too
     console.print(table(results, settings))
     for name, reason in skipped.items():
         console.print(f"{name} skipped: {reason}", markup=False)

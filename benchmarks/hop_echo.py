@@ -3,6 +3,7 @@
 Each function calls `report` with its address once it listens.
 """
 
+import contextlib
 import socket
 import struct
 import tempfile
@@ -40,11 +41,10 @@ def serve_sockets(report: Report) -> None:
 
 def serve_raw_unix(report: Report) -> None:
     """A blocking Unix socket."""
-    with tempfile.TemporaryDirectory(prefix="manta-hop-") as folder:
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        path = str(Path(folder) / "s")
-        listener.bind(path)
-        _serve_raw(listener, lambda: report(path))
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    path = str(Path(tempfile.mkdtemp()) / "s")
+    listener.bind(path)
+    _serve_raw(listener, lambda: report(path))
 
 
 def serve_raw_tcp(report: Report) -> None:
@@ -61,9 +61,10 @@ def _serve_raw(listener: socket.socket, listening: Callable[[], None]) -> None:
     size = bytearray(SIZE.size)
     receive_exactly(sock, memoryview(size))
     message = memoryview(bytearray(SIZE.unpack(size)[0]))
-    while True:
-        receive_exactly(sock, message)
-        sock.sendall(message)
+    with contextlib.suppress(EOFError):
+        while True:
+            receive_exactly(sock, message)
+            sock.sendall(message)
 
 
 def receive_exactly(sock: socket.socket, buffer: memoryview) -> None:
@@ -90,18 +91,17 @@ def tune(sock: socket.socket) -> None:
 
 def serve_zmq(report: Report) -> None:
     """ZeroMQ, with the headers and tensors of Manta's data plane."""
-    import zmq
+    import zmq  # pyright: ignore[reportMissingImports]  # optional: only to compare with
 
-    with tempfile.TemporaryDirectory(prefix="manta-hop-") as folder:
-        sock = zmq.Context().socket(zmq.ROUTER)
-        address = f"ipc://{folder}/s"
-        sock.bind(address)
-        report(address)
-        while True:
-            sender, encoded, body = sock.recv_multipart(copy=False)
-            rows_TD = body_to_rows(Header.FromString(encoded.bytes).expert_rows.rows, body.buffer)
-            header = Header(rows=describe_rows(rows_TD)).SerializeToString()
-            sock.send_multipart([sender, header, rows_to_body(rows_TD)], copy=False)
+    sock = zmq.Context().socket(zmq.ROUTER)
+    address = f"ipc://{tempfile.mkdtemp()}/s"
+    sock.bind(address)
+    report(address)
+    while True:
+        sender, encoded, body = sock.recv_multipart(copy=False)
+        rows_TD = body_to_rows(Header.FromString(encoded.bytes).expert_rows.rows, body.buffer)
+        header = Header(rows=describe_rows(rows_TD)).SerializeToString()
+        sock.send_multipart([sender, header, rows_to_body(rows_TD)], copy=False)
 
 
 def serve_grpc(report: Report) -> None:

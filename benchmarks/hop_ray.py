@@ -1,5 +1,6 @@
 """The echo actors of `benchmarks.hop`."""
 
+import logging
 from typing import Any
 
 import ray
@@ -30,9 +31,9 @@ def start_actors(num_actors: int) -> list[Any]:
         num_cpus=num_actors,
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         object_store_memory=256 << 20,
     )
-    actors = [EchoActor.remote() for _ in range(num_actors)]
+    actors = [EchoActor.remote() for _ in range(num_actors)]  # pyright: ignore[reportFunctionMemberAccess]
     ray.get([actor.ready.remote() for actor in actors])
     return actors

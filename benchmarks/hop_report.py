@@ -9,6 +9,8 @@ from rich.table import Table
 from benchmarks.hop_runner import HopResult, HopSettings
 from benchmarks.hop_transports import TRANSPORTS
 
+TABLE_WIDTH = 100
+
 
 def best_runs(results: Sequence[HopResult]) -> list[HopResult]:
     """Each transport's run with the lowest median, in the order in which the transports were first measured."""
@@ -24,7 +26,7 @@ def table(results: Sequence[HopResult], settings: HopSettings) -> Table:
     title = f"{settings.num_rows}×{settings.width} fp32 rows to each of {settings.num_peers} processes and back"
     shown = Table(title=title, box=box.SIMPLE, title_justify="left", caption_justify="left")
     shown.add_column("transport", no_wrap=True)
-    shown.add_column("what it is")
+    shown.add_column("what it is", no_wrap=True)
     for heading in ("median ms", "p90 ms", "p99 ms", "death seen ms"):
         shown.add_column(heading, justify="right")
     for result in best_runs(results):

@@ -7,9 +7,10 @@ import multiprocessing
 import os
 import signal
 import statistics
+import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -112,10 +113,9 @@ def _measure_here(transport: Transport, settings: HopSettings, report: Connectio
     _die_with_parent()
     torch.set_num_threads(1)
     try:
-        with _echo_processes(transport, settings) as (processes, addresses), torch.inference_mode():
-            hop = transport.connect(
-                addresses or [None] * settings.num_peers, torch.randn(settings.num_rows, settings.width)
-            )
+        with _socket_folder(), _echo_processes(transport, settings) as (processes, addresses), torch.inference_mode():
+            rows_TD = torch.randn(settings.num_rows, settings.width)
+            hop = transport.connect(addresses or [None] * settings.num_peers, rows_TD)
             try:
                 times_s = _time_rounds(hop, settings)
                 death_s = _time_death(hop, processes)
@@ -160,15 +160,23 @@ def _summary(name: str, times_s: list[float], death_s: float | None) -> HopResul
 
 
 @contextlib.contextmanager
-def _echo_processes(transport: Transport, settings: HopSettings) -> Iterator[tuple[list[BaseProcess], list[Any]]]:
+def _socket_folder() -> Generator[None]:
+    """A folder for this run's sockets, which echo processes leave behind when they are killed."""
+    with tempfile.TemporaryDirectory(prefix="manta-hop-") as folder:
+        os.environ["TMPDIR"] = tempfile.tempdir = folder
+        yield
+
+
+@contextlib.contextmanager
+def _echo_processes(transport: Transport, settings: HopSettings) -> Generator[tuple[list[BaseProcess], list[Any]]]:
     """Starts the echo processes, and ends them however the measurement ends."""
     processes: list[BaseProcess] = []
     addresses: list[Any] = []
-    context = multiprocessing.get_context(settings.start)
+    start: Any = multiprocessing.get_context(settings.start)
     try:
         for _ in range(settings.num_peers if transport.echo is not None else 0):
-            here, there = context.Pipe(duplex=False)
-            process = context.Process(target=_serve_echo, args=(transport.echo, there))
+            here, there = start.Pipe(duplex=False)
+            process = start.Process(target=_serve_echo, args=(transport.echo, there))
             process.start()
             processes.append(process)
             there.close()

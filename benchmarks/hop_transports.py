@@ -147,7 +147,7 @@ class ZmqHop:
     """ZeroMQ with the same headers and tensors: what the data plane would be if it were built on it."""
 
     def __init__(self, addresses: list[str], rows_TD: Tensor) -> None:
-        import zmq
+        import zmq  # pyright: ignore[reportMissingImports]  # optional: only to compare with
 
         self._zmq = zmq
         self._context = zmq.Context()
@@ -185,10 +185,7 @@ class ZmqHop:
         return bool(self._monitor.poll(timeout_s * 1000))
 
     def close(self) -> None:
-        self._sockets[0].disable_monitor()
-        for sock in self._sockets:
-            sock.close()
-        self._context.term()
+        self._context.destroy(linger=0)
 
 
 class GrpcHop:
@@ -260,18 +257,14 @@ class _GrpcStream:
 
 
 _ALL = [
-    Transport(
-        "unix", "Manta's data plane, same host", hop_echo.serve_sockets, functools.partial(connect_sockets, False)
-    ),
-    Transport(
-        "tcp", "Manta's data plane, between hosts", hop_echo.serve_sockets, functools.partial(connect_sockets, True)
-    ),
-    Transport("raw-unix", "floor: blocking sockets, bytes only", hop_echo.serve_raw_unix, RawHop),
-    Transport("raw-tcp", "floor: blocking sockets, bytes only", hop_echo.serve_raw_tcp, RawHop),
-    Transport("zmq", "ZeroMQ ipc, same headers and tensors", hop_echo.serve_zmq, ZmqHop, "zmq"),
-    Transport("grpc", "gRPC unary, bytes only", hop_echo.serve_grpc, functools.partial(GrpcHop, False), "grpc"),
+    Transport("unix", "Manta, same host", hop_echo.serve_sockets, functools.partial(connect_sockets, False)),
+    Transport("tcp", "Manta, between hosts", hop_echo.serve_sockets, functools.partial(connect_sockets, True)),
+    Transport("raw-unix", "the floor: bytes only", hop_echo.serve_raw_unix, RawHop),
+    Transport("raw-tcp", "the floor: bytes only", hop_echo.serve_raw_tcp, RawHop),
+    Transport("zmq", "ZeroMQ, as Manta would use it", hop_echo.serve_zmq, ZmqHop, "zmq"),
+    Transport("grpc", "gRPC, bytes only", hop_echo.serve_grpc, functools.partial(GrpcHop, False), "grpc"),
     Transport("grpc-stream", "gRPC streams, bytes only", hop_echo.serve_grpc, functools.partial(GrpcHop, True), "grpc"),
     Transport("ray", "Ray actor calls", None, connect_ray, "ray"),
-    Transport("local", "in this process: headers, no moving", None, connect_local),
+    Transport("local", "no process, no bytes moved", None, connect_local),
 ]
 TRANSPORTS = {transport.name: transport for transport in _ALL}

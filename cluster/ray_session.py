@@ -32,6 +32,9 @@ WORKER_ENVIRONMENT = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # weights in huge pages: read 7 % faster (docs/performance.md)
     "USE_TORCH": "0",  # for transformers in a gateway, which needs no torch; nothing else reads it
 }
+# Ray's own metrics and its history of tasks, which nobody reads here (a gateway's /metrics has Manta's). With them,
+# every process talks to an agent now and then, and a Ctrl-C while that agent starts takes ten seconds.
+SYSTEM_CONFIG = {"task_events_report_interval_ms": 0, "enable_metrics_collection": False}
 
 
 def start_local_ray(num_cpus: int | None = None) -> None:
@@ -55,6 +58,7 @@ def start_local_ray(num_cpus: int | None = None) -> None:
                 logging_level=logging.ERROR,
                 object_store_memory=OBJECT_STORE_BYTES,
                 _node_ip_address="127.0.0.1",
+                _system_config=SYSTEM_CONFIG,
             )
         except BaseException:
             ray.shutdown()  # Ctrl-C in the middle of it: some of its processes may run

@@ -68,8 +68,14 @@ class Connection:
         if self._outbox:
             self._queue(head, body, 0)
             return
-        sent = self._write([head, body])
-        if sent < len(head) + len(body) and not self.closed:
+        try:
+            sent = self._socket.sendmsg((head, body), (), socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._fail(f"sending failed: {error}")
+            return
+        if sent < len(head) + len(body):
             self._queue(head, body, sent)
             self._loop.watch(self, READ | WRITE)
 
@@ -101,26 +107,22 @@ class Connection:
         if len(rest):
             self._outbox.append(rest)
 
-    def _write(self, parts: list[bytes | memoryview] | list[memoryview]) -> int:
-        """Returns how many bytes the socket took."""
-        try:
-            return self._socket.sendmsg(parts, (), socket.MSG_NOSIGNAL)
-        except BlockingIOError:
-            return 0
-        except OSError as error:
-            self._fail(f"sending failed: {error}")
-            return 0
-
     def _flush(self) -> None:
         outbox = self._outbox
-        sent = self._write(list(itertools.islice(outbox, MAX_PARTS_PER_SEND)))
+        try:
+            sent = self._socket.sendmsg(itertools.islice(outbox, MAX_PARTS_PER_SEND), (), socket.MSG_NOSIGNAL)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._fail(f"sending failed: {error}")
+            return
         while sent:
             part = outbox.popleft()
             if sent < len(part):
                 outbox.appendleft(part[sent:])
                 break
             sent -= len(part)
-        if not outbox and not self.closed:
+        if not outbox:
             self._loop.watch(self, READ)
 
     def _receive(self) -> None:

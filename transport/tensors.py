@@ -1,5 +1,7 @@
 """Rows as bytes and back, without copies where the device allows it. T rows, D elements each."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -12,8 +14,13 @@ _FROM_WIRE: dict[Dtype, torch.dtype] = {wire: dtype for dtype, wire in _TO_WIRE.
 
 
 def describe_rows(rows_TD: Tensor) -> Rows:
-    """Returns the header part that describes `rows_TD`."""
-    return Rows(dtype=_TO_WIRE[rows_TD.dtype], num_rows=rows_TD.size(0), width=rows_TD.size(1))
+    """Returns the header part that describes `rows_TD`; to be copied into a header, not to be changed."""
+    return _describe(rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
+
+
+@functools.lru_cache(4096)
+def _describe(dtype: torch.dtype, num_rows: int, width: int) -> Rows:
+    return Rows(dtype=_TO_WIRE[dtype], num_rows=num_rows, width=width)
 
 
 def rows_to_body(rows_TD: Tensor) -> Body:

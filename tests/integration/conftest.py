@@ -26,7 +26,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, seed: int) -> tuple[Pat
 @pytest.fixture(scope="session")
 def ray_port() -> Iterator[int]:
     """A small Ray of this session's own; gives the port that its Serve listens on."""
-    os.environ["RAY_prestart_worker_first_driver"] = "0"
+    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112 - the name is Ray's
     from cluster.ray_session import start_local_ray, stop_local_ray
 
     start_local_ray(num_cpus=2)

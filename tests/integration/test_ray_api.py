@@ -95,7 +95,7 @@ def test_a_full_queue_is_429(sliced: RayService) -> None:
         try:
             complete(client, [5, 6, number], 100)
         except openai.RateLimitError as error:
-            assert int(error.response.headers["retry-after"]) > 0
+            assert int(error.response.headers["retry-after"]) > 0  # noqa: PT017 - either outcome is fine
             return "429"
         return "200"
 

@@ -136,7 +136,7 @@ def test_a_signal_while_it_starts(
 
 def test_killed_it_leaves_nothing_either(checkpoint: tuple[Path, Oracle], tmp_path: Path) -> None:
     with manta_serve(checkpoint[0], tmp_path, "--port", str(free_port())) as command:
-        command.wait_for("loading the experts")
+        command.wait_for("connecting the parts")
         command.process.kill()
         command.ends_with(-signal.SIGKILL)
 
