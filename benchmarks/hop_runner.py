@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import importlib.util
 import multiprocessing
 import os
@@ -112,6 +113,7 @@ def measure(transport: Transport, settings: HopSettings) -> HopResult | Skipped:
 def _measure_here(transport: Transport, settings: HopSettings, report: Connection) -> None:
     _die_with_parent()
     torch.set_num_threads(1)
+    gc.freeze()
     try:
         with _socket_folder(), _echo_processes(transport, settings) as (processes, addresses), torch.inference_mode():
             rows_TD = torch.randn(settings.num_rows, settings.width)
@@ -191,8 +193,11 @@ def _echo_processes(transport: Transport, settings: HopSettings) -> Generator[tu
 
 
 def _serve_echo(echo: Callable[[Callable[[Any], None]], None], report: Connection) -> None:
+    """As an expert's process: woken, it does not preempt whoever is still sending to the others."""
     _die_with_parent()
     torch.set_num_threads(1)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    gc.freeze()
     with torch.inference_mode():
         echo(report.send)
 

@@ -61,7 +61,7 @@ class Command:
             except OSError:
                 continue  # it has ended, or is another user's
             if f"{MARK}={self._mark}".encode() in environment.split(b"\0") and alive(int(path.name)):
-                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:80]
+                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:400]
         return found
 
 
