@@ -35,5 +35,5 @@ def start_actors(num_actors: int) -> list[Any]:
         object_store_memory=256 << 20,
     )
     actors = [EchoActor.remote() for _ in range(num_actors)]  # pyright: ignore[reportFunctionMemberAccess]
-    ray.get([actor.ready.remote() for actor in actors])
+    ray.get([actor.ready.remote() for actor in actors])  # pyright: ignore[reportFunctionMemberAccess]
     return actors

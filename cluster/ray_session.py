@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._private import ray_constants
 
 from cluster.names import NAMESPACE
 
@@ -18,6 +19,9 @@ OBJECT_STORE_BYTES = 150 << 20  # Manta keeps no data in Ray's object store
 RAY_ENVIRONMENT = {
     "RAY_worker_niceness": "0",  # Ray's default, 15, lets anything else on the machine go first
     "RAY_USAGE_STATS_ENABLED": "0",
+    # Keeps every port of Ray on loopback: unless clusters of several hosts are ruled out, which Ray does by itself on
+    # other systems than Linux, it replaces 127.0.0.1 by an address that others reach.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     # Serve's own settings for throughput (RAY_SERVE_THROUGHPUT_OPTIMIZED), but for direct ingress, which would move
     # the gateways to other ports: fewer threads between proxy and gateway, and no log line for each request.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
@@ -47,7 +51,7 @@ def start_local_ray(num_cpus: int | None = None) -> None:
         RuntimeError: Ray does not start, or this process has joined a cluster already.
     """
     os.environ.update(RAY_ENVIRONMENT)
-    with _worker_environment(), _signals_kept():
+    with _worker_environment(), _loopback_only(), _signals_kept():
         try:
             ray.init(
                 address="local",
@@ -142,6 +146,16 @@ def _worker_environment() -> Generator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _loopback_only() -> Generator[None]:
+    """RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER for this process, in which Ray has read it already."""
+    before, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """Rows as bytes and back, without copies where the device allows it. T rows, D elements each."""
 
+import ctypes
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,14 +26,21 @@ def _describe(dtype: torch.dtype, num_rows: int, width: int) -> Rows:
 
 
 def rows_to_body(rows_TD: Tensor) -> Body:
-    """Returns the bytes of `rows_TD`: a view where it is contiguous and on the CPU."""
-    if not rows_TD.numel():
-        return EMPTY_BODY
+    """Returns the bytes of `rows_TD`: a view, which keeps them alive, where they are contiguous and on the CPU."""
     if not (rows_TD.is_cpu and rows_TD.is_contiguous()):  # two cheap questions instead of two calls that do nothing
         rows_TD = rows_TD.cpu().contiguous()
-    if rows_TD.dtype == torch.bfloat16:
-        rows_TD = rows_TD.view(torch.int16)  # numpy has no bfloat16
-    return rows_TD.numpy().data.cast("B")
+    num_bytes = rows_TD.nbytes
+    if not num_bytes:
+        return EMPTY_BODY
+    # Takes a third of the time of `rows_TD.numpy()`, which moreover knows no bfloat16.
+    view = _bytes_type(num_bytes).from_address(rows_TD.data_ptr())
+    view.rows = rows_TD
+    return memoryview(view)
+
+
+@functools.lru_cache(4096)
+def _bytes_type(num_bytes: int) -> Any:
+    return ctypes.c_ubyte * num_bytes
 
 
 def body_to_rows(rows: Rows, body: Body) -> Tensor:

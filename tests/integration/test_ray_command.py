@@ -1,12 +1,14 @@
 """`manta serve` as a user runs it: a process of its own, with a Ray of its own, ended by signals at every stage."""
 
+import ipaddress
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -40,8 +42,11 @@ class Command:
         assert text in self.output, f"it ended with {self.process.returncode}:\n{self.output}"
 
     def send(self, number: signal.Signals) -> None:
-        """Sends a signal to the whole process group, as a terminal does."""
-        os.killpg(self.process.pid, number)
+        """Sends SIGINT to the whole process group, as a terminal does; another signal to the process alone."""
+        if number == signal.SIGINT:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
 
     def ends_with(self, *codes: int) -> None:
         """Waits for the end; nothing of it may be left, however it ended."""
@@ -64,6 +69,27 @@ class Command:
                 found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:400]
         return found
 
+    def listens_at(self) -> set[str]:
+        """The addresses at which its processes accept TCP connections."""
+        sockets = {os.readlink(link) for pid in self.left() for link in descriptors(pid)}
+        return {address for address, inode in listening() if f"socket:[{inode}]" in sockets}
+
+
+def descriptors(pid: int) -> list[Path]:
+    return [link for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
+
+
+def listening() -> Iterator[tuple[str, str]]:
+    """(address, inode) of every TCP socket on this host that listens; IPv4 addresses in IPv6 form as IPv4."""
+    for name in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A":
+                words = bytes.fromhex(local.split(":")[0])
+                raw = b"".join(words[at : at + 4][::-1] for at in range(0, len(words), 4))
+                address = ipaddress.ip_address(raw)
+                yield str(getattr(address, "ipv4_mapped", None) or address), inode
+
 
 @contextmanager
 def manta_serve(directory: Path, tmp_path: Path, *args: str) -> Iterator[Command]:
@@ -82,15 +108,9 @@ def manta_serve(directory: Path, tmp_path: Path, *args: str) -> Iterator[Command
         yield command
     finally:
         for pid in command.left():
-            with_suppressed_kill(pid)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         process.wait(STOP_S)
-
-
-def with_suppressed_kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -104,6 +124,7 @@ def test_it_serves_until_a_signal(checkpoint: tuple[Path, Oracle], tmp_path: Pat
         answer = httpx.post(f"{url}/v1/completions", json=body, timeout=20, trust_env=False)
         assert answer.json()["usage"]["completion_tokens"] == 3
         assert [noise for noise in NOISE if noise in command.output] == [], command.output
+        assert command.listens_at() == {"127.0.0.1"}, "all of it is on loopback only"
         begun_s = time.monotonic()
         command.send(number)
         command.ends_with(0, 130)
@@ -142,8 +163,6 @@ def test_killed_it_leaves_nothing_either(checkpoint: tuple[Path, Oracle], tmp_pa
 
 
 def test_a_taken_port_is_refused_at_once(checkpoint: tuple[Path, Oracle], tmp_path: Path) -> None:
-    import socket
-
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with manta_serve(checkpoint[0], tmp_path, "--port", str(port)) as command:

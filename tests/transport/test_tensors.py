@@ -66,3 +66,12 @@ def test_an_answer_that_does_not_fit_its_header_is_an_error() -> None:
     answer = read_answer(Header(rows=Rows(dtype=BFLOAT16, num_rows=2, width=3)), memoryview(bytearray(11)))
     assert isinstance(answer, CallError)
     assert answer.code == "invalid_request"
+
+
+def test_the_bytes_outlive_the_rows(seed: int) -> None:
+    """A body waits in a full socket's outbox after its sender has forgotten the tensor."""
+    bodies = [rows_to_body(random_rows(64, 512, seed + number)) for number in range(50)]
+    for number, body in enumerate(bodies):
+        rows_TD = random_rows(64, 512, seed + number)
+        assert bytes(body) == rows_TD.numpy().tobytes()
+        assert bytes(body[7:][100:]) == rows_TD.numpy().tobytes()[107:]
