@@ -218,9 +218,9 @@ class Controller:
                 return
 
     def _patience_s(self) -> float:
-        """How long it stays without any member: a service that has just been started has none."""
+        """How long it stays without any member: a service that has just been started (or found again) has none."""
         if self._stopping:
-            return 0.0
+            return SETTLE_S
         limits = self._service.spec.limits
         return limits.orphan_timeout_s if self._joined else max(limits.orphan_timeout_s, limits.load_timeout_s)
 

@@ -4,15 +4,14 @@ import threading
 from types import TracebackType
 from typing import Any, Self
 
-import ray
 from ray.exceptions import RayError
 
 from cluster.ingress import check_port_free
 from cluster.ray_session import RaySession, joined, open_session
 from cluster.resolve import Service, resolve
 from cluster.spec import ServiceSpec
-from cluster.startup import CONTROL_TIMEOUT_S, OnProgress, Progress, claim, start_parts
-from cluster.teardown import find_controller, services, stop_service
+from cluster.startup import OnProgress, Progress, claim, start_parts
+from cluster.teardown import ask_controller, find_controller, services, stop_service
 
 __all__ = ["OnProgress", "Progress", "RunningService", "down", "serve", "status"]
 
@@ -105,11 +104,10 @@ def status(name: str | None, address: str | None) -> dict[str, Any]:
     Raises:
         ValueError: There is no such service, or there are several and none was named.
         ConnectionError: There is no Ray cluster.
+        RuntimeError: Its controller does not answer.
     """
     with joined(address):
-        controller = find_controller(_find(name))
-        found: Any = ray.get(controller.status.remote(), timeout=CONTROL_TIMEOUT_S)
-        return found
+        return ask_controller(_find(name), "status")
 
 
 def down(name: str | None, address: str | None) -> None:

@@ -4,15 +4,18 @@ import time
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 
+from cluster.causes import cause_of
 from cluster.names import NAMESPACE, controller_name, experts_prefix
 from cluster.placement import release_group
 from cluster.secret import forget_data_plane_key
 
 CONTROL_TIMEOUT_S = 30.0
+RESTART_TIMEOUT_S = 15.0
 EXIT_TIMEOUT_S = 5.0
 POLL_S = 0.05
+RETRY_S = 0.3
 
 
 def stop_service(name: str) -> None:
@@ -23,7 +26,7 @@ def stop_service(name: str) -> None:
     controller = find_controller(name)
     apps = {name}
     try:
-        apps |= _stop_controller(controller)
+        apps |= set() if controller is None else _stop_controller(name, controller)
         _delete_apps(apps, wait=True)
     finally:
         # Does nothing after a complete stop. The controller goes last: while it answers that the service is being
@@ -35,6 +38,25 @@ def stop_service(name: str) -> None:
         if controller is not None:
             controller.exit.remote()
     _wait_gone(name, controller)
+
+
+def ask_controller(name: str, question: str) -> Any:
+    """Returns what a service's controller answers to a call without arguments, such as `status`.
+
+    Asks again for a while if it is just being restarted.
+
+    Raises:
+        RuntimeError: It does not answer.
+    """
+    deadline_s = time.monotonic() + RESTART_TIMEOUT_S
+    while True:
+        try:
+            controller = ray.get_actor(controller_name(name), NAMESPACE)
+            return ray.get(getattr(controller, question).remote(), timeout=CONTROL_TIMEOUT_S)
+        except (RayError, ValueError) as error:
+            if time.monotonic() > deadline_s:
+                raise RuntimeError(f"the controller of {name} does not answer: {cause_of(error)}") from error
+        time.sleep(RETRY_S)
 
 
 def find_controller(name: str) -> Any:
@@ -56,13 +78,11 @@ def _actor_names() -> list[str]:
     return [actor["name"] for actor in found if actor["namespace"] == NAMESPACE]
 
 
-def _stop_controller(controller: Any) -> set[str]:
+def _stop_controller(name: str, controller: Any) -> set[str]:
     """Tells it to stop; returns the Serve applications of its members. Kills it if it does not answer."""
-    if controller is None:
-        return set()
     try:
-        return set(ray.get(controller.stop.remote(), timeout=CONTROL_TIMEOUT_S))
-    except (RayError, GetTimeoutError):
+        return set(ask_controller(name, "stop"))
+    except RuntimeError:
         ray.kill(controller, no_restart=True)
         return set()
 

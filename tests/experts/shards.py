@@ -31,6 +31,13 @@ def naive(rows_ND: Tensor, gate_up_2FD: Tensor, down_DF: Tensor) -> Tensor:
     return (F.silu(rows_ND @ gate_FD.T) * (rows_ND @ up_FD.T)) @ down_DF.T
 
 
+def close(output_ND: Tensor, expected_ND: Tensor, dtype: torch.dtype) -> bool:
+    """Whether an output computed in `dtype`, its weights rounded to it, is the one expected."""
+    scale = max(1.0, float(expected_ND.abs().max()))
+    tolerance = 1e-5 if dtype == torch.float32 else 8 * 2**-8
+    return float((output_ND.float() - expected_ND).abs().max()) < tolerance * scale
+
+
 @dataclass
 class Shard:
     """A shard of random experts, and their weights in float32."""

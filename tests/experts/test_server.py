@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from experts.server import ExpertServer
-from tests.experts.shards import WIDTH, Shard, call, random_shard
+from tests.experts.shards import WIDTH, Shard, call, close, random_shard
 from tests.transport.driving import KEY, connected, turn_until
 from transport.errors import CallError
 from transport.loop import Loop
@@ -55,7 +55,7 @@ def test_routers_get_their_answers(dtype: torch.dtype, pinned: bool, seed: int) 
             assert isinstance(answer, torch.Tensor), answer
             assert answer.dtype == dtype
             expected_ND = shard.naive(request.header.expert_rows, request.rows_TD)
-            assert torch.allclose(answer.float(), expected_ND, atol=1e-5 if dtype == torch.float32 else 0.1)
+            assert close(answer, expected_ND, dtype)
         assert server.snapshot()["rows_total"] == 24
         for router in routers:
             router.close()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from experts.service import ExpertService
-from tests.experts.shards import WIDTH, Answers, call, random_shard
+from tests.experts.shards import WIDTH, Answers, call, close, random_shard
 from transport.base import Request
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_rows_of_another_dtype_are_computed_in_the_shards(dtype: torch.dtype, se
     ExpertService(shard.shard, CPU).serve([request])
     assert answers.rows.dtype == dtype
     expected_ND = shard.naive(request.header.expert_rows, rows_ND.float())
-    assert torch.allclose(answers.rows.float(), expected_ND, atol=0.1)
+    assert close(answers.rows, expected_ND, dtype)
 
 
 MALFORMED = [

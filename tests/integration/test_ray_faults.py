@@ -123,19 +123,12 @@ def test_the_controller_is_killed(service: RayService, checkpoint: tuple[Path, O
         kill(victim)
         check_undisturbed(checkpoint[1], under_way)
         assert complete(service.client(), [5, 6, 7], 4).finish_reason == "length"
-    wait_until(lambda: restarted(service, victim), RECOVERY_S, "the controller is restarted")
+    wait_until(lambda: service.status()["controller"]["pid"] != victim, RECOVERY_S, "the controller is restarted")
     wait_until(lambda: whole(service), RECOVERY_S, "the controller finds every part", service.show)
     assert processes(service) == before
     assert any("took over 3 of 3" in event["text"] for event in service.status()["events"]), service.show()
     time.sleep(2)  # long enough for its first tables to have cut a connection
     assert processes(service) == before
-
-
-def restarted(service: RayService, before: int) -> bool:
-    try:
-        return service.status()["controller"]["pid"] != before
-    except ray.exceptions.RayError:
-        return False
 
 
 def processes(service: RayService) -> dict[str, set[int]]:

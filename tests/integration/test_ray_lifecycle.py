@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,12 @@ from ray import serve
 from cluster.app import build
 from cluster.lifecycle import down
 from cluster.lifecycle import serve as start_service
+from cluster.membership import JoinService
 from cluster.names import NAMESPACE, controller_name
+from cluster.resolve import resolve
+from tests.integration.conftest import MAX_CONTEXT
 from tests.integration.ray_service import (
+    SHARE,
     RayService,
     alive,
     complete,
@@ -101,62 +104,53 @@ def test_what_is_refused_before_anything_starts(
     assert complete(alpha.client(), [5, 6], 2).finish_reason == "length"
 
 
+def start_by_hand(directory: Path, port: int, **fields: object) -> RayService:
+    """A service that is started without the command line: `serve.run` of what the builder returns."""
+    args = {"model": str(directory), "name": "built", "attention.num_cpus": SHARE, "experts.num_cpus": SHARE, **fields}
+    serve.run(build(args), name="by-hand", route_prefix="/built")
+    service = RayService("built", f"http://127.0.0.1:{port}/built")
+    wait_until(lambda: service.get("/health").status_code == 200, 60, "the built service is healthy", service.show)
+    return service
+
+
+def processes(service: RayService) -> list[int]:
+    found = service.status()
+    pids = [one["pid"] for shard in found["experts"] for one in shard["replicas"]]
+    return pids + [one["pid"] for part in ("routers", "attention_nodes", "gateways") for one in found[part]]
+
+
 def test_down_ends_one_service_and_leaves_the_other(
     alpha: RayService, ray_port: int, checkpoint: tuple[Path, Oracle]
 ) -> None:
+    """It finds the Serve application too, though that has another name."""
     before = alpha.status()
-    with running_service(checkpoint[0], ray_port, "second") as service:
-        found = service.status()
-        pids = [one["pid"] for shard in found["experts"] for one in shard["replicas"]]
-        pids += [one["pid"] for part in ("routers", "attention_nodes", "gateways") for one in found[part]]
-        assert complete(service.client(), [5, 6], 2).finish_reason == "length"
-        with pytest.raises(ValueError, match="alpha, second"):
-            down(None, "auto")
-        down("second", "auto")
-        assert nothing_of("second"), leftovers("second")
-        wait_until(lambda: not any(map(alive, pids)), GONE_S, "its processes end", lambda: list(map(alive, pids)))
+    service = start_by_hand(checkpoint[0], ray_port)
+    pids = processes(service)
+    assert service.get("/v1/models").json()["data"][0]["max_model_len"] == MAX_CONTEXT
+    with pytest.raises(ValueError, match="alpha, built"):
+        down(None, "auto")
+    down("built", "auto")
+    assert nothing_of("built"), leftovers("built")
+    assert "by-hand" not in serve.status().applications
+    wait_until(lambda: not any(map(alive, pids)), GONE_S, "its processes end", lambda: list(map(alive, pids)))
     after = alpha.status()
     assert after["controller"] == before["controller"]
-    assert [one["pid"] for one in after["gateways"]] == [one["pid"] for one in before["gateways"]]
+    assert processes(alpha) == [one for one in processes(alpha) if alive(one)]
     assert complete(alpha.client(), [5, 6], 2).finish_reason == "length"
-    with pytest.raises(ValueError, match="second was given"):
-        down("second", "auto")
+    with pytest.raises(ValueError, match="built was given"):
+        down("built", "auto")
 
 
-@pytest.fixture
-def built(ray_port: int, checkpoint: tuple[Path, Oracle]) -> Iterator[RayService]:
-    """A service that was started without the command line: `serve.run` of what the builder returns."""
-    args = {
-        "model": str(checkpoint[0]),
-        "name": "built",
-        "attention.num_cpus": 0.05,
-        "experts.num_cpus": 0.05,
-        "limits.orphan_timeout_s": 3,
-    }
-    serve.run(build(args), name="by-hand", route_prefix="/built")
-    service = RayService("built", f"http://127.0.0.1:{ray_port}/built")
-    wait_until(lambda: service.get("/health").status_code == 200, 60, "the built service is healthy", service.show)
-    yield service
-    if "by-hand" in serve.status().applications:
-        serve.delete("by-hand")
-    wait_until(lambda: nothing_of("built"), GONE_S, "it is gone", lambda: leftovers("built"))
-
-
-def test_the_builder_and_serve_run_are_enough(alpha: RayService, built: RayService) -> None:
-    """Detached parts go with the application, by the orphan time-out."""
-    assert built.get("/v1/models").json()["data"][0]["max_model_len"] == 512
+def test_what_is_detached_goes_after_the_application(
+    alpha: RayService, ray_port: int, checkpoint: tuple[Path, Oracle]
+) -> None:
+    start_by_hand(checkpoint[0], ray_port, **{"limits.orphan_timeout_s": 3})
     serve.delete("by-hand")
     wait_until(lambda: nothing_of("built"), GONE_S, "the controller ends the experts", lambda: leftovers("built"))
     assert complete(alpha.client(), [5, 6], 2).finish_reason == "length"
 
 
-def test_down_knows_the_application_of_a_built_service(alpha: RayService, built: RayService) -> None:
-    down("built", "auto")
-    assert "by-hand" not in serve.status().applications
-    assert nothing_of("built"), leftovers("built")
-
-
-def test_experts_leave_by_themselves(alpha: RayService, ray_port: int, checkpoint: tuple[Path, Oracle]) -> None:
+def test_experts_leave_by_themselves(ray_port: int, checkpoint: tuple[Path, Oracle]) -> None:
     """Neither gateways nor a controller, which is gone for good: nobody is left who could end them."""
     limits = {"orphan_timeout_s": 3}
     with running_service(checkpoint[0], ray_port, "orphans", limits=limits) as service:
@@ -166,3 +160,10 @@ def test_experts_leave_by_themselves(alpha: RayService, ray_port: int, checkpoin
         assert all(map(alive, pids))
         wait_until(lambda: not any(map(alive, pids)), GONE_S, "the experts leave", lambda: leftovers("orphans"))
     assert nothing_of("orphans"), leftovers("orphans")
+
+
+def test_leaving_a_service_that_is_gone_does_nothing(ray_port: int, checkpoint: tuple[Path, Oracle]) -> None:
+    membership = JoinService(resolve(spec_of(checkpoint[0], ray_port, "gone")))()
+    membership.leave()
+    membership.leave()
+    assert nothing_of("gone"), "it started a controller only to tell it that it leaves"

@@ -1,0 +1,305 @@
+"""The gateway's data plane against real sockets: streams, failover without gap or repeat, waiting, cancelling."""
+
+import asyncio
+import functools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from protos.dispatch_pb2 import Header
+from protos.generation_pb2 import (
+    FAILED,
+    LENGTH,
+    GenerationFailure,
+    SequenceOutput,
+    StepOutput,
+    Submit,
+    TokenLogprob,
+)
+from serving.generator import GenerationError
+from serving.nodes import NodeGenerator
+from transport.address import Address
+from transport.frames import Frame
+from transport.loop import Loop
+from transport.membership import Role, Snapshot
+from transport.socket import Session, SocketServer
+from transport.table import RoutingTable
+
+KEY = b"k" * 32
+LIMIT_S = 10.0
+
+
+class FakeNode:
+    """An attention node that says what the test tells it to."""
+
+    def __init__(self) -> None:
+        self.submits: list[Submit] = []
+        self.cancelled: list[int] = []
+        self._loop = Loop()
+        self._sessions: list[Session] = []
+        self._server = SocketServer(self._loop, "node", KEY, None, self._frame)
+        self.address = self._server.address
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def _frame(self, session: Session, frame: Frame) -> None:
+        if frame.header.WhichOneof("kind") == "submit":
+            self._sessions.append(session)
+            self.submits.append(frame.header.submit)
+        else:
+            self.cancelled += frame.header.cancel.sequence_ids
+
+    def say(self, number: int, *token_ids: int, **more: object) -> None:
+        """Sends tokens of the `number`th submission: one as a plain column, several (or `more`) as a message."""
+        sequence_id = self.submits[number].sequence_id
+        if len(token_ids) == 1 and not more:
+            step = StepOutput(sequence_ids=[sequence_id], token_ids=token_ids)
+        else:
+            step = StepOutput(outputs=[SequenceOutput(sequence_id=sequence_id, token_ids=token_ids, **more)])
+        self._loop.post(lambda: self._sessions[number].send(Header(step_output=step)))
+
+    def die(self) -> None:
+        if self._thread.is_alive():
+            self._loop.post(self._server.close)
+            self._loop.post(self._loop.stop)
+            self._thread.join(LIMIT_S)
+
+
+@dataclass
+class FakeMembership:
+    """The control plane, by hand."""
+
+    on_table: Callable[[RoutingTable], None] = field(default=lambda table: None)
+    on_stop: Callable[[], None] = field(default=lambda: None)
+
+    def key(self) -> bytes:
+        return KEY
+
+    def tcp_host(self) -> str | None:
+        return None
+
+    def watch(self, on_table: Callable[[RoutingTable], None], on_stop: Callable[[], None] = lambda: None) -> None:
+        self.on_table, self.on_stop = on_table, on_stop
+
+    def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
+        raise AssertionError("a generator does not announce itself")
+
+    async def snapshots(self) -> list[tuple[Role, Snapshot]]:
+        return [("node", {"running": 1}), ("router", {"rows": 2}), ("gateway", {"prompt_tokens": 3})]
+
+    def leave(self) -> None:
+        return
+
+    def publish(self, *nodes: FakeNode) -> None:
+        self.on_table(RoutingTable(nodes=tuple(node.address for node in nodes)))
+
+
+@pytest.fixture
+def nodes() -> Iterator[list[FakeNode]]:
+    made = [FakeNode(), FakeNode()]
+    yield made
+    for node in made:
+        node.die()
+
+
+@asynccontextmanager
+async def generator_of(membership: FakeMembership, recovery_timeout_s: float = LIMIT_S) -> AsyncIterator[NodeGenerator]:
+    generator = NodeGenerator(membership, recovery_timeout_s)
+    try:
+        yield generator
+    finally:
+        generator.close()
+
+
+async def until(check: Callable[[], object]) -> None:
+    deadline_s = time.monotonic() + LIMIT_S
+    while not check():
+        assert time.monotonic() < deadline_s
+        await asyncio.sleep(0.002)
+
+
+class Reader:
+    """Reads one sequence in a task of its own."""
+
+    def __init__(self, generator: NodeGenerator, *prompt: int) -> None:
+        self.tokens: list[int] = []
+        self.outputs: list[SequenceOutput] = []
+        self._outputs = generator.generate(Submit(prompt_ids=prompt))
+        self.task = asyncio.create_task(self._read())
+
+    async def _read(self) -> None:
+        try:
+            async for output in self._outputs:
+                self.outputs.append(output)
+                self.tokens += output.token_ids
+        finally:
+            await self._outputs.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def end(self) -> list[int]:
+        await asyncio.wait_for(self.task, LIMIT_S)
+        return self.tokens
+
+
+def in_a_loop(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..., None]:
+    """Runs an async test in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: object, **fixtures: object) -> None:
+        asyncio.run(asyncio.wait_for(test(*args, **fixtures), 3 * LIMIT_S))
+
+    return run
+
+
+@contextmanager
+def fails_with(code: str) -> Iterator[None]:
+    with pytest.raises(GenerationError) as caught:
+        yield
+    assert caught.value.code == code
+
+
+@in_a_loop
+async def test_tokens_and_messages_arrive_in_order(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        assert not generator.ready
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1, 2)
+        await until(lambda: nodes[0].submits)
+        assert generator.ready
+        assert list(nodes[0].submits[0].prompt_ids) == [1, 2]
+        for token_id in (5, 6, 7):
+            nodes[0].say(0, token_id)
+        nodes[0].say(0, 8, 9, finish_reason=LENGTH)
+        assert await reader.end() == [5, 6, 7, 8, 9]
+        assert generator.num_streams == 0
+        assert nodes[0].cancelled == []
+
+
+@in_a_loop
+async def test_the_node_with_fewer_streams_is_chosen(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(*nodes)
+        readers = []
+        for number in range(4):
+            readers.append(Reader(generator, 3))
+            await until(lambda wanted=number + 1: sum(len(node.submits) for node in nodes) == wanted)
+        assert [len(node.submits) for node in nodes] == [2, 2]
+        for reader in readers:
+            reader.task.cancel()
+
+
+@in_a_loop
+async def test_a_stream_goes_on_at_another_node_without_gap_or_repeat(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        scored = [TokenLogprob(token_id=1)]
+        nodes[0].say(0, 5, 6, prompt_logprobs=scored)
+        await until(lambda: reader.tokens == [5, 6])
+        membership.publish(*nodes)
+        nodes[0].die()
+        await until(lambda: nodes[1].submits)
+        resumed = nodes[1].submits[0]
+        assert (list(resumed.prompt_ids), list(resumed.output_ids)) == ([1], [5, 6])
+        nodes[1].say(0, 7, prompt_logprobs=scored)
+        nodes[1].say(0, 8, finish_reason=LENGTH)
+        assert await reader.end() == [5, 6, 7, 8]
+        assert [len(output.prompt_logprobs) for output in reader.outputs] == [1, 0, 0]
+
+
+@in_a_loop
+async def test_a_node_that_leaves_the_table_gives_its_streams_up(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        membership.publish(nodes[1])
+        await until(lambda: nodes[1].submits)
+        nodes[1].say(0, 4, 5, finish_reason=LENGTH)
+        assert await reader.end() == [4, 5]
+
+
+@in_a_loop
+async def test_a_request_waits_for_a_node(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        reader = Reader(generator, 1)
+        await asyncio.sleep(0.05)
+        membership.publish(nodes[0])
+        await until(lambda: nodes[0].submits)
+        nodes[0].say(0, 4, finish_reason=LENGTH)
+        assert await reader.end() == [4]
+
+
+@in_a_loop
+async def test_no_node_comes() -> None:
+    async with generator_of(FakeMembership(), recovery_timeout_s=0.05) as generator:
+        with fails_with("expert_unavailable"):
+            await Reader(generator, 1).end()
+
+
+@in_a_loop
+async def test_what_the_node_refuses(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        failure = GenerationFailure(code="queue_full", message="4 wait")
+        nodes[0].say(0, finish_reason=FAILED, failure=failure)
+        with fails_with("queue_full"):
+            await reader.end()
+
+
+@in_a_loop
+async def test_leaving_a_stream_cancels_its_sequence(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        reader.task.cancel()
+        await until(lambda: nodes[0].cancelled == [nodes[0].submits[0].sequence_id])
+        assert generator.num_streams == 0
+
+
+@in_a_loop
+async def test_stopping_the_service_ends_streams_and_requests_at_once(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        membership.on_stop()
+        for one in (reader, Reader(generator, 2)):
+            with fails_with("expert_unavailable"):
+                await one.end()
+        membership.publish(*nodes)
+        await asyncio.sleep(0.05)
+        assert not generator.ready
+
+
+@in_a_loop
+async def test_closing_ends_streams(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    generator = NodeGenerator(membership, LIMIT_S)
+    membership.publish(nodes[0])
+    reader = Reader(generator, 1)
+    await until(lambda: nodes[0].submits)
+    generator.close()
+    with fails_with("expert_unavailable"):
+        await reader.end()
+
+
+@in_a_loop
+async def test_the_fleets_metrics_leave_routers_out() -> None:
+    async with generator_of(FakeMembership()) as generator:
+        assert await generator.fleet_metrics() == [{"running": 1}, {"prompt_tokens": 3}]
