@@ -1,6 +1,7 @@
 """`manta serve` as a user runs it: a process of its own, with a Ray of its own, ended by signals at every stage."""
 
 import ipaddress
+import json
 import os
 import signal
 import socket
@@ -8,13 +9,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import httpx
 import pytest
+import ray
+import yaml
 
-from tests.integration.ray_service import alive, free_port, wait_until
+from tests.integration.ray_service import (
+    SHARE,
+    RayService,
+    alive,
+    complete,
+    free_port,
+    leftovers,
+    nothing_of,
+    wait_until,
+)
 from tests.oracle import Oracle
 
 pytestmark = pytest.mark.cluster
@@ -95,12 +107,16 @@ def listening() -> Iterator[tuple[str, str]]:
                 yield str(getattr(address, "ipv4_mapped", None) or address), inode
 
 
+def manta_serve(directory: Path, tmp_path: Path, *args: str) -> AbstractContextManager[Command]:
+    return manta(tmp_path, "serve", str(directory), *args)
+
+
 @contextmanager
-def manta_serve(directory: Path, tmp_path: Path, *args: str) -> Iterator[Command]:
+def manta(tmp_path: Path, *args: str) -> Iterator[Command]:
     output, mark = tmp_path / "output.txt", f"{os.getpid()}-{time.monotonic_ns()}"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from manta.cli import main; main()", "serve", str(directory), *args],
+            [sys.executable, "-c", "from manta.cli import main; main()", *args],
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -117,8 +133,7 @@ def manta_serve(directory: Path, tmp_path: Path, *args: str) -> Iterator[Command
         process.wait(STOP_S)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_serves_until_a_signal(checkpoint: tuple[Path, Oracle], tmp_path: Path, number: signal.Signals) -> None:
+def test_it_serves_until_ctrl_c(checkpoint: tuple[Path, Oracle], tmp_path: Path) -> None:
     port = free_port()
     with manta_serve(checkpoint[0], tmp_path, "--port", str(port), "--model-name", "m") as command:
         command.wait_for("Ready in")
@@ -130,7 +145,7 @@ def test_it_serves_until_a_signal(checkpoint: tuple[Path, Oracle], tmp_path: Pat
         assert [noise for noise in NOISE if noise in command.output] == [], command.output
         assert command.listens_at(but=REPLICAS) == {"127.0.0.1"}
         begun_s = time.monotonic()
-        command.send(number)
+        command.send(signal.SIGINT)
         command.ends_with(0, 130)
         assert time.monotonic() - begun_s < 10
         assert command.output.rstrip().endswith("Stopped.")
@@ -141,8 +156,8 @@ def test_it_serves_until_a_signal(checkpoint: tuple[Path, Oracle], tmp_path: Pat
     ("stage", "number", "times"),
     [
         ("starting Ray", signal.SIGINT, 1),
-        ("starting the parts", signal.SIGTERM, 1),
-        ("connecting the parts", signal.SIGINT, 2),
+        ("starting the parts", signal.SIGINT, 2),
+        ("connecting the parts", signal.SIGTERM, 1),
     ],
 )
 def test_a_signal_while_it_starts(
@@ -157,6 +172,61 @@ def test_a_signal_while_it_starts(
         command.ends_with(130)
         assert "Interrupted" in command.output
         assert [noise for noise in NOISE if noise in command.output] == [], command.output
+
+
+def test_on_an_existing_cluster_it_stops_what_it_started(
+    alpha: RayService, ray_port: int, checkpoint: tuple[Path, Oracle], tmp_path: Path
+) -> None:
+    """Ctrl-C twice, for the impatient; nothing of its service stays, and nothing else goes."""
+    address = ray.get_runtime_context().gcs_address
+    args = ("serve", str(service_file(checkpoint[0], ray_port, tmp_path)), "--address", address)
+    with manta(tmp_path, *args) as command:
+        command.wait_for("Ready in")
+        answer = httpx.get(f"http://127.0.0.1:{ray_port}/guest/v1/models", timeout=20, trust_env=False)
+        assert answer.json()["data"][0]["id"] == "m"
+        found = json.loads(output_of(tmp_path / "status", "status", "guest", "--json", "--address", address))
+        pids = [one["pid"] for part in ("routers", "attention_nodes", "gateways") for one in found[part]]
+        command.send(signal.SIGINT)
+        time.sleep(0.2)
+        command.send(signal.SIGINT)
+        command.ends_with(0, 130)
+    wait_until(lambda: nothing_of("guest"), STOP_S, "its service is gone", lambda: leftovers("guest"))
+    wait_until(lambda: not any(map(alive, pids)), STOP_S, "its processes end", lambda: list(map(alive, pids)))
+    assert complete(alpha.client(), [5, 6], 2).finish_reason == "length"
+
+
+def test_down_ends_a_service_that_another_process_holds(
+    ray_port: int, checkpoint: tuple[Path, Oracle], tmp_path: Path
+) -> None:
+    address = ray.get_runtime_context().gcs_address
+    args = ("serve", str(service_file(checkpoint[0], ray_port, tmp_path)), "--address", address)
+    with manta(tmp_path, *args) as command:
+        command.wait_for("Ready in")
+        assert output_of(tmp_path / "down", "down", "guest", "--address", address) == "Stopped guest.\n"
+        assert nothing_of("guest"), leftovers("guest")
+        command.ends_with(1)
+        assert "stopped from elsewhere" in command.output
+
+
+def service_file(directory: Path, port: int, tmp_path: Path) -> Path:
+    data = {
+        "name": "guest",
+        "model": {"path": str(directory), "name": "m"},
+        "api": {"port": port, "route_prefix": "/guest"},
+        "attention": {"num_cpus": SHARE},
+        "experts": {"num_cpus": SHARE},
+    }
+    path = tmp_path / "service.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def output_of(folder: Path, *args: str) -> str:
+    """What another `manta` command prints; it must succeed."""
+    folder.mkdir()
+    with manta(folder, *args) as command:
+        command.ends_with(0)
+        return command.output
 
 
 def test_killed_it_leaves_nothing_either(checkpoint: tuple[Path, Oracle], tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ async def test_a_stream_goes_on_at_another_node_without_gap_or_repeat(nodes: lis
         nodes[1].say(0, 7, prompt_logprobs=scored)
         nodes[1].say(0, 8, finish_reason=LENGTH)
         assert await reader.end() == [5, 6, 7, 8]
-        assert [len(output.prompt_logprobs) for output in reader.outputs] == [1, 0, 0]
+        assert sum(len(output.prompt_logprobs) for output in reader.outputs) == 1
 
 
 @in_a_loop

@@ -1,4 +1,4 @@
-"""The callee's side of the Ray transport, which needs no Ray to run. The whole: tests/integration/test_ray_transport.py."""
+"""The callee's side of the Ray transport, without Ray. With it: tests/integration/test_ray_transport.py."""
 
 import numpy as np
 import pytest
