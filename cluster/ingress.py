@@ -42,7 +42,7 @@ def start_serve(spec: ServiceSpec) -> None:
     """
     from ray import serve  # takes a second to import, which a mistyped port need not wait for
 
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # what it says of each step is for Serve's own users
+    quiet_serve()
     running = serve_listens_at()
     if running is None:
         if on_head_host():
@@ -58,6 +58,14 @@ def start_serve(spec: ServiceSpec) -> None:
             f"already and listens on {host}:{port}; one host and port serve a whole cluster. Give --host {host} "
             f"--port {port} (and another api.route_prefix than its other applications), or use another cluster"
         )
+
+
+def quiet_serve() -> None:
+    """Keeps Serve from telling this process's terminal of each step; that is for Serve's own users."""
+    from ray import serve
+
+    del serve  # importing it sets up its logger
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
 
 
 def serve_listens_at() -> tuple[str, int] | None:

@@ -7,6 +7,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.causes import cause_of
+from cluster.ingress import quiet_serve
 from cluster.names import NAMESPACE, controller_name, experts_prefix
 from cluster.placement import release_group
 from cluster.secret import forget_data_plane_key
@@ -90,6 +91,7 @@ def _stop_controller(name: str, controller: Any) -> set[str]:
 def _delete_apps(apps: set[str], wait: bool) -> None:
     from ray import serve
 
+    quiet_serve()
     for app in apps & serve.status().applications.keys():
         serve.delete(app, _blocking=wait)
 
