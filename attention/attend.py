@@ -1,6 +1,7 @@
 """Attention of one layer over the rolling cache. Pure maths; grouped-query attention as in Mixtral.
 
-T rows, H query heads, G key/value heads, S head dim, B sequences of a decode group, L keys, Q queries of a chunk.
+T rows, H query heads, G key/value heads, R = H / G, S head dim, B sequences of a decode group, L keys, Q queries of a
+chunk.
 """
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor
 
 from attention.batch import Batch, DecodeGroup, PrefillSpan
 from attention.cache import RollingCache
+
+# Up to so many sequences (1 at least) one fused call takes less time than two products: docs/decisions/004.
+FEW_SEQUENCES = 4
 
 
 def attend(layer: int, batch: Batch, cache: RollingCache, query_THS: Tensor, keys_values_TGS: Tensor) -> Tensor:
@@ -26,24 +30,43 @@ def attend(layer: int, batch: Batch, cache: RollingCache, query_THS: Tensor, key
     """
     parts = [_attend_chunk(layer, span, cache, query_THS, keys_values_TGS) for span in batch.prefill]
     written = keys_values_TGS if batch.kept is None else keys_values_TGS.index_select(0, batch.kept)
-    cache.write(layer, batch.places, written)
+    cache.write(layer, batch.places_N, written)
     decoded = [_attend_ring(layer, group, cache, query_THS) for group in batch.decode]
     parts = decoded + parts
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _attend_ring(layer: int, group: DecodeGroup, cache: RollingCache, query_THS: Tensor) -> Tensor:
-    """One query per sequence over its whole ring. Two batched products: scaled_dot_product_attention on a CPU takes
-    twice as long for single queries."""
+    """One query per sequence over its whole ring. The heads of a group stand side by side, as if they were R queries
+    of one head: neither keys nor values need to be repeated."""
     num_sequences = group.stop - group.start
     heads = cache.shape.num_kv_heads
     num_heads, head_dim = query_THS.shape[1:]
     keys, values = cache.gather(layer, group.index, num_sequences)
-    query = query_THS[group.start : group.stop].reshape(num_sequences * heads, num_heads // heads, head_dim)
-    scores = torch.bmm(query * head_dim**-0.5, keys.transpose(1, 2))
-    scores.view(num_sequences, -1, scores.shape[-1]).masked_fill_(group.hidden_B1L, float("-inf"))
-    weights = scores.softmax(-1, dtype=_softmax_dtype(scores.dtype)).to(scores.dtype)
-    return torch.bmm(weights, values).view(num_sequences, num_heads * head_dim)
+    query = query_THS[group.start : group.stop].reshape(num_sequences, heads, num_heads // heads, head_dim)
+    if num_sequences <= FEW_SEQUENCES:
+        keys = keys.view(num_sequences, heads, -1, head_dim)
+        attended = _attend_fused(query, keys, values.view(keys.shape), group)
+    else:
+        attended = _attend_batched(query.flatten(0, 1), keys, values, group)
+    return attended.reshape(num_sequences, num_heads * head_dim)
+
+
+def _attend_fused(query_BGRS: Tensor, keys_BGLS: Tensor, values_BGLS: Tensor, group: DecodeGroup) -> Tensor:
+    if group.bias_B1L is None:
+        keys_BGLS, values_BGLS = keys_BGLS[:, :, : group.num_slots], values_BGLS[:, :, : group.num_slots]
+        return F.scaled_dot_product_attention(query_BGRS, keys_BGLS, values_BGLS)
+    return F.scaled_dot_product_attention(query_BGRS, keys_BGLS, values_BGLS, attn_mask=group.bias_B1L.unsqueeze(1))
+
+
+def _attend_batched(query_NRS: Tensor, keys_NLS: Tensor, values_NLS: Tensor, group: DecodeGroup) -> Tensor:
+    """Two batched products (N = B * G), which have more to set up, but keep the vector units busier. The end of the
+    last block is hidden rather than cut off: oneDNN builds a kernel for each new L."""
+    assert group.bias_B1L is not None, "several sequences have one"
+    scores_NRL = torch.bmm(query_NRS * query_NRS.shape[-1] ** -0.5, keys_NLS.transpose(1, 2))
+    scores_NRL.view(group.stop - group.start, -1, scores_NRL.shape[-1]).add_(group.bias_B1L)
+    weights_NRL = scores_NRL.softmax(-1, dtype=_softmax_dtype(scores_NRL.dtype)).to(scores_NRL.dtype)
+    return torch.bmm(weights_NRL, values_NLS)
 
 
 def _softmax_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,7 +1,7 @@
 """The tensors of one engine step, made once and used by every layer.
 
 T rows: decoding sequences first (one row each), then the prefill chunks, one after the other.
-B sequences of a decode group, L gathered ring slots, W window, Q queries of a chunk.
+N = T * 2G written heads, B sequences of a decode group, L gathered ring slots, W window, Q queries of a chunk.
 """
 
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attention.cache import CacheShape, Ints, Places, RollingCache
+from attention.cache import CacheShape, Ints, RollingCache
 from attention.scheduler import Chunk, StepPlan
 from attention.sequence import Sequence
 
@@ -22,13 +22,15 @@ class DecodeGroup:
 
     Args:
         index: For `RollingCache.gather`.
-        hidden_B1L: True where a gathered slot holds nothing of its sequence.
+        num_slots: Gathered slots that the fullest ring has filled.
+        bias_B1L: Minus infinity where a gathered slot holds nothing of its sequence, else 0; None for one sequence.
     """
 
     start: int
     stop: int
     index: Tensor
-    hidden_B1L: Tensor
+    num_slots: int
+    bias_B1L: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Batch:
     """Everything that a step's layers need besides the rows.
 
     Args:
-        places: Where each row's keys and values go; of a chunk longer than the window only the last W rows are kept.
+        places_N: Where each row's keys and values go; of a chunk longer than the window only the last W rows are kept.
         kept: The rows that are written, or None when all are.
         num_positions: One more than the highest position in the step.
     """
@@ -59,7 +61,7 @@ class Batch:
     ids_T: Tensor
     positions_T: Tensor
     num_positions: int
-    places: Places
+    places_N: Tensor
     kept: Tensor | None
     decode: list[DecodeGroup] = field(default_factory=list[DecodeGroup])
     prefill: list[PrefillSpan] = field(default_factory=list[PrefillSpan])
@@ -79,7 +81,7 @@ def build_batch(plan: StepPlan, cache: RollingCache) -> Batch:
         ids_T=torch.from_numpy(ids).to(device),
         positions_T=torch.from_numpy(positions).to(device),
         num_positions=int(positions.max()) + 1,
-        places=cache.places(lanes[written], positions[written]),
+        places_N=cache.places(lanes[written], positions[written]),
         kept=None if kept is None else torch.from_numpy(kept).to(device),
     )
     num_decode = len(plan.decode)
@@ -130,10 +132,16 @@ def _decode_groups(lanes: Ints, positions: Ints, cache: RollingCache) -> list[De
     groups: list[DecodeGroup] = []
     for start, stop in itertools.pairwise(cuts):
         num_blocks = int(blocks[stop - 1])
-        slots = np.arange(num_blocks * shape.block_size)
-        hidden = torch.from_numpy(slots[None, None, :] >= lengths[start:stop, None, None]).to(cache.device)
-        groups.append(DecodeGroup(start, stop, cache.gather_index(lanes[start:stop], num_blocks), hidden))
+        index = cache.gather_index(lanes[start:stop], num_blocks)
+        bias = None if stop - start == 1 else _bias(lengths[start:stop], num_blocks, cache)
+        groups.append(DecodeGroup(start, stop, index, int(lengths[stop - 1]), bias))
     return groups
+
+
+def _bias(lengths: Ints, num_blocks: int, cache: RollingCache) -> Tensor:
+    hidden = torch.from_numpy(np.arange(num_blocks * cache.shape.block_size) >= lengths[:, None, None])
+    bias = torch.zeros(hidden.shape, dtype=cache.dtype).masked_fill_(hidden, float("-inf"))
+    return bias.to(cache.device)
 
 
 def _prefill_span(chunk: Chunk, start: int, cache: RollingCache) -> PrefillSpan:

@@ -1,6 +1,7 @@
 """The rolling key/value cache: position i of a sequence lives in ring slot i mod W, in blocks allocated as it grows.
 
-Shapes: B sequences, G key/value heads, S head dim, W window, L = num_blocks * block_size gathered slots.
+Shapes: T rows, N = T * 2G heads written, B sequences, G key/value heads, S head dim, W window,
+L = num_blocks * block_size gathered slots.
 A lane is one sequence's place among those that run. Block 0 is never allocated: it pads block tables and stays zero.
 
 Worked example, W = 6, block_size = 4, so a ring of 2 blocks: positions 0..3 go to slots 0..3 in the first block,
@@ -43,14 +44,6 @@ class CacheShape:
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class Places:
-    """Where rows are written: `block_T` and `offset_T` in each layer's pool."""
-
-    block_T: Tensor
-    offset_T: Tensor
-
-
 class RollingCache:
     """Block pools of every layer and the block table of every lane.
 
@@ -64,11 +57,14 @@ class RollingCache:
     ) -> None:
         self.shape = shape
         self.num_blocks = num_blocks
+        self.dtype = dtype
         self.device = device
         # Keys and values side by side ([2G, block, S] a block), so that one call writes and one call gathers both.
-        # Pages of host memory that no block has been written to are not resident yet.
+        # A block is cleared when it is allocated, so host memory is taken only as blocks are used.
         size = (num_blocks + 1, 2 * shape.num_kv_heads, shape.block_size, shape.head_dim)
-        self.pools = [torch.zeros(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
+        self.pools = [torch.empty(size, dtype=dtype, device=device) for _ in range(shape.num_layers)]
+        for pool in self.pools:
+            pool[0] = 0.0
         self.tables: Ints = np.zeros((num_lanes, shape.blocks_per_sequence), np.int64)
         self._num_held = [0] * num_lanes
         self._free = list(range(num_blocks, 0, -1))
@@ -114,16 +110,19 @@ class RollingCache:
         self.tables[lane, :held] = 0
         self._num_held[lane] = 0
 
-    def places(self, lanes: Ints, positions: Ints) -> Places:
-        """Returns where the rows of `positions` (of `lanes`, one each) are written."""
-        slots = positions % self.shape.window
-        blocks = self.tables[lanes, slots // self.shape.block_size]
-        offsets = slots % self.shape.block_size
-        return Places(torch.from_numpy(blocks).to(self.device), torch.from_numpy(offsets).to(self.device))
+    def places(self, lanes: Ints, positions: Ints) -> Tensor:
+        """Returns where the heads of `positions` (of `lanes`, one each) are written, for `write`: [N]."""
+        shape = self.shape
+        slots = positions % shape.window
+        blocks = self.tables[lanes, slots // shape.block_size]
+        heads = np.arange(2 * shape.num_kv_heads)
+        heads_T2G = (blocks[:, None] * len(heads) + heads) * shape.block_size + (slots % shape.block_size)[:, None]
+        return torch.from_numpy(heads_T2G.reshape(-1)).to(self.device)
 
-    def write(self, layer: int, places: Places, keys_values_TGS: Tensor) -> None:
+    def write(self, layer: int, places_N: Tensor, keys_values_TGS: Tensor) -> None:
         """Stores rows [T, 2G, S]: the key heads, then the value heads."""
-        self.pools[layer][places.block_T, :, places.offset_T] = keys_values_TGS
+        head_dim = self.shape.head_dim
+        self.pools[layer].view(-1, head_dim).index_copy_(0, places_N, keys_values_TGS.reshape(-1, head_dim))
 
     def gather_index(self, lanes: Sequence[int] | Ints, num_blocks: int) -> Tensor:
         """Returns what `gather` takes for the first `num_blocks` ring blocks of each lane: keys, then values."""

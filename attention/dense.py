@@ -1,6 +1,7 @@
 """Everything of a Mixtral but its experts: embedding, attention layers, norms, LM head.
 
-T rows, D model dim, H query heads, G key/value heads, S head dim, V vocabulary, N = (H + 2G) * S.
+T rows, D model dim, H query heads, G key/value heads, S head dim, V vocabulary, A = H + 2G,
+N = A * S.
 """
 
 from collections.abc import Generator
@@ -15,7 +16,7 @@ from checkpoint.weights import AttentionLayerWeights, AttentionWeights
 from model.config import MixtralConfig
 from model.linear import make_linear
 from model.norm import rms_norm
-from model.rope import RotaryTable, apply_rope
+from model.rope import RotaryTable, apply_rope_
 
 # Yields (layer, rows for its experts), is sent their combined output, and returns the last hidden rows.
 Forward = Generator[tuple[int, Tensor], Tensor, Tensor]
@@ -69,10 +70,7 @@ class DenseModel:
     ) -> Tensor:
         config = self.config
         qkv_TN = layer.qkv(rms_norm(rows_TD, layer.input_norm_D, config.norm_eps))
-        num_rotated = config.num_heads + config.num_kv_heads
-        rotated_size = num_rotated * config.head_dim
-        rotated = apply_rope(qkv_TN[:, :rotated_size].view(-1, num_rotated, config.head_dim), *rotary)
-        values_TGS = qkv_TN[:, rotated_size:].view(-1, config.num_kv_heads, config.head_dim)
-        query_THS, keys_TGS = rotated.split((config.num_heads, config.num_kv_heads), dim=1)
-        attended = attend(index, batch, cache, query_THS, torch.cat((keys_TGS, values_TGS), dim=1))
-        return layer.output(attended)
+        heads_TAS = qkv_TN.view(-1, config.num_heads + 2 * config.num_kv_heads, config.head_dim)
+        apply_rope_(heads_TAS[:, : -config.num_kv_heads], *rotary)
+        query_THS, keys_values_TGS = heads_TAS[:, : config.num_heads], heads_TAS[:, config.num_heads :]
+        return layer.output(attend(index, batch, cache, query_THS, keys_values_TGS))

@@ -91,6 +91,7 @@ def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServ
     from checkpoint.reader import CheckpointReader
     from checkpoint.weights import read_attention_weights
     from model.dtypes import torch_dtype
+    from model.huge_pages import use_huge_pages
 
     torch.set_num_threads(1)
     config, device, dtype = settings.config, torch.device(settings.device), torch_dtype(settings.dtype)
@@ -104,8 +105,11 @@ def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServ
         max_queued=settings.max_queued,
     )
     weights = read_attention_weights(CheckpointReader(settings.directory), config, dtype)
+    model = DenseModel(config, weights, device)
+    del weights
+    use_huge_pages()
     return NodeServer(
-        DenseModel(config, weights, device),
+        model,
         make_cache(node, config, dtype, device),
         node,
         membership.key(),

@@ -22,7 +22,7 @@ from protos.generation_pb2 import Sampling, TokenLogprob
 
 __all__ = ["Sampled", "Sampler", "SamplingError", "prompt_logprobs", "validate_sampling"]
 
-MAX_KEPT_BATCHES = 8  # half-batches that take turns each keep theirs
+MAX_KEPT_BATCHES = 8  # steps with a finished prompt sample other lanes than those between; each set is kept
 
 FAILURE = (
     "the model's logits for this token have no finite largest value (a NaN, an infinity, or every token forbidden); "

@@ -182,7 +182,7 @@ class ZmqHop:
 
     def watch_death(self, timeout_s: float) -> bool:
         """ZeroMQ reconnects in silence; only a monitor socket beside each socket tells."""
-        return bool(self._monitor.poll(timeout_s * 1000))
+        return bool(self._monitor.poll(int(timeout_s * 1000)))
 
     def close(self) -> None:
         self._context.destroy(linger=0)

@@ -1,0 +1,1 @@
+"""Reads Hugging Face Mixtral checkpoints: each process the tensors that it needs, under one set of names."""

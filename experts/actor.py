@@ -105,6 +105,7 @@ class ExpertActor:
         from experts.server import ExpertServer
         from experts.shard import load_shard
         from model.dtypes import torch_dtype
+        from model.huge_pages import use_huge_pages
         from transport.hosts import interface_for_peers
 
         torch.set_num_threads(1)
@@ -120,6 +121,7 @@ class ExpertActor:
             device,
             self._set_progress,
         )
+        use_huge_pages()
         server = ExpertServer(shard, device, key, None if settings.loopback else interface_for_peers(), core)
         server.start()
         return server

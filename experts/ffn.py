@@ -21,12 +21,14 @@ class ExpertFFN:
     """
 
     def __init__(self, gate_up_2FD: Tensor, down_DF: Tensor) -> None:
+        self._size = gate_up_2FD.shape[0] // 2
         self._gate_up = make_linear(gate_up_2FD)
         self._down = make_linear(down_DF)
 
     def __call__(self, rows_ND: Tensor) -> Tensor:
-        gate_NF, up_NF = self._gate_up(rows_ND).chunk(2, dim=-1)
-        return self._down(F.silu(gate_NF).mul_(up_NF))
+        gate_up_N2F = self._gate_up(rows_ND)
+        size = self._size  # two slices: half of what chunk takes
+        return self._down(F.silu(gate_up_N2F[:, :size]).mul_(gate_up_N2F[:, size:]))
 
 
 def column_slice(ffn_size: int, slice_index: int, num_slices: int) -> slice:

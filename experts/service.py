@@ -37,12 +37,28 @@ class ExpertService:
     def serve(self, requests: Sequence[Request]) -> None:
         """Answers every request; one that is malformed fails alone."""
         started_s = time.perf_counter()
+        if len(requests) == 1:
+            self._serve_one(requests[0])
+        else:
+            self._serve_merged(requests)
+        self.busy_s += time.perf_counter() - started_s
+
+    def _serve_one(self, request: Request) -> None:
+        """What `_serve_merged` does, with nothing to merge: the way of a sequence that decodes alone."""
+        try:
+            parts = self._split(request.header.expert_rows.layer, request)
+        except CallError as error:
+            request.responder.fail(error)
+            return
+        self.num_rows += request.rows_TD.shape[0]
+        _reply(request, [ffn(rows_ND) for _, ffn, rows_ND in parts])
+
+    def _serve_merged(self, requests: Sequence[Request]) -> None:
         by_layer: dict[int, list[Request]] = {}
         for request in requests:
             by_layer.setdefault(request.header.expert_rows.layer, []).append(request)
         for layer, group in by_layer.items():
             self._serve_layer(layer, group)
-        self.busy_s += time.perf_counter() - started_s
 
     def _serve_layer(self, layer: int, requests: Sequence[Request]) -> None:
         work: dict[int, _Work] = {}
@@ -64,7 +80,7 @@ class ExpertService:
         for item in work.values():
             _compute(item, answers)
         for request, outputs in zip(accepted, answers, strict=True):
-            request.responder.reply(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+            _reply(request, outputs)
 
     def _split(self, layer: int, request: Request) -> list[tuple[int, ExpertFFN, Tensor]]:
         """Returns (expert, its network, its rows) in the order of the request.
@@ -80,12 +96,18 @@ class ExpertService:
             raise CallError("invalid_request", f"rows of {rows_TD.shape[1]} elements; allowed: {self._shard.width}")
         rows_ND = rows_TD.to(self._device, self._shard.dtype)
         parts: list[tuple[int, ExpertFFN, Tensor]] = []
-        for expert, expert_rows in zip(header.expert_ids, rows_ND.split(counts), strict=True):
+        start = 0
+        for expert, count in zip(header.expert_ids, counts, strict=True):
             ffn = self._shard.ffn(layer, expert)
             if ffn is None:
                 raise CallError("invalid_request", f"layer {layer}, expert {expert} is not of this shard")
-            parts.append((expert, ffn, expert_rows))
+            parts.append((expert, ffn, rows_ND[start : start + count]))
+            start += count
         return parts
+
+
+def _reply(request: Request, outputs: list[Tensor]) -> None:
+    request.responder.reply(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
 
 
 def _compute(item: _Work, answers: list[list[Tensor]]) -> None:

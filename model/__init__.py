@@ -1,0 +1,1 @@
+"""The small maths and the configuration of a model, shared by every role: norms, rotary embedding, linear kernels."""

@@ -17,9 +17,10 @@ def plain_linear(weight_OI: Tensor) -> Linear:
     return lambda rows_NI: F.linear(rows_NI, weight_OI)
 
 
-# oneDNN reads a large weight a fifth slower for 1 to 3 rows than for 4 (measured: docs/performance.md).
+# oneDNN reads a large weight a fifth slower for 1 to 3 rows than for 4; for a smaller one, padding takes longer than
+# it saves (measured: docs/performance.md).
 PADDED_ROWS = 4
-PADDING_PAYS_ELEMENTS = 1 << 20
+PADDING_PAYS_ELEMENTS = 7 << 18
 
 
 def prepacked_linear(weight_OI: Tensor) -> Linear:
@@ -34,6 +35,8 @@ def _padded(linear: Linear) -> Linear:
         num_rows = rows_NI.shape[0]
         if num_rows >= PADDED_ROWS:
             return linear(rows_NI)
+        if num_rows == 1:
+            return linear(rows_NI.expand(PADDED_ROWS, -1))[:1]
         padded = rows_NI.new_zeros(PADDED_ROWS, rows_NI.shape[1])
         padded[:num_rows] = rows_NI
         return linear(padded)[:num_rows]

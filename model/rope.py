@@ -38,7 +38,7 @@ class RotaryTable:
         return self._table_PS2.shape[0]
 
     def rows(self, positions_T: torch.Tensor, *, stop: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """cos_TS and signed_sin_TS at each position, for `apply_rope`; the same for every layer of a step.
+        """cos_TS and signed_sin_TS at each position, for `apply_rope_`; the same for every layer of a step.
 
         positions_T are int64 (or int32), on the table's device. `stop` is a bound that is above every position, for
         who knows it: without it the largest position is read from the tensor, which on a GPU waits for the device.
@@ -69,10 +69,10 @@ class RotaryTable:
         return torch.cat((cos, cos, -sin, sin), dim=-1).to(self._dtype)
 
 
-def apply_rope(x_THS: torch.Tensor, cos_TS: torch.Tensor, signed_sin_TS: torch.Tensor) -> torch.Tensor:
-    """Turn each token's heads by its position, with the rows that `RotaryTable.rows` gave. Returns a new x_THS.
+def apply_rope_(x_THS: torch.Tensor, cos_TS: torch.Tensor, signed_sin_TS: torch.Tensor) -> None:
+    """Turn each token's heads by its position, in place, with the rows that `RotaryTable.rows` gave.
 
-    Query and key heads can be one tensor [T, H + G, S], a view of the projection's output; the result is contiguous.
+    Query and key heads can be one tensor [T, H + G, S], a view of the projection's output.
     """
     rolled_THS = x_THS.roll(x_THS.shape[-1] // 2, dims=-1)
-    return (x_THS * cos_TS.unsqueeze(1)).addcmul_(rolled_THS, signed_sin_TS.unsqueeze(1))
+    x_THS.mul_(cos_TS.unsqueeze(1)).addcmul_(rolled_THS, signed_sin_TS.unsqueeze(1))

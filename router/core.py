@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from router.exchange import Exchange, ExpertRange, Part, expert_ranges
-from router.gating import top_k_gate
+from router.gating import gate_weights, top_k_gate
 from router.plan import dispatch
 from transport.base import Request
 from transport.errors import CallError
@@ -23,7 +23,7 @@ class Router:
     """
 
     def __init__(self, gates: Sequence[Tensor], top_k: int, experts: Replicas) -> None:
-        self._gates = gates
+        self._gates = [gate_weights(gate_ED) for gate_ED in gates]
         self._top_k = top_k
         self._num_experts, self._width = gates[0].shape
         self._experts = experts
@@ -65,7 +65,7 @@ class Router:
 
     def _start(self, request: Request) -> None:
         gate_ED = self._gates[request.header.layer_rows.layer]
-        rows_TD = request.rows_TD.to(gate_ED)
+        rows_TD = request.rows_TD.to(gate_ED.device)
         weights_TK, experts_TK = top_k_gate(rows_TD, gate_ED, self._top_k)
         sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
         for expert, count in enumerate(plan.counts):

@@ -80,13 +80,13 @@ class Exchange:
     def _add(self, expert_range: ExpertRange, counts: list[int], rows_ND: Tensor) -> None:
         self._ranges.append(expert_range)
         used = [(expert, count) for expert, count in zip(expert_range.expert_ids, counts, strict=True) if count]
+        rows = ExpertRows(
+            layer=self._request.header.layer_rows.layer,
+            expert_ids=[expert for expert, _ in used],
+            num_rows_per_expert=[count for _, count in used],
+            rows=describe_rows(rows_ND),
+        )
         for shard in expert_range.shards:
-            rows = ExpertRows(
-                layer=self._request.header.layer_rows.layer,
-                expert_ids=[expert for expert, _ in used],
-                num_rows_per_expert=[count for _, count in used],
-                rows=describe_rows(rows_ND),
-            )
             self.parts.append(Part(self, shard, Header(expert_rows=rows), rows_ND))
 
     def take(self, part: Part, answer_ND: Tensor) -> None:

@@ -4,17 +4,28 @@ T rows, D model dim, E experts, K chosen experts per row.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+
+def gate_weights(gate_ED: Tensor) -> Tensor:
+    """Returns a gate as `top_k_gate` reads it fastest: not below float32, each expert's weights a column in memory.
+
+    A product this small in bfloat16 would spend its time on oneDNN's preparations (docs/performance.md).
+    """
+    exact_ED = gate_ED if gate_ED.dtype == torch.float64 else gate_ED.float()
+    return exact_ED.t().contiguous().t()
 
 
 def top_k_gate(rows_TD: Tensor, gate_ED: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """Token-level routing as in Mixtral (arXiv 2401.04088): top-k of the logits, then softmax over the chosen k.
 
+    Computes the logits in the gate's dtype. With a float32 gate, bfloat16 rows go where the logits say before they are
+    rounded; a bfloat16 gate, as transformers has it, sees two logits that are 0.4 % apart as equal.
+
     Returns:
-        weights_TK (float32, or float64 for float64 rows) and experts_TK (int64), best first.
+        weights_TK (float32, or float64 for a float64 gate) and experts_TK (int64), best first.
     """
-    logits_TE = F.linear(rows_TD, gate_ED)
+    logits_TE = rows_TD.to(gate_ED.dtype).mm(gate_ED.t())
     if logits_TE.dtype != torch.float64:
         logits_TE = logits_TE.float()
     chosen_TK, experts_TK = logits_TE.topk(top_k, dim=-1)

@@ -5,13 +5,14 @@ T rows, H query heads, G key/value heads, S head dim, W window.
 
 import itertools
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from attention.attend import attend
+from attention.attend import FEW_SEQUENCES, attend
 from attention.batch import Batch, build_batch, sampled_rows
 from attention.cache import CacheShape, RollingCache
 from attention.scheduler import Chunk, StepPlan
@@ -50,6 +51,8 @@ class Steps:
         for pool in self.cache.pools:
             pool[1:] = float("nan")  # what earlier owners left
         self._num_heads = num_heads
+        self.num_checked = 0
+        """Rows compared with the naive attention, in all layers."""
         self._generator = torch.Generator().manual_seed(seed)
         self.wholes = [self._start(lane) for lane in range(num_sequences)]
 
@@ -80,7 +83,7 @@ class Steps:
         assert batch.positions_T.tolist() == positions
         assert batch.ids_T.tolist() == positions  # ids were chosen so
         assert batch.num_positions == max(positions) + 1
-        written = list(zip(batch.places.block_T.tolist(), batch.places.offset_T.tolist(), strict=True))
+        written = batch.places_N.tolist()
         assert len(set(written)) == len(written), "two rows are written to one slot: which one stays is undefined"
         for layer in range(LAYERS):
             self._check_layer(layer, batch, rows)
@@ -100,6 +103,7 @@ class Steps:
                 whole.keys_values[layer] = history
                 expected = naive_attention(query_THS[row], history, self.cache.shape.window)
                 torch.testing.assert_close(got[row].double(), expected, rtol=1e-4, atol=1e-5)
+                self.num_checked += 1
                 row += 1
 
 
@@ -109,6 +113,7 @@ class Steps:
     repeats=st.integers(1, 3),
     steps=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30), st.sampled_from([0, 1, 7])), max_size=8),
     decode_single=st.booleans(),
+    few_sequences=st.sampled_from([1, FEW_SEQUENCES]),
     seed=st.integers(0, 2**31),
 )
 def test_every_query_sees_its_last_window(
@@ -117,12 +122,19 @@ def test_every_query_sees_its_last_window(
     repeats: int,
     steps: list[tuple[int, int, int]],
     decode_single: bool,
+    few_sequences: int,
     seed: int,
 ) -> None:
+    """With `few_sequences` 1, groups of two and more take the way of large groups."""
     play = Steps(window, block_size, GROUPS * repeats, 4, seed)
-    for lane, count, others in steps:
-        play.step([count if index == lane else min(others, index) for index in range(4)], decode_single=decode_single)
-        play.step([1, 1, 0, 1], decode_single=decode_single)
+    num_rows = 0
+    with patch("attention.attend.FEW_SEQUENCES", few_sequences):
+        for lane, count, others in steps:
+            counts = [count if index == lane else min(others, index) for index in range(4)]
+            play.step(counts, decode_single=decode_single)
+            play.step([1, 1, 0, 1], decode_single=decode_single)
+            num_rows += sum(counts) + 3
+    assert play.num_checked == LAYERS * num_rows
     play.cache.check_integrity()
 
 
@@ -163,3 +175,4 @@ def test_chunks_around_the_window() -> None:
         play.step([first], decode_single=False)
         play.step([second], decode_single=False)
         play.step([1], decode_single=True)
+        assert play.num_checked == LAYERS * (first + second + 1)

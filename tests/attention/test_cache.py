@@ -115,8 +115,11 @@ def test_the_worked_example() -> None:
     assert cache.grow(0, 7)
     first, second = cache.tables[0].tolist()
     places = cache.places(np.zeros(7, np.int64), np.arange(7))
-    assert places.block_T.tolist() == [first] * 4 + [second] * 2 + [first]
-    assert places.offset_T.tolist() == [0, 1, 2, 3, 0, 1, 0]
+    blocks = [first] * 4 + [second] * 2 + [first]
+    offsets = [0, 1, 2, 3, 0, 1, 0]
+    key_heads = [block * 2 * 4 + offset for block, offset in zip(blocks, offsets, strict=True)]
+    value_heads = [place + 4 for place in key_heads]
+    assert places.view(7, 2).T.tolist() == [key_heads, value_heads]
 
 
 def test_blocks_come_as_a_sequence_grows() -> None:

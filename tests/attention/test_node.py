@@ -244,7 +244,9 @@ def test_a_frame_cut_short_harms_nobody(setup: Setup) -> None:
     setup.wait_idle()
 
 
-def test_a_gateway_that_does_not_read_is_cut_off(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_that_does_not_read_is_cut_off(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr("attention.node.MAX_OUTBOX_BYTES", 100_000)
     monkeypatch.setattr("transport.connection.SOCKET_BUFFER_BYTES", 100_000)
     deaf = setup.gateway()
@@ -253,6 +255,7 @@ def test_a_gateway_that_does_not_read_is_cut_off(setup: Setup, monkeypatch: pyte
     setup.wait_busy()
     setup.wait_idle()
     deaf.wait(lambda: deaf.num_downs == 1)
+    assert "does not read its output" in caplog.text
     still_serves(setup)
 
 

@@ -36,21 +36,28 @@ def test_out_of_range(sampling: Sampling, name: str) -> None:
         validate_sampling(sampling, vocab_size=100)
 
 
+def refusal(sampling: Sampling) -> str:
+    """Why it is refused; nothing when it is not."""
+    try:
+        validate_sampling(sampling, vocab_size=100)
+    except SamplingError as error:
+        return str(error)
+    return ""
+
+
 def test_in_range() -> None:
-    validate_sampling(Sampling(), vocab_size=100)
-    validate_sampling(
-        Sampling(
-            temperature=3.0,
-            top_p=1.0,
-            top_k=1000,
-            min_p=0.0,
-            presence_penalty=-2.0,
-            repetition_penalty=0.5,
-            logit_bias={99: -100.0},
-            stop_token_ids=[99],
-            logprobs=20,
-            max_tokens=4,
-            min_tokens=4,
-        ),
-        vocab_size=100,
+    assert refusal(Sampling()) == ""
+    edges = Sampling(
+        temperature=3.0,
+        top_p=1.0,
+        top_k=1000,
+        min_p=0.0,
+        presence_penalty=-2.0,
+        repetition_penalty=0.5,
+        logit_bias={99: -100.0},
+        stop_token_ids=[99],
+        logprobs=20,
+        max_tokens=4,
+        min_tokens=4,
     )
+    assert refusal(edges) == ""

@@ -21,7 +21,7 @@ from checkpoint.weights import (
 )
 from model.config import MixtralConfig, read_config
 from model.norm import rms_norm
-from model.rope import RotaryTable, apply_rope
+from model.rope import RotaryTable, apply_rope_
 from tests.random_checkpoint import make_checkpoint
 
 FP32 = torch.float32
@@ -31,8 +31,8 @@ def attend(x_TD: torch.Tensor, weights: AttentionLayerWeights, config: MixtralCo
     num_tokens, heads, groups = len(x_TD), config.num_heads, config.num_kv_heads
     qkv_THS = (x_TD @ weights.qkv_ND.T).view(num_tokens, heads + 2 * groups, config.head_dim)
     rows = RotaryTable(config.head_dim, config.rope_theta, config.max_context).rows(torch.arange(num_tokens))
-    qk_THS = apply_rope(qkv_THS[:, : heads + groups], *rows)
-    q, k, v = (part.transpose(0, 1) for part in (qk_THS[:, :heads], qk_THS[:, heads:], qkv_THS[:, heads + groups :]))
+    apply_rope_(qkv_THS[:, : heads + groups], *rows)
+    q, k, v = (part.transpose(0, 1) for part in qkv_THS.split((heads, groups, groups), dim=1))
     distance_TT = torch.arange(num_tokens).unsqueeze(1) - torch.arange(num_tokens)
     seen_TT = (distance_TT >= 0) & (distance_TT < (config.window or num_tokens))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen_TT, enable_gqa=True)

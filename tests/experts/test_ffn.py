@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 import experts.ffn
-from experts.ffn import ExpertFFN, column_slice, warm_up
+from experts.ffn import WARM_ROWS, ExpertFFN, column_slice, warm_up
 from model.linear import can_prepack, plain_linear
 from tests.experts.shards import FFN_SIZE, WIDTH, naive, random_ffn
 
@@ -83,6 +84,15 @@ def test_slices_cover_every_column_once(ffn_size: int, num_slices: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_warming_up_runs(dtype: torch.dtype, seed: int) -> None:
+def test_warming_up_runs_every_small_row_count(dtype: torch.dtype, seed: int) -> None:
+    seen: list[tuple[torch.Size, torch.dtype]] = []
+
+    class Recorded(ExpertFFN):
+        def __call__(self, rows_ND: Tensor) -> Tensor:
+            output_ND = super().__call__(rows_ND)
+            seen.append((output_ND.shape, output_ND.dtype))
+            return output_ND
+
     weights = [weight.to(dtype) for weight in random_ffn(torch.Generator().manual_seed(seed))]
-    warm_up(ExpertFFN(*weights), WIDTH, dtype, CPU)
+    warm_up(Recorded(*weights), WIDTH, dtype, CPU)
+    assert seen == [(torch.Size((num_rows, WIDTH)), dtype) for num_rows in range(1, WARM_ROWS + 1)]

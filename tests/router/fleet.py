@@ -81,7 +81,7 @@ def serve_shard(layers: Sequence[Weights], entry: ShardEntry) -> Callable[[list[
         for request in requests:
             asked: ExpertRows = request.header.expert_rows
             counts = list(asked.num_rows_per_expert)
-            parts = request.rows_TD.split(counts)
+            parts = request.rows_TD.float().split(counts)
             assert set(asked.expert_ids) <= set(entry.expert_ids)
             layer = layers[asked.layer]
             outputs = [layer.expert(e, rows, columns) for e, rows in zip(asked.expert_ids, parts, strict=True)]

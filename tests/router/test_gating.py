@@ -8,7 +8,7 @@ import torch
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
-from router.gating import top_k_gate
+from router.gating import gate_weights, top_k_gate
 
 
 def theirs(rows_TD: torch.Tensor, gate_ED: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,6 +38,22 @@ def test_the_same_experts_and_weights_as_transformers(
     tied_T = torch.tensor([len(set(logits_E.tolist())) < num_experts for logits_E in logits_TE], dtype=torch.bool)
     assert bool(tied_T.all())
     assert dtype == torch.bfloat16 or not bool(differing_T.any())
+
+
+def test_a_routers_gate_decides_before_rounding(seed: int) -> None:
+    """bfloat16 rows are routed as their exact values would be in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    rows_TD = torch.randn(200, 48, generator=generator).bfloat16()
+    gate_ED = (torch.randn(8, 48, generator=generator) / 7).bfloat16()
+    weights_TK, experts_TK = top_k_gate(rows_TD, gate_weights(gate_ED), 2)
+    expected_weights_TK, expected_experts_TK = theirs(rows_TD.float(), gate_ED.float(), 2)
+    assert torch.allclose(weights_TK, expected_weights_TK, atol=1e-5)
+    assert torch.equal(experts_TK, expected_experts_TK)
+
+
+def test_a_routers_gate_keeps_float64() -> None:
+    gate_ED = torch.randn(3, 4, dtype=torch.float64)
+    assert torch.equal(gate_weights(gate_ED), gate_ED)
 
 
 def test_weights_sum_to_one_and_come_best_first(seed: int) -> None:

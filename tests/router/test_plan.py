@@ -33,7 +33,8 @@ def test_every_copy_is_sent_once_to_its_expert(routing: tuple[Tensor, Tensor, Te
     for expert, part_ND in enumerate(sent_ND.split(plan.counts)):
         chose_T = (experts_TK == expert).any(-1)
         assert torch.equal(part_ND, rows_TD[chose_T]), "its rows, in row order"
-    assert sorted(plan.place_N.tolist()) == list(range(experts_TK.numel()))
+    if plan.place_N is not None:
+        assert sorted(plan.place_N.tolist()) == list(range(experts_TK.numel()))
 
 
 @given(routings())
@@ -60,6 +61,7 @@ def test_the_worked_example() -> None:
     sent_ND, plan = dispatch(rows_TD, weights_TK, torch.tensor([[2, 0], [0, 1]]), 3)
     assert sent_ND.flatten().tolist() == [10.0, 20.0, 20.0, 10.0]
     assert plan.counts == [2, 1, 1]
+    assert plan.place_N is not None
     assert plan.place_N.tolist() == [3, 0, 1, 2]
     answers_ND = torch.tensor([[1.0], [2.0], [3.0], [4.0]])  # expert 0 twice, expert 1, expert 2
     assert combine(plan, answers_ND).flatten().tolist() == [0.75 * 4 + 0.25 * 1, 0.5 * 2 + 0.5 * 3]

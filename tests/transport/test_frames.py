@@ -3,7 +3,7 @@
 import itertools
 
 import pytest
-from hypothesis import given
+from hypothesis import event, given
 from hypothesis import strategies as st
 
 from protos.dispatch_pb2 import Header, Hello
@@ -76,12 +76,34 @@ def test_garbage_is_refused(garbage: bytes) -> None:
         feed(FrameReader(), garbage, [])
 
 
-@given(st.binary(max_size=300))
-def test_any_bytes_after_the_magic_give_frames_or_an_error(garbage: bytes) -> None:
+@st.composite
+def near_frames(draw: st.DrawFn) -> bytes:
+    """Prefixes with lengths that are small, each followed by any bytes, often as many as it says."""
+    parts: list[bytes] = []
+    for _ in range(draw(st.integers(1, 4))):
+        header_bytes, body_bytes = draw(st.integers(0, 12)), draw(st.integers(0, 30))
+        size = draw(st.just(header_bytes + body_bytes) | st.integers(0, 50))
+        parts.append(PREFIX.pack(MAGIC, header_bytes, body_bytes) + draw(st.binary(min_size=size, max_size=size)))
+    return b"".join(parts)
+
+
+@given(st.binary(max_size=300).map(lambda garbage: MAGIC + garbage) | near_frames())
+def test_any_bytes_after_the_magic_give_frames_or_an_error(stream: bytes) -> None:
     try:
-        feed(FrameReader(), MAGIC + garbage, [])
+        frames = feed(FrameReader(), stream, [])
     except FrameError:
+        event("refused")
         return
+    event(f"{len(frames)} frames")
+    end = 0
+    for frame in frames:
+        _, header_bytes, body_bytes = PREFIX.unpack_from(stream, end)
+        body_start = end + PREFIX.size + header_bytes
+        end = body_start + body_bytes
+        assert bytes(frame.body) == stream[body_start:end]
+        assert frame.header == Header.FromString(stream[body_start - header_bytes : body_start])
+    if len(stream) - end >= PREFIX.size:
+        assert PREFIX.size + sum(PREFIX.unpack_from(stream, end)[1:]) > len(stream) - end, "the rest is no whole frame"
 
 
 def test_another_version_is_refused() -> None:
