@@ -5,10 +5,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from protos.dispatch_pb2 import Header, LayerRows
 from transport.errors import CallError
 from transport.replicas import Replicas
-from transport.tensors import describe_rows
+from transport.tensors import layer_header
 
 ROUTERS = "the routers"
 
@@ -35,8 +34,7 @@ class RouterClient:
                 `internal` when the answer is not of the rows' shape.
         """
         answers: list[Tensor | CallError] = []
-        header = Header(layer_rows=LayerRows(layer=layer, rows=describe_rows(rows_TD)))
-        self._routers.call(ROUTERS, header, rows_TD, answers.append)
+        self._routers.call(ROUTERS, layer_header(layer, rows_TD), rows_TD, answers.append)
         deadline_s = time.monotonic() + self._timeout_s
         while not answers:
             left_s = deadline_s - time.monotonic()

@@ -16,7 +16,7 @@ from protos.dispatch_pb2 import Header
 from transport.base import Request
 from transport.loop import Loop
 from transport.socket import RequestServer
-from transport.tensors import body_to_rows, describe_rows, rows_to_body
+from transport.tensors import answer_header, body_to_rows, rows_to_body
 
 KEY = b"benchmark" * 4
 SIZE = struct.Struct("<Q")  # the first message of a raw connection: how long each further one is
@@ -100,7 +100,7 @@ def serve_zmq(report: Report) -> None:
     while True:
         sender, encoded, body = sock.recv_multipart(copy=False)
         rows_TD = body_to_rows(Header.FromString(encoded.bytes).expert_rows.rows, body.buffer)
-        header = Header(rows=describe_rows(rows_TD)).SerializeToString()
+        header = answer_header(rows_TD).SerializeToString()
         sock.send_multipart([sender, header, rows_to_body(rows_TD)], copy=False)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import hop_echo
 from benchmarks.hop_runner import Transport
-from protos.dispatch_pb2 import ExpertRows, Header
+from protos.dispatch_pb2 import Header
 from transport.address import Address
 from transport.base import Peer
 from transport.errors import CallError, PeerLost
@@ -24,15 +24,14 @@ from transport.frames import encode_head
 from transport.local import LocalPeer
 from transport.loop import Loop
 from transport.socket import SocketPeer
-from transport.tensors import body_to_rows, describe_rows, rows_to_body
+from transport.tensors import body_to_rows, expert_header, rows_to_body
 
 CONNECT_TIMEOUT_S = 30.0
 
 
 def make_header(rows_TD: Tensor) -> Header:
     """The header that a router sends to an expert."""
-    rows = ExpertRows(layer=1, expert_ids=[1], num_rows_per_expert=[rows_TD.size(0)], rows=describe_rows(rows_TD))
-    return Header(expert_rows=rows)
+    return expert_header(1, ((1, rows_TD.size(0)),), rows_TD)
 
 
 class PeersHop:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from protos.dispatch_pb2 import ExpertRows, Header
+from protos.dispatch_pb2 import Header
 from router.plan import Plan, combine
 from transport.base import Request
 from transport.errors import CallError
 from transport.table import ShardEntry, ShardKey
-from transport.tensors import describe_rows
+from transport.tensors import expert_header
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,10 @@ class Exchange:
 
     def _add(self, expert_range: ExpertRange, counts: list[int], rows_ND: Tensor) -> None:
         self._ranges.append(expert_range)
-        used = [(expert, count) for expert, count in zip(expert_range.expert_ids, counts, strict=True) if count]
-        rows = ExpertRows(
-            layer=self._request.header.layer_rows.layer,
-            expert_ids=[expert for expert, _ in used],
-            num_rows_per_expert=[count for _, count in used],
-            rows=describe_rows(rows_ND),
-        )
+        used = tuple((expert, count) for expert, count in zip(expert_range.expert_ids, counts, strict=True) if count)
+        header = expert_header(self._request.header.layer_rows.layer, used, rows_ND)
         for shard in expert_range.shards:
-            self.parts.append(Part(self, shard, Header(expert_rows=rows), rows_ND))
+            self.parts.append(Part(self, shard, header, rows_ND))
 
     def take(self, part: Part, answer_ND: Tensor) -> None:
         """Notes one shard's answer; replies to the request when it was the last."""

@@ -4,6 +4,7 @@ import itertools
 import socket
 from collections import deque
 from collections.abc import Callable
+from typing import Protocol
 
 from protos.dispatch_pb2 import Header
 from transport.errors import TransportError
@@ -17,6 +18,12 @@ MAX_PARTS_PER_SEND = 64
 # When a host vanishes (nothing is left there to close its sockets), its connections end after about this long. It is
 # also how long a live process may leave a full socket unread.
 VANISHED_HOST_S = 20
+
+
+class Send(Protocol):
+    """`Connection.send`."""
+
+    def __call__(self, header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> None: ...
 
 
 class Connection:
@@ -57,14 +64,14 @@ class Connection:
         """Bytes accepted by `send` that the peer has not taken yet."""
         return sum(map(len, self._outbox))
 
-    def send(self, header: Header, body: Body = EMPTY_BODY) -> None:
+    def send(self, header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> None:
         """Sends at once what the socket takes, and the rest when it can. `body` must not change until then.
 
         Sending on a closed connection does nothing: `on_closed` has told (or will tell) the owner.
         """
         if self.closed:
             return
-        head = encode_head(header, len(body))
+        head = encode_head(header, len(body), call_id)
         if self._outbox:
             self._queue(head, body, 0)
             return
@@ -82,7 +89,7 @@ class Connection:
     def on_ready(self, events: int) -> None:
         if events & WRITE and not self.closed:
             self._flush()
-        if events & ~WRITE and not self.closed:  # a hang-up comes without READ; receiving tells what it is
+        if events != WRITE and not self.closed:  # a hang-up comes without READ; receiving tells what it is
             self._receive()
 
     def close(self) -> None:
@@ -139,12 +146,13 @@ class Connection:
             if count == 0:
                 self._fail("the peer closed the connection")
                 return
-            reader.advance(count)
             try:
-                while (frame := reader.next_frame()) is not None:
+                frame = reader.advance(count)
+                while frame is not None:
                     self.on_frame(frame)
                     if self.closed:
                         return
+                    frame = reader.next_frame()
             except TransportError as error:
                 self._fail(str(error))
                 return

@@ -2,11 +2,15 @@
 
 | bytes | content                                                                               |
 | ----- | ------------------------------------------------------------------------------------- |
-| 4     | magic "MNT1"; its last byte is the format's version                                   |
+| 4     | magic "MNT2"; its last byte is the format's version                                   |
 | 4     | header length, little-endian                                                          |
 | 8     | body length, little-endian                                                            |
+| 8     | call id, little-endian: chosen by the caller, repeated in the answer; 0 for one way   |
 | ...   | header: protos/dispatch.proto, message Header                                         |
 | ...   | body: raw elements, row-major, host byte order (little-endian on supported machines)  |
+
+The call id is not in the header, so that the calls of every step, which ask for the same layers and shapes again, have
+equal headers: whoever receives them decodes each but once (`transport/tensors.py`).
 """
 
 import struct
@@ -18,8 +22,8 @@ from google.protobuf.message import DecodeError
 from protos.dispatch_pb2 import Header
 from transport.errors import FrameError
 
-MAGIC = b"MNT1"
-PREFIX = struct.Struct("<4sIQ")
+MAGIC = b"MNT2"
+PREFIX = struct.Struct("<4sIQQ")
 MAX_HEADER_BYTES = 16 << 20
 MAX_BODY_BYTES = 1 << 30
 
@@ -28,23 +32,46 @@ EMPTY_BODY: Body = memoryview(b"")
 
 
 class Frame(NamedTuple):
-    """One message: `header` says what `body` holds."""
+    """One message: its header, still encoded, says what `body` holds."""
 
-    header: Header
+    call_id: int
+    encoded: bytes
     body: Body
 
+    @property
+    def header(self) -> Header:
+        """The header, decoded anew.
 
-def encode_head(header: Header, body_bytes: int) -> bytes:
+        Raises:
+            FrameError: It does not parse.
+        """
+        return parse_header(self.encoded)
+
+
+def encode_head(header: Header, body_bytes: int, call_id: int = 0) -> bytes:
     """Returns the prefix and the header of a frame whose body has `body_bytes` bytes."""
     encoded = header.SerializeToString()
-    return PREFIX.pack(MAGIC, len(encoded), body_bytes) + encoded
+    return PREFIX.pack(MAGIC, len(encoded), body_bytes, call_id) + encoded
+
+
+def parse_header(encoded: bytes) -> Header:
+    """Returns a decoded header.
+
+    Raises:
+        FrameError: It does not parse.
+    """
+    try:
+        return Header.FromString(encoded)
+    except DecodeError as error:
+        raise FrameError(f"a frame header of {len(encoded)} bytes does not parse: {error}") from error
 
 
 class FrameReader:
     """Cuts a byte stream into frames, with few copies: large bodies are received in place.
 
-    The caller receives into `space`, reports the count to `advance()`, then takes frames with `next_frame()` until
-    there is none, and only then receives again. The limits may be changed between two frames.
+    The caller receives into `space`, reports the count to `advance()`, which returns the first frame, takes further
+    ones with `next_frame()` until there is none, and only then receives again. The limits may be changed between two
+    frames.
 
     Args:
         max_header_bytes: A longer header is refused (FrameError).
@@ -59,26 +86,26 @@ class FrameReader:
         self._staging = memoryview(bytearray(self.STAGING_BYTES))
         self._start = 0  # of what is in the staging buffer and has not been taken
         self._end = 0
-        self._header: Header | None = None  # of the frame whose body is being received, in place
-        self._body: Body = EMPTY_BODY
+        self._unfinished: Frame | None = None  # its body is being received, in place
         self.space = self._staging
         """Where the next bytes belong, once `next_frame` has returned None; never empty then."""
 
-    def advance(self, num_bytes: int) -> None:
-        """Takes note of `num_bytes` new bytes in `space`."""
-        if self._header is None:
+    def advance(self, num_bytes: int) -> Frame | None:
+        """Takes note of `num_bytes` new bytes in `space`; returns what `next_frame` does, and raises what it raises."""
+        if self._unfinished is None:
             self._end += num_bytes
         else:
             self.space = self.space[num_bytes:]
+        return self.next_frame()
 
     def next_frame(self) -> Frame | None:
         """Returns the next frame, or None if the bytes received so far complete no other one.
 
         Raises:
-            FrameError: Wrong magic or version, a length over its limit, or a header that does not parse.
+            FrameError: Wrong magic or version, or a length over its limit.
         """
-        if self._header is not None:
-            return self._finish_body()
+        if self._unfinished is not None:
+            return self._finish_body(self._unfinished)
         if self._start == self._end:
             self._start, self._end, self.space = 0, 0, self._staging
             return None
@@ -86,36 +113,35 @@ class FrameReader:
         if head_end > self._end:
             self._make_room(PREFIX.size)
             return None
-        magic, header_bytes, body_bytes = PREFIX.unpack_from(self._staging, self._start)
+        magic, header_bytes, body_bytes, call_id = PREFIX.unpack_from(self._staging, self._start)
         if magic != MAGIC or header_bytes > self.max_header_bytes or body_bytes > self.max_body_bytes:
             self._refuse(magic, header_bytes, body_bytes)
         body_start = head_end + header_bytes
         if body_start > self._end:
             self._make_room(PREFIX.size + header_bytes)
             return None
-        header = _parse(self._staging[head_end:body_start])
-        self._start = body_start
-        return self._take_body(header, body_bytes) if body_bytes else Frame(header, EMPTY_BODY)
-
-    def _take_body(self, header: Header, body_bytes: int) -> Frame | None:
-        """Copies the part of a body that has been received with its header."""
-        body = np.empty(body_bytes, np.uint8).data
-        body_end = self._start + body_bytes
-        if body_end <= self._end:
-            body[:] = self._staging[self._start : body_end]
-            self._start = body_end
-            return Frame(header, body)
-        staged = self._end - self._start
-        body[:staged] = self._staging[self._start : self._end]
-        self._start = self._end = 0
-        self._header, self._body, self.space = header, body, body[staged:]
-        return None
-
-    def _finish_body(self) -> Frame | None:
-        if len(self.space) or self._header is None:
+        encoded = bytes(self._staging[head_end:body_start])
+        body_end = body_start + body_bytes
+        if body_end > self._end:
+            self._start_body(call_id, encoded, body_start, body_bytes)
             return None
-        frame = Frame(self._header, self._body)
-        self._header, self._body, self.space = None, EMPTY_BODY, self._staging
+        self._start = body_end
+        # A copy in a bytearray: one allocation, aligned for every dtype.
+        body = memoryview(bytearray(self._staging[body_start:body_end])) if body_bytes else EMPTY_BODY
+        return Frame(call_id, encoded, body)
+
+    def _start_body(self, call_id: int, encoded: bytes, start: int, body_bytes: int) -> None:
+        """Copies the part of a body that came with its header; the rest will be received in place."""
+        body = np.empty(body_bytes, np.uint8).data
+        staged = self._end - start
+        body[:staged] = self._staging[start : self._end]
+        self._start = self._end = 0
+        self._unfinished, self.space = Frame(call_id, encoded, body), body[staged:]
+
+    def _finish_body(self, frame: Frame) -> Frame | None:
+        if len(self.space):
+            return None
+        self._unfinished, self.space = None, self._staging
         return frame
 
     def _refuse(self, magic: bytes, header_bytes: int, body_bytes: int) -> NoReturn:
@@ -134,10 +160,3 @@ class FrameReader:
             self._staging[: len(kept)] = kept
             self._start, self._end = 0, len(kept)
         self.space = self._staging[self._end :]
-
-
-def _parse(encoded: memoryview) -> Header:
-    try:
-        return Header.FromString(bytes(encoded))
-    except DecodeError as error:
-        raise FrameError(f"a frame header of {len(encoded)} bytes does not parse: {error}") from error

@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 
-from protos.dispatch_pb2 import Header
 from transport.address import Address
-from transport.connection import Connection
+from transport.connection import Connection, Send
 from transport.errors import HandshakeError
-from transport.frames import EMPTY_BODY, Body, Frame
+from transport.frames import Frame
 from transport.handshake import ClientHandshake, allow_all_sizes, handshake_reader
 from transport.loop import Loop, Timer
 
@@ -46,6 +45,8 @@ class Link:
         self._on_up = on_up
         self._on_down = on_down
         self._connection: Connection | None = None
+        self.send: Send
+        """Sends one message; to be called only while `up`."""
         self.up = False
         """Whether the connection is established and authenticated."""
         self._handshake = ClientHandshake(key, role)
@@ -55,11 +56,6 @@ class Link:
         self._closed = False
         self.last_error = "not connected yet"
         self._connect()
-
-    def send(self, header: Header, body: Body = EMPTY_BODY) -> None:
-        """Sends one message; only while `up`."""
-        assert self._connection is not None
-        self._connection.send(header, body)
 
     def close(self) -> None:
         """Ends the connection for good; `on_down` is not called."""
@@ -81,6 +77,7 @@ class Link:
         self._handshake = ClientHandshake(self._key, self._role)
         self._reader = handshake_reader()
         self._connection = Connection(self._loop, sock, self._first_frame, self._lost, self._reader)
+        self.send = self._connection.send
         self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._handshake_late)
         self._connection.send(self._handshake.start())
 

@@ -14,7 +14,7 @@ from protos.dispatch_pb2 import CallFailure, Header
 from transport.base import OnReply, Request, Service
 from transport.errors import CallError, PeerLost
 from transport.frames import EMPTY_BODY, Body
-from transport.tensors import body_to_rows, describe_rows, read_answer, rows_to_body
+from transport.tensors import answer_header, read_answer, read_call, rows_to_body
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]  # what Ray carries without a copy
 
@@ -27,7 +27,7 @@ class _Answer:
         self.body: Body = EMPTY_BODY
 
     def reply(self, rows_TD: Tensor) -> None:
-        self.header = Header(rows=describe_rows(rows_TD))
+        self.header = answer_header(rows_TD)
         self.body = rows_to_body(rows_TD)
 
     def fail(self, error: CallError) -> None:
@@ -36,12 +36,9 @@ class _Answer:
 
 def serve_ray_call(service: Service, header: bytes, body: Bytes) -> tuple[bytes, Bytes]:
     """The callee's side, to be called in an actor's method. Returns the encoded answer header and its body."""
-    parsed = Header.FromString(header)
-    kind = parsed.WhichOneof("kind")
-    described = parsed.layer_rows.rows if kind == "layer_rows" else parsed.expert_rows.rows
     answer = _Answer()
     try:
-        request = Request(parsed, body_to_rows(described, _own(body)), answer)
+        request = Request(*read_call(header, _own(body)), answer)
     except CallError as error:
         answer.fail(error)
     else:
@@ -96,7 +93,7 @@ def _answer(reference: Any) -> Tensor | CallError:
         return PeerLost(str(error))
     except RayError as error:
         return CallError("internal", str(error))
-    return read_answer(Header.FromString(header), _own(body))
+    return read_answer(header, _own(body))
 
 
 def _own(body: Bytes) -> Body:

@@ -11,13 +11,13 @@ from torch import Tensor
 from protos.dispatch_pb2 import CallFailure, Header
 from transport.address import Address, listen
 from transport.base import OnReply, Request, Service
-from transport.connection import Connection
+from transport.connection import Connection, Send
 from transport.errors import CallError, PeerLost
-from transport.frames import EMPTY_BODY, Body, Frame
+from transport.frames import EMPTY_BODY, Frame
 from transport.handshake import ServerHandshake, allow_all_sizes, handshake_reader
 from transport.link import HANDSHAKE_TIMEOUT_S, Link
 from transport.loop import READ, Loop
-from transport.tensors import body_to_rows, describe_rows, read_answer, rows_to_body
+from transport.tensors import answer_header, read_answer, read_call, rows_to_body
 
 logger = logging.getLogger(__name__)
 
@@ -50,24 +50,25 @@ class SocketPeer:
         if not self._link.up:
             on_reply(PeerLost(f"{self.address} is not connected: {self._link.last_error}"))
             return
-        call_id = header.call_id = self._next_id
-        self._next_id += 1
+        call_id = self._next_id
+        self._next_id = call_id + 1
         num_rows = rows_TD.size(0)
         self._calls[call_id] = on_reply, num_rows
         self.rows_in_flight += num_rows
-        self._link.send(header, rows_to_body(rows_TD))
+        self._link.send(header, rows_to_body(rows_TD), call_id)
 
     def close(self) -> None:
         self._link.close()
         self._fail_calls("the peer was removed")
 
     def _answer(self, frame: Frame) -> None:
-        call = self._calls.pop(frame.header.call_id, None)
+        call_id, encoded, body = frame
+        call = self._calls.pop(call_id, None)
         if call is None:
             return
         on_reply, num_rows = call
         self.rows_in_flight -= num_rows
-        on_reply(read_answer(frame.header, frame.body))
+        on_reply(read_answer(encoded, body))
 
     def _down(self, reason: str) -> None:
         self._fail_calls(reason)
@@ -89,6 +90,8 @@ class Session:
         self._reader = handshake_reader()
         self._timer = loop.call_later(HANDSHAKE_TIMEOUT_S, self.close)
         self._connection = Connection(loop, sock, self._frame, self._closed, self._reader)
+        self.send: Send = self._connection.send
+        """Sends one message; does nothing once the connection is closed."""
 
     @property
     def role(self) -> str:
@@ -99,10 +102,6 @@ class Session:
     def outbox_bytes(self) -> int:
         """Bytes sent that the other side has not taken yet."""
         return self._connection.outbox_bytes
-
-    def send(self, header: Header, body: Body = EMPTY_BODY) -> None:
-        """Sends one message; does nothing once the connection is closed."""
-        self._connection.send(header, body)
 
     def close(self) -> None:
         """Ends the connection."""
@@ -200,12 +199,11 @@ class _SessionResponder:
         self._call_id = call_id
 
     def reply(self, rows_TD: Tensor) -> None:
-        header = Header(call_id=self._call_id, rows=describe_rows(rows_TD))
-        self._session.send(header, rows_to_body(rows_TD))
+        self._session.send(answer_header(rows_TD), rows_to_body(rows_TD), self._call_id)
 
     def fail(self, error: CallError) -> None:
         failure = CallFailure(code=error.code, message=error.message)
-        self._session.send(Header(call_id=self._call_id, failure=failure))
+        self._session.send(Header(failure=failure), EMPTY_BODY, self._call_id)
 
 
 class RequestServer:
@@ -226,20 +224,16 @@ class RequestServer:
         self._server.close()
 
     def _collect(self, session: Session, frame: Frame) -> None:
-        responder = _SessionResponder(session, frame.header.call_id)
-        kind = frame.header.WhichOneof("kind")
-        if kind not in ("layer_rows", "expert_rows"):
-            responder.fail(CallError("invalid_request", f"a call of kind {kind}; allowed: layer_rows, expert_rows"))
-            return
-        described = frame.header.layer_rows.rows if kind == "layer_rows" else frame.header.expert_rows.rows
+        call_id, encoded, body = frame
+        responder = _SessionResponder(session, call_id)
         try:
-            rows_TD = body_to_rows(described, frame.body)
+            header, rows_TD = read_call(encoded, body)
         except CallError as error:
             responder.fail(error)
             return
         if not self._arrived:
             self._loop.call_soon(self._serve)
-        self._arrived.append(Request(frame.header, rows_TD, responder))
+        self._arrived.append(Request(header, rows_TD, responder))
 
     def _serve(self) -> None:
         arrived, self._arrived = self._arrived, []

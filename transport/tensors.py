@@ -2,22 +2,66 @@
 
 import ctypes
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from protos.dispatch_pb2 import BFLOAT16, FLOAT32, FLOAT64, Dtype, Header, Rows
+from protos.dispatch_pb2 import BFLOAT16, FLOAT32, FLOAT64, Dtype, ExpertRows, Header, LayerRows, Rows
 from transport.errors import CallError
-from transport.frames import EMPTY_BODY, Body
+from transport.frames import EMPTY_BODY, Body, parse_header
 
 _TO_WIRE: dict[torch.dtype, Dtype] = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float64: FLOAT64}
 _FROM_WIRE: dict[Dtype, torch.dtype] = {wire: dtype for dtype, wire in _TO_WIRE.items()}
+_DTYPES = ", ".join(f"{wire} ({Dtype.Name(wire)})" for wire in _FROM_WIRE)
+MAX_REMEMBERED_BYTES = 1024
 
 
 def describe_rows(rows_TD: Tensor) -> Rows:
     """Returns the header part that describes `rows_TD`; to be copied into a header, not to be changed."""
     return _describe(rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
+
+
+def layer_header(layer: int, rows_TD: Tensor) -> Header:
+    """Returns the header of a node's call of a router. Like all headers of calls it is shared: not to be changed."""
+    return _layer_header(layer, rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
+
+
+@functools.lru_cache(4096)
+def _layer_header(layer: int, dtype: torch.dtype, num_rows: int, width: int) -> Header:
+    return Header(layer_rows=LayerRows(layer=layer, rows=_describe(dtype, num_rows, width)))
+
+
+def expert_header(layer: int, counts: tuple[tuple[int, int], ...], rows_ND: Tensor) -> Header:
+    """Returns the header of a router's call of an expert shard. Shared: not to be changed.
+
+    Args:
+        counts: Experts and how many of the rows each one gets, in the order of the rows.
+    """
+    return _expert_header(layer, counts, rows_ND.dtype, rows_ND.size(0), rows_ND.size(1))
+
+
+@functools.lru_cache(4096)
+def _expert_header(
+    layer: int, counts: tuple[tuple[int, int], ...], dtype: torch.dtype, num_rows: int, width: int
+) -> Header:
+    rows = ExpertRows(
+        layer=layer,
+        expert_ids=[expert for expert, _ in counts],
+        num_rows_per_expert=[count for _, count in counts],
+        rows=_describe(dtype, num_rows, width),
+    )
+    return Header(expert_rows=rows)
+
+
+def answer_header(rows_TD: Tensor) -> Header:
+    """Returns the header of an answer of `rows_TD`. Shared: not to be changed."""
+    return _answer_header(rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
+
+
+@functools.lru_cache(4096)
+def _answer_header(dtype: torch.dtype, num_rows: int, width: int) -> Header:
+    return Header(rows=_describe(dtype, num_rows, width))
 
 
 @functools.lru_cache(4096)
@@ -49,23 +93,74 @@ def body_to_rows(rows: Rows, body: Body) -> Tensor:
     Raises:
         CallError: `invalid_request`, when the body's size is not what the header says.
     """
-    dtype = _FROM_WIRE.get(rows.dtype)
-    if dtype is None:
-        raise CallError("invalid_request", f"rows have dtype {rows.dtype}; allowed: {sorted(_FROM_WIRE)}")
-    num_rows, width = rows.num_rows, rows.width
-    expected = num_rows * width * dtype.itemsize
-    if len(body) != expected:
-        raise CallError("invalid_request", f"a body has {len(body)} bytes; its header describes {expected}")
-    if not expected:
-        return torch.empty(num_rows, width, dtype=dtype)
-    return torch.frombuffer(body, dtype=dtype).view(num_rows, width)
+    return _to_rows(_shape(rows), body)
 
 
-def read_answer(header: Header, body: Body) -> Tensor | CallError:
-    """Returns what a call was answered with: rows, or why it was not done."""
-    if header.WhichOneof("kind") == "failure":
+def read_call(encoded: bytes, body: Body) -> tuple[Header, Tensor]:
+    """Returns a call's header, which other calls share (not to be changed), and its rows.
+
+    Raises:
+        CallError: `invalid_request`, when it is none, or the body's size is not what the header says.
+        FrameError: The header does not parse.
+    """
+    kind, header, shape = _decode(encoded)
+    if kind not in ("layer_rows", "expert_rows"):
+        raise CallError("invalid_request", f"a call of kind {kind}; allowed: layer_rows, expert_rows")
+    return header, _to_rows(shape, body)
+
+
+def read_answer(encoded: bytes, body: Body) -> Tensor | CallError:
+    """Returns what a call was answered with: rows, or why it was not done.
+
+    Raises:
+        FrameError: The header does not parse.
+    """
+    kind, header, shape = _decode(encoded)
+    if kind == "failure":
         return CallError(header.failure.code, header.failure.message)
     try:
-        return body_to_rows(header.rows, body)
+        return _to_rows(shape, body)
     except CallError as error:
         return error
+
+
+class _Shape(NamedTuple):
+    """What a header says of its body."""
+
+    num_rows: int
+    width: int
+    dtype: torch.dtype | None  # None: not one of those allowed
+    num_bytes: int
+    wire_dtype: int
+
+
+def _shape(rows: Rows) -> _Shape:
+    dtype = _FROM_WIRE.get(rows.dtype)
+    num_bytes = rows.num_rows * rows.width * (dtype.itemsize if dtype else 0)
+    return _Shape(rows.num_rows, rows.width, dtype, num_bytes, rows.dtype)
+
+
+def _decode(encoded: bytes) -> tuple[str | None, Header, _Shape]:
+    """Returns a header's kind, the header itself and what it says of its body."""
+    # The calls of a step are those of the step before: mostly a look into a table. Of long headers, each is another.
+    return _decode_again(encoded) if len(encoded) <= MAX_REMEMBERED_BYTES else _decode_again.__wrapped__(encoded)
+
+
+@functools.lru_cache(4096)
+def _decode_again(encoded: bytes) -> tuple[str | None, Header, _Shape]:
+    header = parse_header(encoded)
+    kind = header.WhichOneof("kind")
+    if kind == "layer_rows":
+        return kind, header, _shape(header.layer_rows.rows)
+    return kind, header, _shape(header.expert_rows.rows if kind == "expert_rows" else header.rows)
+
+
+def _to_rows(shape: _Shape, body: Body) -> Tensor:
+    num_rows, width, dtype, num_bytes, wire_dtype = shape
+    if dtype is None:
+        raise CallError("invalid_request", f"rows have dtype {wire_dtype}; allowed: {_DTYPES}")
+    if len(body) != num_bytes:
+        raise CallError("invalid_request", f"a body has {len(body)} bytes; its header describes {num_bytes}")
+    if not num_bytes:
+        return torch.empty(num_rows, width, dtype=dtype)
+    return torch.frombuffer(body, dtype=dtype).view(num_rows, width)

@@ -17,7 +17,7 @@ from tests.attention.node_setup import KEY, TIMEOUT_S, Gateway, Setup, start_nod
 from tests.local_driver import Wish, run
 from tests.random_checkpoint import make_checkpoint
 from transport.connection import Connection
-from transport.frames import MAGIC, MAX_BODY_BYTES, encode_head
+from transport.frames import MAGIC, MAX_BODY_BYTES, PREFIX, encode_head
 from transport.handshake import ClientHandshake
 
 VOCABULARY = 97
@@ -233,8 +233,8 @@ def test_a_frame_cut_short_harms_nobody(setup: Setup) -> None:
     handshake = ClientHandshake(KEY, "gateway")
     sock.sendall(encode_head(handshake.start(), 0))
     head = sock.recv(65536)
-    size = struct.unpack("<4sIQ", head[:16])[1]
-    proof = handshake.receive(Header.FromString(head[16 : 16 + size]))
+    size = PREFIX.unpack_from(head)[1]
+    proof = handshake.receive(Header.FromString(head[PREFIX.size : PREFIX.size + size]))
     wanted = Header(submit=Submit(sequence_id=1, prompt_ids=[3, 4], sampling=Sampling(ignore_eos=True)))
     frame = encode_head(wanted, 0)
     sock.sendall(encode_head(proof, 0) + frame + frame[:-3])

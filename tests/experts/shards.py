@@ -11,10 +11,10 @@ from torch import Tensor
 
 from experts.ffn import ExpertFFN
 from experts.shard import ExpertShard
-from protos.dispatch_pb2 import ExpertRows, Header
+from protos.dispatch_pb2 import ExpertRows
 from transport.base import Request
 from transport.errors import CallError
-from transport.tensors import describe_rows
+from transport.tensors import expert_header
 
 WIDTH, FFN_SIZE = 32, 64
 
@@ -93,10 +93,4 @@ class Answers:
 def call(layer: int, counts: dict[int, int], rows_ND: Tensor) -> tuple[Request, Answers]:
     """A call for `counts` rows of each expert."""
     answers = Answers()
-    rows = ExpertRows(
-        layer=layer,
-        expert_ids=list(counts),
-        num_rows_per_expert=list(counts.values()),
-        rows=describe_rows(rows_ND),
-    )
-    return Request(Header(expert_rows=rows), rows_ND, answers), answers
+    return Request(expert_header(layer, tuple(counts.items()), rows_ND), rows_ND, answers), answers

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from protos.dispatch_pb2 import ExpertRows, Header, LayerRows
+from protos.dispatch_pb2 import ExpertRows
 from router.core import Router
 from transport.address import Address
 from transport.base import Peer, Request
@@ -19,7 +19,7 @@ from transport.local import LocalPeer
 from transport.loop import Timer
 from transport.replicas import Replicas
 from transport.table import ShardEntry, ShardKey
-from transport.tensors import describe_rows
+from transport.tensors import layer_header
 
 
 @dataclass(frozen=True)
@@ -139,5 +139,4 @@ class Answers:
 
 def layer_request(layer: int, rows_TD: Tensor) -> tuple[Request, Answers]:
     answers = Answers()
-    header = Header(layer_rows=LayerRows(layer=layer, rows=describe_rows(rows_TD)))
-    return Request(header, rows_TD, answers), answers
+    return Request(layer_header(layer, rows_TD), rows_TD, answers), answers

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
-from protos.dispatch_pb2 import Header, LayerRows
 from router.server import RouterServer
 from tests.router.fleet import Weights, cut, random_weights, serve_shard
 from tests.transport.driving import KEY, connected, random_rows, turn_until
@@ -20,7 +19,7 @@ from transport.errors import CallError
 from transport.loop import Loop
 from transport.socket import RequestServer
 from transport.table import RoutingTable, ShardEntry
-from transport.tensors import describe_rows
+from transport.tensors import layer_header
 
 
 class ExpertThread:
@@ -87,7 +86,7 @@ def test_layers_over_sockets_and_a_replica_that_dies(layers: list[Weights], seed
 
         def exchange(layer: int, num_rows: int) -> None:
             rows_TD, answers = torch.randn(num_rows, 8, generator=generator), list[torch.Tensor | CallError]()
-            node.call(Header(layer_rows=LayerRows(layer=layer, rows=describe_rows(rows_TD))), rows_TD, answers.append)
+            node.call(layer_header(layer, rows_TD), rows_TD, answers.append)
             turn_until(lambda: bool(answers), loop)
             assert isinstance(answers[0], torch.Tensor), answers[0]
             assert torch.allclose(answers[0], layers[layer].naive(rows_TD, 2), atol=1e-5)
@@ -115,7 +114,7 @@ def test_an_expert_that_stays_away_ends_the_call(layers: list[Weights], seed: in
         experts[0, 0][0].kill()
         rows_TD, answers = random_rows(16, 8, seed), list[torch.Tensor | CallError]()
         started_s = time.monotonic()
-        node.call(Header(layer_rows=LayerRows(layer=0, rows=describe_rows(rows_TD))), rows_TD, answers.append)
+        node.call(layer_header(0, rows_TD), rows_TD, answers.append)
         turn_until(lambda: bool(answers), loop)
         assert isinstance(answers[0], CallError)
         assert answers[0].code == "expert_unavailable"

@@ -57,11 +57,12 @@ def echo(requests: list[Request]) -> None:
 def read_frame(sock: socket.socket) -> Frame | None:
     """Waits for one frame; None at the end of the stream."""
     reader = FrameReader()
-    while (frame := reader.next_frame()) is None:
+    frame = None
+    while frame is None:
         count = sock.recv_into(reader.space)
         if count == 0:
             return None
-        reader.advance(count)
+        frame = reader.advance(count)
     return frame
 
 

@@ -16,7 +16,7 @@ def served(service: object, header: Header, rows_TD: torch.Tensor) -> torch.Tens
     body = np.frombuffer(rows_to_body(rows_TD), np.uint8)
     body.flags.writeable = False  # as Ray hands it out
     encoded, answer = serve_ray_call(service, header.SerializeToString(), body)  # pyright: ignore[reportArgumentType]
-    return read_answer(Header.FromString(encoded), np.array(answer).data)
+    return read_answer(encoded, np.array(answer).data)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

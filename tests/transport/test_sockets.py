@@ -34,7 +34,6 @@ from transport.errors import CallError, PeerLost
 from transport.frames import MAGIC, PREFIX, encode_head
 from transport.loop import Loop
 from transport.socket import RequestServer, SocketPeer
-from transport.tensors import describe_rows
 
 
 @contextlib.contextmanager
@@ -287,9 +286,9 @@ def strangers_messages() -> list[bytes]:
         call,
         first + call,
         first + forged + call,
-        PREFIX.pack(MAGIC, 1 << 20, 0),  # a header that only an authenticated peer may send
-        PREFIX.pack(MAGIC, 10, 1 << 29),
-        first + PREFIX.pack(MAGIC, 10, 1 << 29),
+        PREFIX.pack(MAGIC, 1 << 20, 0, 0),  # a header that only an authenticated peer may send
+        PREFIX.pack(MAGIC, 10, 1 << 29, 0),
+        first + PREFIX.pack(MAGIC, 10, 1 << 29, 0),
     ]
 
 
@@ -351,9 +350,9 @@ def test_a_server_that_says_nothing_is_left_and_tried_again(loop: Loop, monkeypa
 def after_the_handshake() -> list[tuple[str, Callable[[], bytes]]]:
     return [
         ("garbage", lambda: b"garbage that is no frame at all"),
-        ("over-long header", lambda: PREFIX.pack(MAGIC, 1 << 25, 0)),
-        ("over-long body", lambda: PREFIX.pack(MAGIC, 0, 1 << 40)),
-        ("header that does not parse", lambda: PREFIX.pack(MAGIC, 4, 0) + b"\xff" * 4),
+        ("over-long header", lambda: PREFIX.pack(MAGIC, 1 << 25, 0, 0)),
+        ("over-long body", lambda: PREFIX.pack(MAGIC, 0, 1 << 40, 0)),
+        ("header that does not parse", lambda: PREFIX.pack(MAGIC, 4, 0, 7) + b"\xff" * 4),
     ]
 
 
@@ -365,13 +364,13 @@ def test_a_bad_frame_closes_its_connection_and_nothing_else(
         good = connected(loop, server.address)
         rows_TD = random_rows(2, 4, seed)
         with authenticate(loop, server.address) as bad:
-            bad.sendall(encode_head(Header(call_id=7, expert_rows=ExpertRows(rows=describe_rows(rows_TD))), 32))
+            bad.sendall(encode_head(expert_rows(rows_TD), 32, call_id=7))
             bad.sendall(rows_TD.numpy().tobytes())
             for _ in range(3):
                 loop.run_once(0.1)
             answer = read_frame(bad)
             assert answer is not None, "the handshake was complete"
-            assert answer.header.call_id == 7
+            assert answer.call_id == 7
             bad.sendall(make())
             assert ended(loop, bad), what
         answers: Answers = []
@@ -410,7 +409,7 @@ def test_the_outbox_counts_what_the_other_side_has_not_taken(loop: Loop) -> None
         assert session.outbox_bytes == 0
         chunk = memoryview(bytearray(1 << 20))
         for _ in itertools.repeat(None, 16):
-            session.send(Header(call_id=1), chunk)
+            session.send(Header(), chunk, 1)
         before = session.outbox_bytes
         assert before > 4 << 20
         turn_until(lambda: bool(slow.recv(1 << 20)) and session.outbox_bytes < before, loop)

@@ -58,12 +58,13 @@ def test_a_body_of_another_size_is_refused(num_bytes: int) -> None:
 
 @pytest.mark.parametrize("dtype", [0, 77])
 def test_an_unknown_dtype_is_refused(dtype: Dtype) -> None:
-    with pytest.raises(CallError, match=f"dtype {dtype}; allowed"):
+    with pytest.raises(CallError, match=rf"dtype {dtype}; allowed: 1 \(FLOAT32\), 2"):
         body_to_rows(Rows(dtype=dtype, num_rows=2, width=3), memoryview(bytearray(24)))
 
 
 def test_an_answer_that_does_not_fit_its_header_is_an_error() -> None:
-    answer = read_answer(Header(rows=Rows(dtype=BFLOAT16, num_rows=2, width=3)), memoryview(bytearray(11)))
+    header = Header(rows=Rows(dtype=BFLOAT16, num_rows=2, width=3))
+    answer = read_answer(header.SerializeToString(), memoryview(bytearray(11)))
     assert isinstance(answer, CallError)
     assert answer.code == "invalid_request"
 
