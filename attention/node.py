@@ -111,11 +111,12 @@ class NodeServer:
         self._routers.update({ROUTERS: table.routers})
 
     def _frame(self, session: Session, frame: Frame) -> None:
-        kind = frame.header.WhichOneof("kind")
+        header = frame.header
+        kind = header.WhichOneof("kind")
         if kind == "submit":
-            self._submit(session, frame.header)
+            self._submit(session, header)
         elif kind == "cancel":
-            for sequence_id in frame.header.cancel.sequence_ids:
+            for sequence_id in header.cancel.sequence_ids:
                 self._sequences.get(session, set()).discard(sequence_id)
                 self._engine.cancel((session, sequence_id))
         else:

@@ -142,8 +142,9 @@ class _Node:
         self._down("the node has left")
 
     def _frame(self, frame: Frame) -> None:
-        if frame.header.WhichOneof("kind") == "step_output":
-            self._deliver(frame.header.step_output)
+        header = frame.header
+        if header.WhichOneof("kind") == "step_output":
+            self._deliver(header.step_output)
 
     def _deliver(self, step: StepOutput) -> None:
         streams = self.streams

@@ -2,7 +2,6 @@
 
 import random
 import socket
-import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -173,9 +172,9 @@ def wait_closed(sock: socket.socket) -> None:
 STRANGE = {
     "another protocol": b"GET / HTTP/1.1\r\nHost: node\r\n\r\n",
     "another version": b"MNT9" + bytes(60),
-    "a huge header": struct.pack("<4sIQ", MAGIC, 2**31, 0),
-    "a huge body": struct.pack("<4sIQ", MAGIC, 0, MAX_BODY_BYTES + 1),
-    "a header that does not parse": struct.pack("<4sIQ", MAGIC, 5, 0) + b"\xff" * 5,
+    "a huge header": PREFIX.pack(MAGIC, 2**31, 0, 0),
+    "a huge body": PREFIX.pack(MAGIC, 0, MAX_BODY_BYTES + 1, 0),
+    "a header that does not parse": PREFIX.pack(MAGIC, 5, 0, 0) + b"\xff" * 5,
     "a message before the handshake": encode_head(Header(submit=Submit(sequence_id=1, prompt_ids=[3])), 0),
 }
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from experts.ffn import ExpertFFN
 from experts.shard import ExpertShard
-from protos.dispatch_pb2 import ExpertRows
+from protos.dispatch_pb2 import ExpertRows, Header
 from transport.base import Request
 from transport.errors import CallError
 from transport.tensors import expert_header
@@ -91,6 +91,8 @@ class Answers:
 
 
 def call(layer: int, counts: dict[int, int], rows_ND: Tensor) -> tuple[Request, Answers]:
-    """A call for `counts` rows of each expert."""
+    """A call for `counts` rows of each expert; its header is its own, which a test may damage."""
     answers = Answers()
-    return Request(expert_header(layer, tuple(counts.items()), rows_ND), rows_ND, answers), answers
+    header = Header()
+    header.CopyFrom(expert_header(layer, tuple(counts.items()), rows_ND))
+    return Request(header, rows_ND, answers), answers
