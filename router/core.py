@@ -7,6 +7,7 @@ from torch import Tensor
 from router.exchange import Exchange, ExpertRange, Part, expert_ranges
 from router.gating import gate_weights, top_k_gate
 from router.plan import dispatch
+from router.single import route_row
 from transport.base import Request
 from transport.errors import CallError
 from transport.replicas import Replicas
@@ -66,8 +67,11 @@ class Router:
     def _start(self, request: Request) -> None:
         gate_ED = self._gates[request.header.layer_rows.layer]
         rows_TD = request.rows_TD.to(gate_ED.device)
-        weights_TK, experts_TK = top_k_gate(rows_TD, gate_ED, self._top_k)
-        sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
+        if rows_TD.shape[0] == 1:
+            sent_ND, plan = route_row(rows_TD, gate_ED, self._top_k)
+        else:
+            weights_TK, experts_TK = top_k_gate(rows_TD, gate_ED, self._top_k)
+            sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
         for expert, count in enumerate(plan.counts):
             self.rows_per_expert[expert] += count
         for part in Exchange(request, sent_ND, plan, self._ranges).parts:

@@ -21,7 +21,8 @@ class Plan:
 
     Args:
         weights_TK: The gate's weights.
-        place_N: Where copy i (row i // K) stands among the copies sorted by expert; None: where it was.
+        place_N: Where copy i (row i // K) stands among the copies sorted by expert; None: there is one row, and its
+            weights are in the order of its copies.
         counts: Copies per expert, for every expert.
     """
 
@@ -32,8 +33,6 @@ class Plan:
 
 def dispatch(rows_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Plan]:
     """Returns the row copies sorted by expert [T*K, D] (ties in row order) and the plan to combine the answers with."""
-    if rows_TD.shape[0] == 1:
-        return _dispatch_row(rows_TD, weights_TK, experts_TK, num_experts)
     # Small integer work: NumPy does it in a third of torch's time, and a GPU would have to hand over the counts anyway.
     flat_N = experts_TK.cpu().numpy().reshape(-1)
     order_N = flat_N.argsort(kind="stable")
@@ -45,26 +44,15 @@ def dispatch(rows_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, num_expert
     return sent_ND, Plan(weights_TK, torch.from_numpy(place_N).to(device), counts)
 
 
-def _dispatch_row(rows_1D: Tensor, weights_1K: Tensor, experts_1K: Tensor, num_experts: int) -> tuple[Tensor, Plan]:
-    """`dispatch` of one row: what a sequence that decodes alone waits for, in half the operations."""
-    chosen: list[int] = experts_1K.tolist()[0]
-    order = sorted(range(len(chosen)), key=chosen.__getitem__)
-    if order != list(range(len(chosen))):
-        weights_1K = weights_1K[:, order]
-    counts = [0] * num_experts
-    for expert in chosen:
-        counts[expert] += 1
-    return rows_1D.expand(len(chosen), -1).contiguous(), Plan(weights_1K, None, counts)
-
-
 def combine(plan: Plan, answers_ND: Tensor) -> Tensor:
     """Returns sum over k of weight times answer, [T, D], in the answers' dtype.
 
     Args:
         answers_ND: Expert outputs, in the order in which the rows were sent.
     """
-    num_rows, top_k = plan.weights_TK.shape
-    if plan.place_N is not None:
-        answers_ND = answers_ND.index_select(0, plan.place_N)
-    answers_TKD = answers_ND.view(num_rows, top_k, -1)
-    return (answers_TKD * plan.weights_TK.to(answers_ND.dtype).unsqueeze(-1)).sum(1)
+    weights_TK = plan.weights_TK.to(answers_ND.dtype)
+    if plan.place_N is None:
+        return weights_TK.mm(answers_ND)
+    num_rows, top_k = weights_TK.shape
+    answers_TKD = answers_ND.index_select(0, plan.place_N).view(num_rows, top_k, -1)
+    return (answers_TKD * weights_TK.unsqueeze(-1)).sum(1)
