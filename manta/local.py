@@ -5,6 +5,7 @@ The oracle of the distributed runs, the debug mode, and what `manta generate` us
 
 import asyncio
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,6 +83,7 @@ class LocalModel:
         router = self._make_router(directory)
         self.engine = self._make_engine(directory, router)
         self._keys = itertools.count()
+        self._outputs: dict[int, deque[SequenceOutput]] = {}  # not read yet, of each sequence that `generate` runs
 
     def submit(self, submit: Submit) -> int:
         """Queues a sequence and returns its key."""
@@ -99,23 +101,31 @@ class LocalModel:
         return [(_key(sequence.key), output) for sequence, output in plain + result.messages]
 
     def generate(self, submit: Submit) -> Iterator[SequenceOutput]:
-        """Yields one sequence's outputs as they come.
+        """Yields one sequence's outputs as they come; several may be read in turns, and then run together.
 
         Raises:
             CallError: The sequence failed.
         """
         wanted = self.submit(submit)
+        outputs = self._outputs[wanted] = deque[SequenceOutput]()
         try:
             while True:
-                for key, output in self.step():
-                    if key == wanted:
-                        if output.finish_reason == FAILED:
-                            raise CallError(output.failure.code, output.failure.message)
-                        yield output
-                        if output.finish_reason:
-                            return
+                while not outputs:
+                    self._step_for_readers()
+                output = outputs.popleft()
+                if output.finish_reason == FAILED:
+                    raise CallError(output.failure.code, output.failure.message)
+                yield output
+                if output.finish_reason:
+                    return
         finally:
+            del self._outputs[wanted]
             self.engine.cancel(wanted)
+
+    def _step_for_readers(self) -> None:
+        for key, output in self.step():
+            if key in self._outputs:
+                self._outputs[key].append(output)
 
     def _make_router(self, directory: Path) -> Router:
         per_actor = self._settings.per_actor or self.config.num_experts

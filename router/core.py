@@ -11,7 +11,7 @@ from router.single import route_row
 from transport.base import Request
 from transport.errors import CallError
 from transport.replicas import Replicas
-from transport.table import ShardEntry
+from transport.table import ShardEntry, ShardKey
 
 
 class Router:
@@ -29,6 +29,7 @@ class Router:
         self._num_experts, self._width = gates[0].shape
         self._experts = experts
         self._ranges: tuple[ExpertRange, ...] = ()
+        self._latest: ShardKey | None = None
         self.rows_per_expert = [0] * self._num_experts
 
     def update(self, shards: tuple[ShardEntry, ...]) -> None:
@@ -72,16 +73,21 @@ class Router:
         else:
             weights_TK, experts_TK = top_k_gate(rows_TD, gate_ED, self._top_k)
             sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
+        parts = Exchange(request, sent_ND, plan, self._ranges).parts
+        # Who was waited for the last time is asked first: what remains to be sent meanwhile is time won.
+        parts.sort(key=lambda part: part.shard != self._latest)
+        for part in parts:
+            self._send(part)
         for expert, count in enumerate(plan.counts):
             self.rows_per_expert[expert] += count
-        for part in Exchange(request, sent_ND, plan, self._ranges).parts:
-            self._send(part)
 
     def _send(self, part: Part) -> None:
         def answered(answer: Tensor | CallError) -> None:
             if isinstance(answer, CallError):
                 part.exchange.fail(answer)
-            else:
-                part.exchange.take(part, answer.to(part.rows_ND.device))
+                return
+            part.exchange.take(part, answer.to(part.rows_ND.device))
+            if part.exchange.finished:
+                self._latest = part.shard
 
         self._experts.call(part.shard, part.header, part.rows_ND, answered)

@@ -53,6 +53,20 @@ def test_generate_beside_other_sequences(directory: Path) -> None:
     assert model.engine.has_work
 
 
+def test_generate_in_turns(directory: Path) -> None:
+    """Two that are read in turns get what each gets alone."""
+    submits = [Submit(prompt_ids=[5, 6, 7], sampling=greedy(6)), Submit(prompt_ids=[8, 9], sampling=greedy(9))]
+    alone = [[list(output.token_ids) for output in LocalModel(directory).generate(submit)] for submit in submits]
+    model = LocalModel(directory)
+    readers = [model.generate(submit) for submit in submits]
+    together: list[list[list[int]]] = [[], []]
+    for index in (0, 1, 1, 0, 0, 0, 1, 0, 0, 1, 1, 1, 1, 1, 1):
+        together[index].append(list(next(readers[index]).token_ids))
+    assert together == alone
+    assert all(next(reader, None) is None for reader in readers)
+    assert not model.engine.has_work
+
+
 def test_generate_tells_of_a_failure(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logits = DenseModel.logits
     monkeypatch.setattr(DenseModel, "logits", lambda self, rows_TD: logits(self, rows_TD) * float("nan"))

@@ -21,6 +21,24 @@ def test_prepacked_equals_plain(seed: int, num_rows: int, inputs: int, outputs: 
         torch.testing.assert_close(product_NO.double(), exact_NO, rtol=1e-2, atol=1e-2 * inputs**0.5)
 
 
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("large", [False, True])
+def test_few_rows_of_large_and_small_weights(
+    seed: int, num_rows: int, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes a way of its own, and leaves oneDNN switched on for everybody else."""
+    monkeypatch.setattr("model.linear.PADDING_PAYS_ELEMENTS", 0 if large else 1 << 40)
+    generator = torch.Generator().manual_seed(seed)
+    weight_OI = torch.randn(96, 64, generator=generator).to(torch.bfloat16)
+    rows_NI = torch.randn(num_rows, 64, generator=generator).to(torch.bfloat16)
+    if not can_prepack(weight_OI):
+        pytest.skip("this processor or torch build cannot hold bf16 weights prepacked")
+    product_NO = make_linear(weight_OI)(rows_NI)
+    assert product_NO.shape == (num_rows, 96)
+    torch.testing.assert_close(product_NO.double(), rows_NI.double() @ weight_OI.double().T, rtol=1e-2, atol=0.1)
+    assert torch._C._get_mkldnn_enabled()  # pyright: ignore[reportPrivateUsage]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_wider_types_stay_exact(seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -49,10 +67,12 @@ def test_the_weight_may_be_freed(seed: int) -> None:
     weight_OI = torch.randn(32, 16, generator=generator).to(torch.bfloat16)
     if not can_prepack(weight_OI):
         pytest.skip("this processor or torch build cannot hold bf16 weights prepacked")
-    linear, rows_NI = make_linear(weight_OI), torch.ones(2, 16, dtype=torch.bfloat16)
-    before = linear(rows_NI)
+    linear = make_linear(weight_OI)
+    batches = [torch.ones(num_rows, 16, dtype=torch.bfloat16) for num_rows in (1, 2)]
+    before = [linear(rows_NI) for rows_NI in batches]
     weight_OI.fill_(float("nan"))
-    torch.testing.assert_close(linear(rows_NI), before, rtol=0, atol=0)
+    for rows_NI, product_NO in zip(batches, before, strict=True):
+        torch.testing.assert_close(linear(rows_NI), product_NO, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("reason", ["no oneDNN", "no bf16 instructions", "an older torch"])

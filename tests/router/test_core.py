@@ -137,3 +137,30 @@ def test_rows_in_bfloat16_against_float32(seed: int) -> None:
     request, answers = layer_request(0, rows_TD)
     router.serve([request])
     assert torch.allclose(answers.rows, layer.naive(rows_TD.float(), 2), atol=1e-5)
+
+
+def test_the_shard_that_answered_last_is_asked_first(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    layers = [random_weights(4, 8, 16, generator)]
+    asked: list[ShardKey] = []
+
+    class Noting(Faulty):
+        """Notes who is asked."""
+
+        def call(self, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+            asked.append(self.key)  # pyright: ignore[reportAttributeAccessIssue]
+            super().call(header, rows_TD, on_reply)
+
+    def noting(key: ShardKey, peer: Peer) -> Peer:
+        made = Noting(peer, PeerLost("never"), times=0)
+        made.key = key  # pyright: ignore[reportAttributeAccessIssue]
+        return made
+
+    router = make_router(layers, 2, cut(4, 4, 2), noting)
+    for _ in range(3):  # in this process the last that is asked answers last
+        request, answers = layer_request(0, torch.randn(1, 8, generator=generator))
+        router.serve([request])
+        assert torch.allclose(answers.rows, layers[0].naive(request.rows_TD, 2), atol=1e-5)
+    first, second = asked[:2]
+    assert first != second
+    assert asked == [first, second, second, first, first, second]
