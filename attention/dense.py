@@ -25,8 +25,8 @@ Forward = Generator[tuple[int, Tensor], Tensor, Tensor]
 class _Layer:
     def __init__(self, weights: AttentionLayerWeights, device: torch.device) -> None:
         self.input_norm_D = weights.input_norm_D.to(device)
-        self.qkv = make_linear(weights.qkv_ND.to(device))
-        self.output = make_linear(weights.output_DM.to(device))
+        self.qkv = make_linear(weights.qkv_ND.to(device), copy_small=True)
+        self.output = make_linear(weights.output_DM.to(device), copy_small=True)
         self.post_norm_D = weights.post_norm_D.to(device)
 
 

@@ -12,11 +12,10 @@ from concurrent import futures
 from pathlib import Path
 from typing import Any
 
-from protos.dispatch_pb2 import Header
 from transport.base import Request
 from transport.loop import Loop
 from transport.socket import RequestServer
-from transport.tensors import answer_header, body_to_rows, rows_to_body
+from transport.tensors import answer_header, read_call, rows_to_body
 
 KEY = b"benchmark" * 4
 SIZE = struct.Struct("<Q")  # the first message of a raw connection: how long each further one is
@@ -99,7 +98,7 @@ def serve_zmq(report: Report) -> None:
     report(address)
     while True:
         sender, encoded, body = sock.recv_multipart(copy=False)
-        rows_TD = body_to_rows(Header.FromString(encoded.bytes).expert_rows.rows, body.buffer)
+        _, rows_TD = read_call(encoded.bytes, body.buffer)
         header = answer_header(rows_TD).SerializeToString()
         sock.send_multipart([sender, header, rows_to_body(rows_TD)], copy=False)
 

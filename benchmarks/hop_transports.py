@@ -24,7 +24,7 @@ from transport.frames import encode_head
 from transport.local import LocalPeer
 from transport.loop import Loop
 from transport.socket import SocketPeer
-from transport.tensors import body_to_rows, expert_header, rows_to_body
+from transport.tensors import expert_header, read_answer, rows_to_body
 
 CONNECT_TIMEOUT_S = 30.0
 
@@ -169,7 +169,7 @@ class ZmqHop:
         while left:
             for sock, _ in self._poller.poll():
                 header, body = sock.recv_multipart(copy=False)
-                body_to_rows(Header.FromString(header.bytes).rows, body.buffer)
+                read_answer(header.bytes, body.buffer)
                 left -= 1
 
     def _send(self, sock: Any) -> None:

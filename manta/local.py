@@ -103,6 +103,8 @@ class LocalModel:
     def generate(self, submit: Submit) -> Iterator[SequenceOutput]:
         """Yields one sequence's outputs as they come; several may be read in turns, and then run together.
 
+        Not to be mixed with `step`, which returns everybody's outputs.
+
         Raises:
             CallError: The sequence failed.
         """

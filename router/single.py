@@ -1,7 +1,8 @@
 """The gate and the dispatch plan of a lone row: what a sequence that decodes alone waits for, in every layer.
 
 The same as `gating` and `plan` do, but in Python as soon as there are only a few numbers: between two layers the
-weights have swept the caches, so that each further operation of torch costs 10 to 30 µs (docs/performance.md).
+weights have swept the caches, so that each further operation of torch costs 10 to 30 µs (docs/performance.md). Which of
+two experts with equal logits is taken is as undetermined as it is in torch.
 
 D model dim, E experts, K chosen experts.
 """
@@ -25,7 +26,8 @@ def route_row(row_1D: Tensor, gate_ED: Tensor, top_k: int) -> tuple[Tensor, Plan
     best = logits_E[by_logit[-1]]
     shares = [math.exp(logits_E[expert] - best) for expert in chosen]  # softmax over the chosen ones
     total = sum(shares)
-    weights_1K = torch.tensor([[share / total for share in shares]], dtype=row_1D.dtype, device=row_1D.device)
+    exact = torch.float64 if gate_ED.dtype == torch.float64 else torch.float32
+    weights_1K = torch.tensor([[share / total for share in shares]], dtype=exact, device=row_1D.device)
     counts = [0] * len(logits_E)
     for expert in chosen:
         counts[expert] = 1

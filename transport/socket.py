@@ -63,12 +63,14 @@ class SocketPeer:
 
     def _answer(self, frame: Frame) -> None:
         call_id, encoded, body = frame
-        call = self._calls.pop(call_id, None)
+        call = self._calls.get(call_id)
         if call is None:
             return
+        answer = read_answer(encoded, body)  # a header that does not parse ends the connection and fails this call too
+        del self._calls[call_id]
         on_reply, num_rows = call
         self.rows_in_flight -= num_rows
-        on_reply(read_answer(encoded, body))
+        on_reply(answer)
 
     def _down(self, reason: str) -> None:
         self._fail_calls(reason)

@@ -15,11 +15,7 @@ _TO_WIRE: dict[torch.dtype, Dtype] = {torch.float32: FLOAT32, torch.bfloat16: BF
 _FROM_WIRE: dict[Dtype, torch.dtype] = {wire: dtype for dtype, wire in _TO_WIRE.items()}
 _DTYPES = ", ".join(f"{wire} ({Dtype.Name(wire)})" for wire in _FROM_WIRE)
 MAX_REMEMBERED_BYTES = 1024
-
-
-def describe_rows(rows_TD: Tensor) -> Rows:
-    """Returns the header part that describes `rows_TD`; to be copied into a header, not to be changed."""
-    return _describe(rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
+MAX_REMEMBERED_EXPERTS = 8
 
 
 def layer_header(layer: int, rows_TD: Tensor) -> Header:
@@ -38,7 +34,8 @@ def expert_header(layer: int, counts: tuple[tuple[int, int], ...], rows_ND: Tens
     Args:
         counts: Experts and how many of the rows each one gets, in the order of the rows.
     """
-    return _expert_header(layer, counts, rows_ND.dtype, rows_ND.size(0), rows_ND.size(1))
+    make = _expert_header if len(counts) <= MAX_REMEMBERED_EXPERTS else _expert_header.__wrapped__
+    return make(layer, counts, rows_ND.dtype, rows_ND.size(0), rows_ND.size(1))
 
 
 @functools.lru_cache(4096)
@@ -85,15 +82,6 @@ def rows_to_body(rows_TD: Tensor) -> Body:
 @functools.lru_cache(4096)
 def _bytes_type(num_bytes: int) -> Any:
     return ctypes.c_ubyte * num_bytes
-
-
-def body_to_rows(rows: Rows, body: Body) -> Tensor:
-    """Returns the tensor [num_rows, width] that shares memory with `body`.
-
-    Raises:
-        CallError: `invalid_request`, when the body's size is not what the header says.
-    """
-    return _to_rows(_shape(rows), body)
 
 
 def read_call(encoded: bytes, body: Body) -> tuple[Header, Tensor]:

@@ -33,10 +33,19 @@ def test_few_rows_of_large_and_small_weights(
     rows_NI = torch.randn(num_rows, 64, generator=generator).to(torch.bfloat16)
     if not can_prepack(weight_OI):
         pytest.skip("this processor or torch build cannot hold bf16 weights prepacked")
-    product_NO = make_linear(weight_OI)(rows_NI)
+    product_NO = make_linear(weight_OI, copy_small=True)(rows_NI)
     assert product_NO.shape == (num_rows, 96)
     torch.testing.assert_close(product_NO.double(), rows_NI.double() @ weight_OI.double().T, rtol=1e-2, atol=0.1)
     assert torch._C._get_mkldnn_enabled()  # pyright: ignore[reportPrivateUsage]
+
+
+def test_onednn_stays_off_for_who_has_switched_it_off() -> None:
+    torch._C._set_mkldnn_enabled(False)  # pyright: ignore[reportPrivateUsage]
+    try:
+        make_linear(torch.eye(4, dtype=torch.bfloat16), copy_small=True)(torch.ones(1, 4, dtype=torch.bfloat16))
+        assert not torch._C._get_mkldnn_enabled()  # pyright: ignore[reportPrivateUsage]
+    finally:
+        torch._C._set_mkldnn_enabled(True)  # pyright: ignore[reportPrivateUsage]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -67,7 +76,7 @@ def test_the_weight_may_be_freed(seed: int) -> None:
     weight_OI = torch.randn(32, 16, generator=generator).to(torch.bfloat16)
     if not can_prepack(weight_OI):
         pytest.skip("this processor or torch build cannot hold bf16 weights prepacked")
-    linear = make_linear(weight_OI)
+    linear = make_linear(weight_OI, copy_small=True)
     batches = [torch.ones(num_rows, 16, dtype=torch.bfloat16) for num_rows in (1, 2)]
     before = [linear(rows_NI) for rows_NI in batches]
     weight_OI.fill_(float("nan"))

@@ -33,8 +33,8 @@ def test_every_copy_is_sent_once_to_its_expert(routing: tuple[Tensor, Tensor, Te
     for expert, part_ND in enumerate(sent_ND.split(plan.counts)):
         chose_T = (experts_TK == expert).any(-1)
         assert torch.equal(part_ND, rows_TD[chose_T]), "its rows, in row order"
-    if plan.place_N is not None:
-        assert sorted(plan.place_N.tolist()) == list(range(experts_TK.numel()))
+    assert plan.place_N is not None
+    assert sorted(plan.place_N.tolist()) == list(range(experts_TK.numel()))
 
 
 @given(routings())

@@ -32,6 +32,7 @@ def test_it_is_sent_and_combined_as_any_row(data: st.DataObject) -> None:
     answers_KD = torch.randn(top_k, WIDTH, generator=generator).to(dtype)
     combined, combined_before = combine(plan, answers_KD), combine(expected, answers_KD)
     assert combined.dtype == dtype
+    assert plan.weights_TK.dtype == expected.weights_TK.dtype
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float64: 1e-12}[dtype]
     assert torch.allclose(combined, combined_before, atol=tolerance)
 

@@ -15,7 +15,7 @@ from transport.frames import Frame, FrameReader
 from transport.handshake import ClientHandshake
 from transport.loop import Loop
 from transport.socket import SocketPeer
-from transport.tensors import describe_rows
+from transport.tensors import answer_header
 
 KEY = b"k" * 32
 
@@ -41,7 +41,7 @@ def connected(loop: Loop, address: Address, key: bytes = KEY) -> SocketPeer:
 
 def expert_rows(rows_TD: Tensor) -> Header:
     """Returns the header of a call that any service of these tests takes."""
-    return Header(expert_rows=ExpertRows(rows=describe_rows(rows_TD)))
+    return Header(expert_rows=ExpertRows(rows=answer_header(rows_TD).rows))
 
 
 def random_rows(num_rows: int, width: int, seed: int) -> Tensor:

@@ -34,6 +34,7 @@ from transport.errors import CallError, PeerLost
 from transport.frames import MAGIC, PREFIX, encode_head
 from transport.loop import Loop
 from transport.socket import RequestServer, SocketPeer
+from transport.tensors import MAX_REMEMBERED_BYTES, expert_header
 
 
 @contextlib.contextmanager
@@ -392,6 +393,53 @@ def test_a_bad_frame_from_the_server_fails_the_calls_and_reconnects(loop: Loop, 
     assert [type(answer) for answer in answers] == [PeerLost]
     assert "begins with" in str(answers[0])
     turn_until(lambda: peer.ready, loop)
+    peer.close()
+    server.close()
+
+
+def test_an_answer_whose_header_does_not_parse_fails_every_call(loop: Loop, seed: int) -> None:
+    """Its own one too: the rows are then sent to another peer."""
+    waiting: list[tuple[transport.socket.Session, int]] = []
+    server = transport.socket.SocketServer(
+        loop, "echo", KEY, None, lambda session, frame: waiting.append((session, frame.call_id))
+    )
+    peer = connected(loop, server.address)
+    answers: Answers = []
+    for _ in range(2):
+        peer.call(expert_rows(random_rows(3, 2, seed)), random_rows(3, 2, seed), answers.append)
+    turn_until(lambda: len(waiting) == 2, loop)
+    session, call_id = waiting[0]
+    damaged = PREFIX.pack(MAGIC, 4, 0, call_id) + b"\xff" * 4
+    session._connection._socket.send(damaged)  # pyright: ignore[reportPrivateUsage]
+    turn_until(lambda: len(answers) == 2, loop)
+    assert [type(answer) for answer in answers] == [PeerLost, PeerLost]
+    assert "does not parse" in str(answers[0])
+    assert peer.rows_in_flight == 0
+    peer.close()
+    server.close()
+
+
+@pytest.mark.parametrize("num_experts", [2, 500])
+def test_calls_with_short_and_long_headers(loop: Loop, num_experts: int, seed: int) -> None:
+    """Short headers are decoded once for all calls, long ones for each."""
+    seen: list[list[int]] = []
+
+    def service(requests: list[Request]) -> None:
+        for request in requests:
+            seen.append(list(request.header.expert_rows.expert_ids))
+            request.responder.reply(request.rows_TD)
+
+    rows_TD = random_rows(num_experts, 2, seed)
+    header = expert_header(3, tuple((expert, 1) for expert in range(num_experts)), rows_TD)
+    assert (len(header.SerializeToString()) > MAX_REMEMBERED_BYTES) == (num_experts == 500)
+    server = transport.socket.RequestServer(loop, "echo", KEY, None, service)
+    peer = connected(loop, server.address)
+    answers: Answers = []
+    for _ in range(2):
+        peer.call(header, rows_TD, answers.append)
+    turn_until(lambda: len(answers) == 2, loop)
+    assert seen == [list(range(num_experts))] * 2
+    assert all(isinstance(answer, torch.Tensor) and torch.equal(answer, rows_TD) for answer in answers)
     peer.close()
     server.close()
 

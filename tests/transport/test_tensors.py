@@ -6,7 +6,20 @@ import torch
 from protos.dispatch_pb2 import BFLOAT16, FLOAT32, Dtype, Header, Rows
 from tests.transport.driving import random_rows
 from transport.errors import CallError
-from transport.tensors import body_to_rows, describe_rows, read_answer, rows_to_body
+from transport.tensors import answer_header, read_answer, rows_to_body
+
+
+def described(rows_TD: torch.Tensor) -> Rows:
+    return answer_header(rows_TD).rows
+
+
+def received(rows: Rows, body: memoryview) -> torch.Tensor:
+    """What an answer with such a header is read as."""
+    answer = read_answer(Header(rows=rows).SerializeToString(), body)
+    if isinstance(answer, CallError):
+        raise answer
+    return answer
+
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
@@ -14,7 +27,7 @@ from transport.tensors import body_to_rows, describe_rows, read_answer, rows_to_
 def test_rows_come_back_equal(dtype: torch.dtype, shape: tuple[int, int], seed: int) -> None:
     rows_TD = random_rows(*shape, seed).to(dtype)
     body = memoryview(bytearray(rows_to_body(rows_TD)))
-    back_TD = body_to_rows(describe_rows(rows_TD), body)
+    back_TD = received(described(rows_TD), body)
     assert back_TD.dtype == dtype
     assert torch.equal(back_TD, rows_TD)
 
@@ -29,7 +42,7 @@ def test_contiguous_rows_are_not_copied(dtype: torch.dtype) -> None:
 
 def test_received_rows_share_memory_with_the_body() -> None:
     body = memoryview(bytearray(4 * 6))
-    rows_TD = body_to_rows(Rows(dtype=FLOAT32, num_rows=2, width=3), body)
+    rows_TD = received(Rows(dtype=FLOAT32, num_rows=2, width=3), body)
     rows_TD[0, 0] = 1.0
     assert bytes(body) != bytes(len(body))
 
@@ -38,7 +51,7 @@ def test_rows_that_are_not_contiguous(seed: int) -> None:
     rows_TD = random_rows(6, 4, seed)
     for cut_TD in (rows_TD[:, :3], rows_TD.t(), rows_TD[::2]):
         body = memoryview(bytearray(rows_to_body(cut_TD)))
-        assert torch.equal(body_to_rows(describe_rows(cut_TD), body), cut_TD)
+        assert torch.equal(received(described(cut_TD), body), cut_TD)
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 0), (0, 0)])
@@ -46,20 +59,20 @@ def test_no_rows_or_no_elements(shape: tuple[int, int]) -> None:
     rows_TD = torch.empty(shape)
     body = rows_to_body(rows_TD)
     assert len(body) == 0
-    assert body_to_rows(describe_rows(rows_TD), body).shape == shape
+    assert received(described(rows_TD), body).shape == shape
 
 
 @pytest.mark.parametrize("num_bytes", [0, 1, 23, 25, 48])
 def test_a_body_of_another_size_is_refused(num_bytes: int) -> None:
     with pytest.raises(CallError, match=rf"a body has {num_bytes} bytes; its header describes 24") as caught:
-        body_to_rows(Rows(dtype=FLOAT32, num_rows=2, width=3), memoryview(bytearray(num_bytes)))
+        received(Rows(dtype=FLOAT32, num_rows=2, width=3), memoryview(bytearray(num_bytes)))
     assert caught.value.code == "invalid_request"
 
 
 @pytest.mark.parametrize("dtype", [0, 77])
 def test_an_unknown_dtype_is_refused(dtype: Dtype) -> None:
     with pytest.raises(CallError, match=rf"dtype {dtype}; allowed: 1 \(FLOAT32\), 2"):
-        body_to_rows(Rows(dtype=dtype, num_rows=2, width=3), memoryview(bytearray(24)))
+        received(Rows(dtype=dtype, num_rows=2, width=3), memoryview(bytearray(24)))
 
 
 def test_an_answer_that_does_not_fit_its_header_is_an_error() -> None:
