@@ -12,7 +12,8 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Te
     """x / sqrt(mean(x^2) + eps) * weight along the last dimension; any leading dimensions. Returns the shape of x.
 
     Rounds where transformers' MixtralRMSNorm does (normalise in float32, round to x's dtype, then multiply), so both
-    agree bit for bit in float32 and in bfloat16 (but for a single row without gradients: see `_norm_row`). Written out: on a CPU F.rms_norm does the same calls and more.
+    agree bit for bit in float32 and in bfloat16 (but for a single row without gradients: see `_norm_row`). Written out:
+    on a CPU F.rms_norm does the same calls and more.
     """
     alone = x_TD.dim() == 2 and x_TD.shape[0] == 1 and x_TD.is_cpu and x_TD.dtype == weight_D.dtype
     if alone and not torch.is_grad_enabled():

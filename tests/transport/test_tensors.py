@@ -21,7 +21,6 @@ def received(rows: Rows, body: memoryview) -> torch.Tensor:
     return answer
 
 
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (16, 512)])
 def test_rows_come_back_equal(dtype: torch.dtype, shape: tuple[int, int], seed: int) -> None:
