@@ -1,5 +1,7 @@
-"""Replica choice and failover: a call goes to its group's least loaded replica, and to another one if that is lost."""
+"""Replica choice and failover: a call goes to its group's least loaded replica (of equally loaded ones to any), and to
+another one if that is lost."""
 
+import random
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 
@@ -93,8 +95,11 @@ class Replicas:
 
     def _choose(self, group: Hashable) -> Peer | None:
         best: Peer | None = None
-        for address in self._groups.get(group, ()):
-            peer = self._peers.get(address)
+        addresses = self._groups.get(group, ())
+        # A node has one call under way at a time: if it asked the first of equals, all nodes would ask the same router.
+        start = int(random.random() * len(addresses)) if len(addresses) > 1 else 0
+        for index in range(start, start + len(addresses)):
+            peer = self._peers.get(addresses[index % len(addresses)])
             if peer is not None and peer.ready and (best is None or peer.rows_in_flight < best.rows_in_flight):
                 best = peer
         return best

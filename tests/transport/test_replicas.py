@@ -101,6 +101,18 @@ def test_the_least_loaded_replica_is_chosen(fleet: Fleet) -> None:
     assert [len(fleet.peers[name].calls) for name in "abc"] == [2, 2, 2]
 
 
+def test_equally_loaded_replicas_share_the_calls(fleet: Fleet) -> None:
+    """Also when each call is answered before the next one is made, as a node's are."""
+    fleet.set(g="ab")
+    asked = {"a": 0, "b": 0}
+    for _ in range(200):
+        fleet.call()
+        (name,) = [name for name, peer in fleet.peers.items() if peer.calls]
+        asked[name] += 1
+        fleet.peers[name].answer()
+    assert min(asked.values()) > 50, "by chance less often than once in 10 ** 12 runs"
+
+
 def test_a_replica_that_is_not_ready_is_passed_over(fleet: Fleet) -> None:
     fleet.peers["a"] = FakePeer(ready=False)
     fleet.set(g="ab")
@@ -131,8 +143,9 @@ def test_the_calls_of_a_lost_replica_go_to_another(fleet: Fleet) -> None:
 def test_an_error_that_no_other_replica_would_cure_is_not_resent(fleet: Fleet) -> None:
     fleet.set(g="ab")
     fleet.call()
-    fleet.peers["a"].fail(CallError("invalid_request", "no"))
-    assert not fleet.peers["b"].calls
+    (asked,) = [peer for peer in fleet.peers.values() if peer.calls]
+    asked.fail(CallError("invalid_request", "no"))
+    assert not any(peer.calls for peer in fleet.peers.values())
     assert [type(answer) for answer in fleet.answers] == [CallError]
 
 
