@@ -17,6 +17,7 @@ from cluster.spec_schema import (
     DEMO,
     ApiSpec,
     AttentionSpec,
+    AutoscalingSpec,
     ExpertsSpec,
     LimitsSpec,
     ModelSpec,
@@ -30,6 +31,7 @@ __all__ = [
     "DEMO",
     "ApiSpec",
     "AttentionSpec",
+    "AutoscalingSpec",
     "ExpertsSpec",
     "LimitsSpec",
     "ModelSpec",
@@ -107,18 +109,23 @@ def spec_from_dict(
 
 
 def _merge(data: Mapping[Any, Any], overrides: Overrides) -> dict[Any, Any]:
-    """A copy of `data` without empty sections (`limits:` and nothing below it), and with the overrides set."""
+    """A copy of `data` without empty sections (`limits:` and nothing below it), and with the overrides set.
+
+    Raises:
+        SpecError: an override names a field of something that has none, such as `router.replicas.max` of a number.
+    """
     merged = {key: value for key, value in data.items() if not (value is None and _is_section(key))}
     for path, value in overrides.items():
         *sections, field = path.split(".")
         at = merged
-        for section in sections:
-            inner = at.get(section, {})
-            if not isinstance(inner, Mapping):
-                break  # validation reports it
-            at[section] = at = dict(inner)
-        else:
-            at[field] = value
+        for depth, name in enumerate(sections, start=1):
+            section = next((key for key in at if str(key) == name), name)  # an expert id is a number in YAML
+            inner = at.get(section)
+            if inner is not None and not isinstance(inner, Mapping):
+                outer = ".".join(sections[:depth])
+                raise SpecError([Problem(path, f"cannot be set: {outer} is {show(inner)}, which has no fields.")])
+            at[section] = at = dict(inner or {})
+        at[field] = value
     return merged
 
 

@@ -3,12 +3,11 @@
 import ipaddress
 from collections.abc import Iterator
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cluster.spec_errors import Problem, show
 from cluster.spec_fields import NotYet
-from cluster.spec_schema import Replicas, Section, ServiceSpec
+from cluster.spec_schema import Section, ServiceSpec
 
 
 def problems_in(spec: ServiceSpec) -> Iterator[Problem]:
@@ -44,25 +43,13 @@ def _not_honoured(section: Section, path: str) -> Iterator[Problem]:
         here = f"{path}.{name}" if path else name
         advice = advice_of(field)
         if advice is not None and value != field.get_default(call_default_factory=True):
-            given = "is" if isinstance(value, BaseModel) else f"{show(value)} was given, which is"
-            yield Problem(here, f"{given} not honoured yet in this version: {advice}.")
-        elif isinstance(value, Replicas):
-            yield from _autoscaled(value, here)
+            yield Problem(here, f"{show(value)} was given, which is not honoured yet in this version: {advice}.")
         elif isinstance(value, Section):
             yield from _not_honoured(value, here)
         elif isinstance(value, dict):
             for key, item in value.items():
                 if isinstance(item, Section):
                     yield from _not_honoured(item, f"{here}.{key}")
-
-
-def _autoscaled(replicas: Replicas, path: str) -> Iterator[Problem]:
-    if replicas.min != replicas.max:
-        yield Problem(
-            path,
-            f"{{min: {replicas.min}, max: {replicas.max}}} was given, and a range is not honoured yet in this version "
-            "(it needs autoscaling): give one number.",
-        )
 
 
 def advice_of(field: FieldInfo) -> str | None:

@@ -56,7 +56,7 @@ def show(value: object) -> str:
 def _reword(details: ErrorDetails, path: list[int | str], root: type[BaseModel]) -> str:
     given = show(details["input"])
     match details["type"]:
-        case "extra_forbidden":
+        case "extra_forbidden" | "invalid_key":
             return _unknown_field(str(path[-1]), list(_section_at(root, path[:-1]).model_fields))
         case "missing":
             return f"is missing, and has no default. {_meaning(root, path)}".rstrip()
@@ -73,7 +73,8 @@ def _reword(details: ErrorDetails, path: list[int | str], root: type[BaseModel])
 
 
 def _unknown_field(name: str, known: list[str]) -> str:
-    close = get_close_matches(name, known, n=1)
+    given = name.lower().replace("-", "_")
+    close = get_close_matches(given, known, n=1) or [field for field in known if given in field.split("_")]
     guess = f"did you mean {close[0]}? " if close else ""
     return f"is not a field; {guess}Fields here: {', '.join(known)}."
 

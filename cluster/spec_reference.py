@@ -28,26 +28,17 @@ its default: nothing is ignored.
 def reference() -> str:
     """The whole page, as Markdown."""
     own = [(name, field) for name, field in ServiceSpec.model_fields.items() if _section_of(field) is None]
-    sections = [(name, _section_of(field), field) for name, field in ServiceSpec.model_fields.items()]
+    sections = [(name, _section_of(field)) for name, field in ServiceSpec.model_fields.items()]
     parts = [HEAD, *_table(own)]
-    for name, section, field in sections:
+    for name, section in [*sections, ("experts.overrides.<expert id>", ShardOverride)]:
         if section is not None:
-            parts += [f"\n## `{name}`\n", *_introduction(section, field), *_table(section.model_fields.items())]
-    parts += ["\n## `experts.overrides.<expert id>`\n", *_introduction(ShardOverride, None)]
-    parts += _table(ShardOverride.model_fields.items())
+            parts += [f"\n## `{name}`\n", f"{section.__doc__}\n", *_table(section.model_fields.items())]
     return "\n".join(parts) + "\n"
 
 
 def main() -> None:
     """Writes the page."""
     TARGET.write_text(reference(), encoding="utf-8")
-
-
-def _introduction(section: type[BaseModel], field: FieldInfo | None) -> Iterator[str]:
-    yield f"{section.__doc__}\n"
-    advice = advice_of(field) if field else None
-    if advice:
-        yield f"**Not yet**: {advice}.\n"
 
 
 def _table(fields: Any) -> list[str]:

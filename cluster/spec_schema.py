@@ -4,7 +4,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from cluster.spec_fields import (
     Allowed,
@@ -21,6 +21,7 @@ from cluster.spec_fields import (
     Port,
     PortOrNull,
     Route,
+    Rule,
     Seconds,
     ServiceName,
     Share,
@@ -44,7 +45,7 @@ REPLICAS = Allowed("a whole number of at least 1, or {min: …, max: …} with m
 
 
 class Replicas(Section):
-    """How many copies run. A plain number n means {min: n, max: n}."""
+    """How many copies run: a range, in which the load decides. A plain number n means {min: n, max: n}."""
 
     min: Count
     """The fewest."""
@@ -68,11 +69,20 @@ class Replicas(Section):
 
     @property
     def num(self) -> int:
-        """How many to start (in this version min equals max)."""
+        """How many to start with."""
         return self.min
 
 
+def _is_fixed(value: object) -> bool:
+    if isinstance(value, dict):  # how a plain number is written out again; what is wrong within is said elsewhere
+        return value.get("min") == value.get("max")
+    return is_whole(value, 1) or (isinstance(value, Replicas) and value.min == value.max)
+
+
+FIXED = Rule("a whole number of at least 1, and no range: gateways are not scaled with the load", _is_fixed)
+
 ReplicaCount = Annotated[Replicas, REPLICAS]
+FixedReplicaCount = Annotated[Replicas, Allowed(FIXED.words), BeforeValidator(FIXED.check)]
 ONE = Replicas(min=1, max=1)
 
 
@@ -114,7 +124,7 @@ class ApiSpec(Section):
     """The port of the public gRPC API."""
     keys_file: TextOrNull = None
     """A file with one API key a line; null: no keys, loopback only."""
-    replicas: ReplicaCount = ONE
+    replicas: FixedReplicaCount = ONE
     """Gateways."""
 
 
@@ -155,14 +165,14 @@ class ShardOverride(Section):
 
     replicas: Annotated[Replicas | None, REPLICAS] = None
     """Replicas of this shard."""
-    num_gpus: Annotated[NumGpus | None, NotYet("set experts.num_gpus for every shard")] = None
+    num_gpus: NumGpus | None = None
     """GPUs of one replica of this shard."""
-    num_cpus: Annotated[NumCpus | None, NotYet("set experts.num_cpus for every shard")] = None
+    num_cpus: NumCpus | None = None
     """CPUs of one replica of this shard."""
-    accelerator_type: Annotated[TextOrNull, NotYet("set experts.accelerator_type for every shard")] = None
+    accelerator_type: TextOrNull = None
     """The accelerator this shard must run on."""
-    labels: Annotated[Labels | None, NotYet("set experts.labels for every shard")] = None
-    """The labels of the hosts this shard may run on."""
+    labels: Labels | None = None
+    """The Ray labels of the hosts this shard may run on, instead of those in `experts.labels`."""
 
 
 Placement = Literal["spread", "pack", "strict_spread", "strict_pack"]
@@ -198,14 +208,14 @@ class ExpertsSpec(Section):
 
 
 class AutoscalingSpec(Section):
-    """How replica counts follow the load."""
+    """How replica counts follow the load, where `replicas` is a range."""
 
     interval_s: Seconds = 5
     """Time between two decisions."""
     target_utilization: Share = 0.7
-    """The share of a replica's measured rows/s to aim at."""
+    """How busy replicas should be: the share of time they compute, or of an attention node's `max_sequences` taken."""
     downscale_delay_s: Seconds = 60
-    """How long the load must stay low before a replica leaves."""
+    """How long the load must stay low before replicas leave."""
 
 
 class LimitsSpec(Section):
@@ -233,7 +243,5 @@ class ServiceSpec(Section):
     attention: AttentionSpec = AttentionSpec()
     router: RouterSpec = RouterSpec()
     experts: ExpertsSpec = ExpertsSpec()
-    autoscaling: Annotated[
-        AutoscalingSpec | None, NotYet("leave it out and give each part a fixed number of replicas")
-    ] = None
+    autoscaling: AutoscalingSpec = AutoscalingSpec()
     limits: LimitsSpec = LimitsSpec()

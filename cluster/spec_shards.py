@@ -1,11 +1,13 @@
 """Which expert actors a specification asks for: pure arithmetic on the number of experts and of cores."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any, Literal
 
-from cluster.spec_errors import Problem, SpecError
-from cluster.spec_schema import ExpertsSpec, ServiceSpec
+from cluster.spec_errors import Problem, SpecError, show
+from cluster.spec_fields import Auto
+from cluster.spec_schema import ONE, ExpertsSpec, Replicas, ServiceSpec, ShardOverride
 
 MAX_AUTO_SLICES = 8  # each further slice is one more peer on every layer's hop
 
@@ -15,13 +17,34 @@ class ShardPlan:
     """What one expert actor holds. With `num_slices` above 1 it holds that part of its experts' hidden columns.
 
     A shard's output then is a partial sum: the outputs of all `num_slices` shards of the same experts add up.
+
+    Args:
+        replicas: The fewest and the most replicas of it.
+        num_gpus: Of one replica; fractions allowed.
+        num_cpus: Of one replica.
+        accelerator_type: What replicas must run on, in Ray's words; None: anything.
+        labels: The Ray labels of the hosts that replicas may run on.
     """
 
     index: int
     expert_ids: tuple[int, ...]
     slice_index: int
     num_slices: int
-    replicas: int
+    replicas: Replicas = ONE
+    num_gpus: float = 0
+    num_cpus: float | Auto = "auto"
+    accelerator_type: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict[str, str], hash=False)
+
+    @property
+    def num_replicas(self) -> int:
+        """How many to start with."""
+        return self.replicas.num
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """What its replicas compute on."""
+        return "cuda" if self.num_gpus > 0 else "cpu"
 
 
 def shards(spec: ServiceSpec, num_experts: int, num_cpus: int) -> tuple[ShardPlan, ...]:
@@ -38,15 +61,15 @@ def shards(spec: ServiceSpec, num_experts: int, num_cpus: int) -> tuple[ShardPla
     """
     per_actor, slices = layout(spec.experts, num_experts, num_cpus)
     groups = expert_groups(num_experts, per_actor)
-    replicas = _replicas_of_groups(spec.experts, groups, num_experts)
+    settings = _settings_of_groups(spec.experts, groups, num_experts)
     pairs = ((group, part) for group in range(len(groups)) for part in range(slices))
     return tuple(
-        ShardPlan(index, groups[group], part, slices, replicas[group]) for index, (group, part) in enumerate(pairs)
+        ShardPlan(index, groups[group], part, slices, **settings[group]) for index, (group, part) in enumerate(pairs)
     )
 
 
 def layout(experts: ExpertsSpec, num_experts: int, num_cpus: int) -> tuple[int, int]:
-    """(experts in one actor, slices of each expert), with every `auto` decided.
+    """(experts in one actor, slices of each expert), with every `auto` decided: GPUs, even of one shard, decide it.
 
     Raises:
         SpecError: `per_actor` exceeds the experts there are.
@@ -56,7 +79,7 @@ def layout(experts: ExpertsSpec, num_experts: int, num_cpus: int) -> tuple[int, 
     if per_actor is not None and per_actor > num_experts:
         allowed = f"{per_actor} was given; allowed: auto or 1 to {num_experts}, the experts of this checkpoint."
         raise SpecError([Problem("experts.per_actor", allowed)])
-    if experts.num_gpus > 0:
+    if experts.num_gpus > 0 or any(override.num_gpus for override in experts.overrides.values()):
         return per_actor or 1, slices or 1
     return cpu_default_shards(num_experts, num_cpus, per_actor, slices)
 
@@ -96,24 +119,31 @@ def expert_groups(num_experts: int, per_actor: int) -> tuple[tuple[int, ...], ..
     return tuple(tuple(range(first, end)) for first, end in pairwise(starts))
 
 
-def _replicas_of_groups(experts: ExpertsSpec, groups: tuple[tuple[int, ...], ...], num_experts: int) -> tuple[int, ...]:
-    """Replicas of each group. Raises SpecError for overrides that name no expert or disagree."""
+# What an override may set; the names are those of `experts`, of an override and of a ShardPlan.
+SETTINGS = tuple(ShardOverride.model_fields)
+
+
+def _settings_of_groups(
+    experts: ExpertsSpec, groups: tuple[tuple[int, ...], ...], num_experts: int
+) -> list[dict[str, Any]]:
+    """SETTINGS of each group. Raises SpecError for overrides that name no expert or disagree."""
     problems = list(_unknown_experts(experts, num_experts))
-    counts: list[int] = []
+    settings: list[dict[str, Any]] = []
     for group in groups:
-        wanted = {expert_id: _override(experts, expert_id) for expert_id in group}
-        given = {expert_id: num for expert_id, num in wanted.items() if num is not None}
-        if len(set(given.values())) > 1:
-            problems.append(_disagreement(given))
-        counts.append(next(iter(given.values()), experts.replicas.num))
+        settings.append({})
+        for name in SETTINGS:
+            given = _given(experts, group, name)
+            problems += _disagreement(name, given)
+            settings[-1][name] = next(iter(given.values()), getattr(experts, name))
     if problems:
         raise SpecError(problems)
-    return tuple(counts)
+    return settings
 
 
-def _override(experts: ExpertsSpec, expert_id: int) -> int | None:
-    override = experts.overrides.get(expert_id)
-    return override.replicas.num if override and override.replicas else None
+def _given(experts: ExpertsSpec, group: tuple[int, ...], name: str) -> dict[int, Any]:
+    """What the overrides of a group's experts say of one setting, by expert id; those that leave it open are absent."""
+    values = {expert_id: getattr(experts.overrides.get(expert_id), name, None) for expert_id in group}
+    return {expert_id: value for expert_id, value in values.items() if value is not None}
 
 
 def _unknown_experts(experts: ExpertsSpec, num_experts: int) -> Iterator[Problem]:
@@ -123,7 +153,17 @@ def _unknown_experts(experts: ExpertsSpec, num_experts: int) -> Iterator[Problem
             yield Problem(f"experts.overrides.{expert_id}", text)
 
 
-def _disagreement(given: dict[int, int]) -> Problem:
-    asked = ", ".join(f"expert {expert_id} asks for {num} replicas" for expert_id, num in given.items())
-    text = f"{asked}, yet they share one shard, which has one number. Make them equal, or lower experts.per_actor."
-    return Problem("experts.overrides", text)
+def _disagreement(name: str, given: dict[int, Any]) -> Iterator[Problem]:
+    first = next(iter(given.values()), None)
+    if all(value == first for value in given.values()):
+        return
+    asked = ", ".join(f"expert {expert_id} asks for {name} {_written(value)}" for expert_id, value in given.items())
+    text = f"{asked}, yet they share one shard. Make them equal, or lower experts.per_actor."
+    yield Problem("experts.overrides", text)
+
+
+def _written(value: object) -> str:
+    """A setting as the service file has it."""
+    if isinstance(value, Replicas):
+        return str(value.num) if value.min == value.max else f"{{min: {value.min}, max: {value.max}}}"
+    return show(value)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.spec import (
+    Replicas,
     ServiceSpec,
     ShardPlan,
     SpecError,
@@ -52,11 +53,40 @@ def test_the_specification_survives_a_trip_through_plain_data() -> None:
 def test_replicas_are_a_number_or_a_range() -> None:
     assert make_spec(replicas=3).experts.replicas == make_spec(replicas={"min": 3, "max": 3}).experts.replicas
     assert make_spec(replicas=3).experts.replicas.num == 3
+    assert make_spec(replicas={"min": 2, "max": 5}).experts.replicas == Replicas(min=2, max=5)
+    assert make_spec(replicas={"min": 2, "max": 5}).experts.replicas.num == 2
+
+
+@pytest.mark.parametrize("field", ["attention.replicas", "router.replicas", "experts.replicas"])
+def test_a_range_may_be_given_by_its_ends(field: str) -> None:
+    section = field.split(".")[0]
+    spec = spec_for_model("demo", {f"{field}.min": 1, f"{field}.max": 3})
+    assert getattr(spec, section).replicas == Replicas(min=1, max=3)
+
+
+def test_gateways_have_a_plain_number() -> None:
+    assert spec_for_model("demo", {"api.replicas": 3}).api.replicas.num == 3
+    text = refusal("api", {"replicas": {"min": 1, "max": 2}})
+    assert text.startswith(
+        "api.replicas: {'min': 1, 'max': 2} was given; allowed: a whole number of at least 1, and no"
+    )
+
+
+def test_an_override_in_what_has_no_fields() -> None:
+    data = {"model": {"path": "demo"}, "router": {"replicas": 2}}
+    with pytest.raises(SpecError, match="router.replicas.max: cannot be set: router.replicas is 2"):
+        spec_from_dict(data, {"router.replicas.max": 3})
+
+
+def test_an_override_reaches_an_expert_whose_id_is_a_number() -> None:
+    data = {"model": {"path": "demo"}, "experts": {"overrides": {3: {"num_gpus": 1}}}}
+    override = spec_from_dict(data, {"experts.overrides.3.replicas": 2}).experts.overrides[3]
+    assert (override.num_gpus, override.replicas) == (1, Replicas(min=2, max=2))
 
 
 def test_override_keys_may_be_text_as_json_gives_them() -> None:
     spec = make_spec(overrides={"3": {"replicas": 2}}, per_actor=1)
-    assert [plan.replicas for plan in shards(spec, 8, 2)] == [1, 1, 1, 2, 1, 1, 1, 1]
+    assert [plan.num_replicas for plan in shards(spec, 8, 2)] == [1, 1, 1, 2, 1, 1, 1, 1]
 
 
 @pytest.mark.parametrize("window", ["auto", None, 1, 4096])
@@ -89,6 +119,15 @@ def test_windows_that_are_allowed(window: int | str | None) -> None:
         ("attention", {"num_cpus": -1}, "attention.num_cpus: -1 was given"),
         ("experts", {"overrides": {"first": {"replicas": 2}}}, "allowed: an expert id"),
         ("experts", {"overrides": {3: {"replica": 2}}}, "experts.overrides.3.replica: is not a field; did you mean"),
+        ("experts", {"overrides": {3: 2}}, "experts.overrides.3: 2 was given; allowed: a section with some of the"),
+        ("experts", {"overrides": {3: {"replicas": {"mim": 1}}}}, "3.replicas.mim: is not a field; did you mean min?"),
+        ("experts", {"overrides": {3: {"num_gpus": 1.5}}}, "experts.overrides.3.num_gpus: 1.5 was given; allowed: 0"),
+        ("experts", {"Num-GPUs": 1}, "experts.Num-GPUs: is not a field; did you mean num_gpus?"),
+        ("experts", {3: {"replicas": 2}}, "experts.3: is not a field; Fields here: per_actor,"),
+        ("attention", {"replicas": {"max": 2, "mn": 1}}, "attention.replicas.mn: is not a field; did you mean min?"),
+        ("router", {"replicas": {"min": 0, "max": 2}}, "router.replicas.min: 0 was given; allowed: a whole number"),
+        ("autoscaling", {"target": 0.5}, "autoscaling.target: is not a field; did you mean target_utilization?"),
+        ("autoscaling", {"target_utilization": 70}, "target_utilization: 70 was given; allowed: a number above 0"),
         ("experts", {"overrides": [3]}, "experts.overrides: [3] was given; allowed: a mapping."),
         ("experts", {"labels": {"zone": 1}}, "experts.labels: {'zone': 1} was given"),
         ("experts", {"placement": "sprad"}, "Did you mean spread?"),
@@ -104,17 +143,9 @@ def test_bad_input_names_the_field_and_the_remedy(section: str, value: object, e
     ("section", "value", "field"),
     [
         ("api", {"grpc_port": 9000}, "api.grpc_port"),
-        ("api", {"replicas": {"min": 1, "max": 2}}, "api.replicas"),
-        ("attention", {"replicas": {"min": 1, "max": 2}}, "attention.replicas"),
         ("router", {"routing": "sentence"}, "router.routing"),
-        ("router", {"replicas": {"min": 1, "max": 2}}, "router.replicas"),
-        ("experts", {"replicas": {"min": 1, "max": 2}}, "experts.replicas"),
         ("experts", {"quantization": "int8"}, "experts.quantization"),
         ("experts", {"on_missing": "degrade"}, "experts.on_missing"),
-        ("experts", {"overrides": {3: {"num_gpus": 1}}}, "experts.overrides.3.num_gpus"),
-        ("experts", {"overrides": {3: {"labels": {"zone": "a"}}}}, "experts.overrides.3.labels"),
-        ("experts", {"overrides": {3: {"replicas": {"min": 1, "max": 2}}}}, "experts.overrides.3.replicas"),
-        ("autoscaling", {"interval_s": 1}, "autoscaling"),
     ],
 )
 def test_what_is_not_honoured_is_refused(section: str, value: object, field: str) -> None:
@@ -190,28 +221,61 @@ def test_the_reference_page_is_up_to_date() -> None:
 
 
 def test_shards_on_gpus_are_whole_single_experts() -> None:
-    assert shards(make_spec(num_gpus=1), 3, 64) == tuple(ShardPlan(i, (i,), 0, 1, 1) for i in range(3))
+    assert shards(make_spec(num_gpus=1), 3, 64) == tuple(ShardPlan(i, (i,), 0, 1, num_gpus=1) for i in range(3))
 
 
 def test_shards_on_two_cores_are_two_slices_of_every_expert() -> None:
     everything = tuple(range(8))
-    assert shards(make_spec(), 8, 2) == (ShardPlan(0, everything, 0, 2, 1), ShardPlan(1, everything, 1, 2, 1))
+    assert shards(make_spec(), 8, 2) == (ShardPlan(0, everything, 0, 2), ShardPlan(1, everything, 1, 2))
 
 
 def test_an_override_reaches_every_slice_of_its_shard() -> None:
     plans = shards(make_spec(per_actor=4, slices=2, overrides={5: {"replicas": 3}}), 8, 2)
-    assert [plan.replicas for plan in plans] == [1, 1, 3, 3]
+    assert [plan.num_replicas for plan in plans] == [1, 1, 3, 3]
 
 
-def test_overrides_that_disagree_are_an_error() -> None:
-    spec = make_spec(per_actor=4, overrides={1: {"replicas": 2}, 2: {"replicas": 3}})
-    with pytest.raises(SpecError, match="expert 1 asks for 2 replicas, expert 2 asks for 3 replicas"):
-        shards(spec, 8, 2)
+def test_a_shard_has_the_resources_that_its_override_names_and_else_those_of_all() -> None:
+    override = {"num_gpus": 0.5, "accelerator_type": "H200", "labels": {"zone": "b"}}
+    spec = make_spec(per_actor=1, num_cpus=2, labels={"zone": "a"}, overrides={1: override, 2: {"labels": {}}})
+    first, second, third = shards(spec, 3, 2)
+    assert first == ShardPlan(0, (0,), 0, 1, num_cpus=2, labels={"zone": "a"})
+    assert second == ShardPlan(1, (1,), 0, 1, num_gpus=0.5, num_cpus=2, accelerator_type="H200", labels={"zone": "b"})
+    assert third == ShardPlan(2, (2,), 0, 1, num_cpus=2)
+    assert (first.device, second.device) == ("cpu", "cuda")
 
 
-def test_overrides_that_agree_are_none() -> None:
-    spec = make_spec(per_actor=4, slices=1, overrides={1: {"replicas": 2}, 2: {"replicas": 2}})
-    assert [plan.replicas for plan in shards(spec, 8, 2)] == [2, 1]
+def test_shards_have_their_range_of_replicas() -> None:
+    spec = make_spec(per_actor=1, replicas={"min": 1, "max": 3}, overrides={1: {"replicas": {"min": 2, "max": 8}}})
+    assert [plan.replicas for plan in shards(spec, 2, 2)] == [Replicas(min=1, max=3), Replicas(min=2, max=8)]
+
+
+def test_a_gpu_for_one_shard_makes_shards_single_experts() -> None:
+    assert [plan.num_gpus for plan in shards(make_spec(overrides={1: {"num_gpus": 1}}), 3, 8)] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        ({"replicas": 2}, {"replicas": 3}, "expert 1 asks for replicas 2, expert 2 asks for replicas 3, yet they"),
+        ({"replicas": 2}, {"replicas": {"min": 2, "max": 3}}, "expert 2 asks for replicas {min: 2, max: 3}"),
+        ({"num_gpus": 0}, {"num_gpus": 1}, "expert 1 asks for num_gpus 0, expert 2 asks for num_gpus 1"),
+        ({"num_cpus": "auto"}, {"num_cpus": 1}, "expert 1 asks for num_cpus 'auto'"),
+        ({"accelerator_type": "H100"}, {"accelerator_type": "H200"}, "accelerator_type 'H100'"),
+        ({"labels": {}}, {"labels": {"zone": "a"}}, "labels {}, expert 2 asks for labels {'zone': 'a'}"),
+    ],
+)
+def test_overrides_that_disagree_are_an_error(one: dict[str, Any], other: dict[str, Any], expected: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        shards(make_spec(per_actor=4, overrides={1: one, 2: other}), 8, 2)
+    assert expected in str(caught.value)
+
+
+def test_overrides_that_agree_or_name_different_settings_are_none() -> None:
+    second_and_third = {2: {"replicas": {"min": 2, "max": 2}, "num_cpus": 1}, 3: {"accelerator_type": "T4"}}
+    overrides = {1: {"replicas": 2}, **second_and_third}
+    first, second = shards(make_spec(per_actor=4, slices=1, overrides=overrides), 8, 2)
+    assert (first.num_replicas, first.num_cpus, first.accelerator_type) == (2, 1, "T4")
+    assert (second.num_replicas, second.num_cpus, second.accelerator_type) == (1, "auto", None)
 
 
 def test_an_override_of_no_expert_is_an_error() -> None:
