@@ -16,6 +16,7 @@ from attention.sizing import NodeSettings
 from protos.dispatch_pb2 import Header
 from protos.generation_pb2 import FAILED, GenerationFailure, SequenceOutput, StepOutput
 from transport.address import Address
+from transport.busy import BusyClock
 from transport.frames import Frame
 from transport.loop import Loop
 from transport.replicas import Replicas
@@ -59,6 +60,7 @@ class NodeServer:
         self._server = SocketServer(self._loop, "node", key, tcp_host, self._frame, self._lost)
         self._sequences: dict[Session, set[int]] = {}
         self._ready = threading.Event()
+        self._busy = BusyClock()
 
     @property
     def address(self) -> Address:
@@ -86,10 +88,24 @@ class NodeServer:
             "cache_total_tokens": self._cache.total_tokens,
             "preemptions_total": scheduler.num_preemptions,
             "steps_total": self._engine.num_steps,
+            "utilization": self.load()["utilization"],
         }
+
+    def load(self) -> dict[str, float]:
+        """Returns what autoscaling goes by (`cluster.scaling.Load`); callable from any thread.
+
+        A node is as busy as its thread computes, or as its lanes are taken, whichever is more; what waits for a lane
+        is queued.
+        """
+        scheduler = self._engine.scheduler
+        num_lanes = scheduler.limits.max_sequences
+        taken = len(scheduler.running) / num_lanes
+        utilization = max(self._busy.utilization(), round(taken, 3))
+        return {"utilization": utilization, "queued": len(scheduler.waiting) / num_lanes}
 
     def run(self) -> None:
         """Serves until `stop`; to be called in the thread that owns everything."""
+        self._busy.follow_thread()
         try:
             while not self._loop.stopped:
                 self._loop.run_once(0.0 if self._engine.has_work else None)

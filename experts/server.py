@@ -10,6 +10,7 @@ from experts.service import ExpertService
 from experts.shard import ExpertShard
 from transport.address import Address
 from transport.base import Request
+from transport.busy import BusyClock
 from transport.loop import Loop
 from transport.socket import RequestServer
 from transport.worker import DataPlaneThread
@@ -32,6 +33,7 @@ class ExpertServer:
         self._service = ExpertService(shard, device)
         self._server = RequestServer(self._loop, "expert", key, tcp_host, self._serve)
         self._core = core
+        self._busy = BusyClock()
         self._started_s = time.monotonic()
         self._queue = 0
         self._thread = DataPlaneThread("expert", self._run)
@@ -62,12 +64,17 @@ class ExpertServer:
         self._thread.join(STOP_TIMEOUT_S)
 
     def snapshot(self) -> Mapping[str, object]:
-        """Returns figures since the start, and `queue`: the rows at work now; callable from any thread."""
+        """Returns figures for status; callable from any thread.
+
+        `rows_total` and `busy_s` (processor time) since the start, `queue`: the rows at work now, `utilization`: the
+        share of about the last second that it computed.
+        """
         return {
             "rows_total": self._service.num_rows,
             "queue": self._queue,
-            "busy_s": self._service.busy_s,
+            "busy_s": self._busy.busy_s,
             "uptime_s": time.monotonic() - self._started_s,
+            "utilization": self._busy.utilization(),
         }
 
     def _serve(self, requests: Sequence[Request]) -> None:
@@ -77,6 +84,7 @@ class ExpertServer:
 
     def _run(self) -> None:
         torch.set_num_threads(1)
+        self._busy.follow_thread()
         try:
             if self._core is not None:
                 pin_thread(self._core)

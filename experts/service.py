@@ -3,7 +3,6 @@
 N rows, D model dim.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,22 +25,19 @@ class _Work:
 
 
 class ExpertService:
-    """The computation of an expert actor; `num_rows` and `busy_s` count what it has done."""
+    """The computation of an expert actor; `num_rows` counts what it has done."""
 
     def __init__(self, shard: ExpertShard, device: torch.device) -> None:
         self._shard = shard
         self._device = device
         self.num_rows = 0
-        self.busy_s = 0.0
 
     def serve(self, requests: Sequence[Request]) -> None:
         """Answers every request; one that is malformed fails alone."""
-        started_s = time.perf_counter()
         if len(requests) == 1:
             self._serve_one(requests[0])
         else:
             self._serve_merged(requests)
-        self.busy_s += time.perf_counter() - started_s
 
     def _serve_one(self, request: Request) -> None:
         """What `_serve_merged` does, with nothing to merge: the way of a sequence that decodes alone."""

@@ -66,6 +66,10 @@ class RouterReplica:
         """
         self._thread.check()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, if the number of routers follows the load."""
+        return self._server.load()
+
     def __del__(self) -> None:
         if hasattr(self, "_thread"):  # else it was not loaded
             self._membership.leave()

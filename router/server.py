@@ -7,6 +7,7 @@ from torch import Tensor
 
 from router.core import Router
 from transport.address import Address
+from transport.busy import BusyClock
 from transport.loop import Loop
 from transport.replicas import Replicas
 from transport.socket import RequestServer, SocketPeer
@@ -31,6 +32,7 @@ class RouterServer:
         self._router = Router(gates, top_k, self._experts)
         self._server = RequestServer(self._loop, "router", key, tcp_host, self._router.serve)
         self._ready = threading.Event()
+        self._busy = BusyClock()
 
     @property
     def address(self) -> Address:
@@ -51,10 +53,18 @@ class RouterServer:
 
     def snapshot(self) -> Mapping[str, object]:
         """Returns figures for status; callable from any thread."""
-        return {"rows_per_expert": list(self._router.rows_per_expert)}
+        return {"rows_per_expert": list(self._router.rows_per_expert), "utilization": self._busy.utilization()}
+
+    def load(self) -> dict[str, float]:
+        """Returns what autoscaling goes by (`cluster.scaling.Load`); callable from any thread.
+
+        What waits for a router is not counted: nodes wait for its answers, so little ever does.
+        """
+        return {"utilization": self._busy.utilization(), "queued": 0.0}
 
     def run(self) -> None:
         """Serves until `stop`; to be called in the thread that owns everything."""
+        self._busy.follow_thread()
         try:
             self._loop.run_forever()
         finally:

@@ -94,6 +94,7 @@ def test_cancelled_sequences_are_freed_at_once(setup: Setup) -> None:
     for sequence_id in range(6):  # the last two wait
         gateway.submit(sequence_id, [3, sequence_id], ignore_eos=True)
     gateway.wait(lambda: all(len(gateway.tokens(i)) > 3 for i in range(4)))
+    assert setup.node.load() == {"utilization": 1.0, "queued": 0.5}
     gateway.cancel(0, 1, 2, 3, 5, 999)
     gateway.wait(lambda: len(gateway.tokens(4)) > 3)
     stopped = [gateway.tokens(i) for i in (0, 1, 2, 3, 5)]

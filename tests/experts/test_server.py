@@ -56,7 +56,10 @@ def test_routers_get_their_answers(dtype: torch.dtype, pinned: bool, seed: int) 
             assert answer.dtype == dtype
             expected_ND = shard.naive(request.header.expert_rows, request.rows_TD)
             assert close(answer, expected_ND, dtype)
-        assert server.snapshot()["rows_total"] == 24
+        figures = server.snapshot()
+        assert figures["rows_total"] == 24
+        assert 0 < float(str(figures["busy_s"])) < float(str(figures["uptime_s"]))
+        assert 0 <= float(str(figures["utilization"])) <= 1
         for router in routers:
             router.close()
     loop.close()

@@ -96,6 +96,8 @@ def test_layers_over_sockets_and_a_replica_that_dies(layers: list[Weights], seed
             if number in (5, 10):  # of two shards, the first replica
                 experts[(0, 0) if number == 5 else (2, 1)][0].kill()
         assert sum(router.snapshot()["rows_per_expert"]) == 2 * sum(1 + number % 5 for number in range(20))  # pyright: ignore[reportArgumentType, reportCallIssue]
+        assert router.load().keys() == {"utilization", "queued"}
+        assert 0 <= router.load()["utilization"] <= 1
         node.close()
     loop.close()
 
