@@ -1,5 +1,6 @@
 """The AttentionNode Serve deployment: loads the dense model, then serves on the data plane in a thread of its own."""
 
+import asyncio
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from attention.node import NodeServer
 
 READY_CHECK_S = 60.0
+ANNOUNCE_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,15 @@ class NodeDeploymentSettings:
 class AttentionNode:
     """Embedding, attention, norms, LM head and sampling, with the rolling cache of the sequences it serves."""
 
-    def __init__(self, settings: NodeDeploymentSettings, join: Join) -> None:
+    async def __init__(self, settings: NodeDeploymentSettings, join: Join) -> None:
         self._membership = membership = join()
         self._server = _load(settings, membership)
         self._thread = DataPlaneThread("node", self._run, on_end=membership.leave)
         self._thread.start()
         threading.Thread(target=self._announce, name="manta-announce", daemon=True).start()
         membership.watch(self._server.update)
+        # While a service starts, its parts wait for each other; later, an old replica leaves once this one is up.
+        await asyncio.to_thread(membership.wait_announced, ANNOUNCE_PATIENCE_S)
 
     def _run(self) -> None:
         import torch

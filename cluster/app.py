@@ -12,8 +12,8 @@ from ray.serve import Application
 
 from attention.deployment import AttentionNode, NodeDeploymentSettings
 from cluster.membership import JoinService
-from cluster.resolve import NODE_CPU_SHARE, SMALL_CPUS, Service, fitting_cpus, resolve
-from cluster.spec import ServiceSpec, load_spec, spec_for_model, spec_from_dict
+from cluster.resolve import SMALL_CPUS, Service, auto_cpus, fingerprint, resolve
+from cluster.spec import Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
 from router.deployment import RouterDeploymentSettings, RouterReplica
 from serving.deployment import Gateway, GatewayDeploymentSettings
 from serving.settings import GatewaySettings
@@ -61,21 +61,24 @@ def _value(given: Any) -> Any:
 def build_service(service: Service) -> Application:
     """Returns the application of a resolved service."""
     spec, join = service.spec, JoinService(service)
-    drain_s = spec.limits.drain_timeout_s
-    router = _options(RouterReplica, spec.router.replicas.num, SMALL_CPUS, 0, drain_s)
-    node = _options(AttentionNode, spec.attention.replicas.num, _node_cpus(service), spec.attention.num_gpus, drain_s)
-    gateway = _options(Gateway, spec.api.replicas.num, SMALL_CPUS, 0, drain_s)
-    return gateway.bind(
-        gateway_settings(service),
+    gateway, router, node = gateway_settings(service), _router_settings(service), _node_settings(service)
+    cpus, attention = auto_cpus(service.num_cpus), spec.attention
+    small, node_cpus = min(SMALL_CPUS, cpus), cpus if attention.num_cpus == "auto" else attention.num_cpus
+    return _options(Gateway, service, spec.api.replicas, gateway, small, 0).bind(
+        gateway,
         join,
-        router.bind(_router_settings(service), join),
-        node.bind(_node_settings(service), join),
+        _options(RouterReplica, service, spec.router.replicas, router, small, 0).bind(router, join),
+        _options(AttentionNode, service, attention.replicas, node, node_cpus, attention.num_gpus).bind(node, join),
     )
 
 
-def _options(deployment: Any, num_replicas: int, num_cpus: float, num_gpus: float, drain_s: float) -> Any:
-    return deployment.options(
-        num_replicas=num_replicas,
+def _options(
+    deployment: Any, service: Service, replicas: Replicas, settings: object, num_cpus: float, num_gpus: float
+) -> Any:
+    drain_s = service.spec.limits.drain_timeout_s
+    options = deployment.options(
+        max_surge_percent=100,  # new replicas serve before old ones leave
+        num_replicas=replicas.num,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
@@ -83,13 +86,8 @@ def _options(deployment: Any, num_replicas: int, num_cpus: float, num_gpus: floa
         graceful_shutdown_wait_loop_s=min(DRAIN_CHECK_S, drain_s),
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
     )
-
-
-def _node_cpus(service: Service) -> float:
-    given = service.spec.attention.num_cpus
-    if given != "auto":
-        return given
-    return fitting_cpus(service.spec.attention.replicas.num, service.num_cpus, NODE_CPU_SHARE)
+    # Serve replaces replicas of another version only; of itself, it would give each `serve.run` a random one.
+    return options.options(version=fingerprint(settings), _internal=True)
 
 
 def gateway_settings(service: Service) -> GatewayDeploymentSettings:

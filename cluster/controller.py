@@ -1,4 +1,4 @@
-"""The controller: one named Ray actor that turns the spec into expert actors and publishes the routing table.
+"""The controller: one named Ray actor that makes the service what its file says and publishes the routing table.
 
 Nothing on the hot path asks it anything: while it is away, tokens flow on the last table.
 """
@@ -16,12 +16,14 @@ import ray
 from cluster.backoff import Backoff
 from cluster.causes import cause_of
 from cluster.events import Events
-from cluster.keeper import ExpertKeeper
+from cluster.fleet import ExpertFleet
 from cluster.members import Announcement, Members
-from cluster.names import NAMESPACE, controller_name
-from cluster.placement import ExpertGroup, place_experts, release_group
+from cluster.names import NAMESPACE, SERVE_NAMESPACE, controller_name
+from cluster.placement import release_all
+from cluster.resize import Resize, ResizeStatus
 from cluster.resolve import Service
 from cluster.secret import forget_data_plane_key
+from cluster.stored import forget_service, store_service, stored_service
 from cluster.table import routing_table
 from transport.membership import Role, Snapshot
 from transport.table import RoutingTable
@@ -29,6 +31,7 @@ from transport.table import RoutingTable
 logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
+ANNOUNCE_INTERVAL_S = 1.0  # how often members announce themselves
 # A restarted controller publishes nothing until every member had time to announce itself again: a table without them
 # would cut connections that are in use.
 SETTLE_S = 4.0
@@ -58,25 +61,36 @@ def start_controller(service: Service, take_over: bool = True) -> Any:
         get_if_exists=take_over,
         num_cpus=0,
         max_restarts=-1,
-    ).remote(service)
+    ).remote(service, fresh=not take_over)
 
 
 @ray.remote
 class Controller:
-    """Desired state: the service's shards and replicas. Actual state: one `ExpertKeeper` for each replica."""
+    """Desired state: a `Service`. Actual state: the expert fleet, Serve's application, the members that announce.
 
-    def __init__(self, service: Service) -> None:
-        self._service = service
+    Args:
+        service: What to run, unless an earlier controller of this service has stored something else.
+        fresh: Whether the service is just being started: what is stored is of an earlier one of the same name.
+    """
+
+    def __init__(self, service: Service, fresh: bool) -> None:
+        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
+        if fresh and not restarted:
+            forget_service(service.name)
+        self._service = stored_service(service.name, "good") or service
+        self._accepted = stored_service(service.name, "accepted") or self._service
+        self._store()
         self._members = Members()
         self._joined = False
-        self._keepers: list[ExpertKeeper] = []
-        self._placement_error = ""
         self._events = Events()
+        self._fleet = ExpertFleet(self._service, self._event, self._publish)
+        self._resize: ResizeStatus | None = None
         self._settled = self._stopping = False
         self._table = RoutingTable(version=int(time.time() * 1000))
         self._changed = asyncio.Condition()
         start = asyncio.get_event_loop().create_task
         self._keeping = start(self._guarded(self._keep_experts))
+        self._resizing: asyncio.Task[None] | None = None
         self._watching = start(self._guarded(self._watch_members))
 
     async def news(self, known_version: int, timeout_s: float) -> News:
@@ -106,28 +120,37 @@ class Controller:
         """Returns the last snapshot of every gateway and node but one."""
         return self._members.snapshots(except_id)
 
+    async def service(self) -> Service:
+        """Returns what it was last told to make, and has accepted."""
+        return self._accepted
+
+    async def apply(self, service: Service, seen_version: str) -> None:
+        """Starts to make the service into a changed one; `status` tells how far it is.
+
+        Args:
+            service: What `changes_between` allows to follow on the present one.
+            seen_version: The version that the change was planned against.
+
+        Raises:
+            ValueError: Another change is under way, or has been made since.
+        """
+        if self._stopping or not self._settled or (self._resizing is not None and not self._resizing.done()):
+            what = "is being stopped" if self._stopping else "is being changed or started"
+            raise ValueError(f"service {self._service.name} {what}; try again when it is done (manta status)")
+        if self._accepted.version != seen_version:
+            raise ValueError(f"service {self._service.name} was changed meanwhile; look at the plan again")
+        self._start_resize(service)
+
     async def status(self) -> dict[str, object]:
         """Returns what runs, where, how loaded, and the last events, as plain data."""
-        experts: dict[int, dict[str, object]] = {}
-        replicas: dict[int, list[dict[str, object]]] = {}
-        for keeper in self._keepers:
-            shard = keeper.shard
-            replicas.setdefault(shard.index, []).append(keeper.status())
-            experts[shard.index] = {
-                "shard": shard.index,
-                "experts": list(shard.expert_ids),
-                "slice": shard.slice_index,
-                "num_slices": shard.num_slices,
-                "replicas": replicas[shard.index],
-            }
         return {
             "name": self._service.name,
             "model": self._service.spec.model.served_name,
             "spec_version": self._service.version,
             "state": "stopping" if self._stopping else "running",
-            "error": self._placement_error,
+            "resize": None if self._resize is None else self._resize.as_dict(),
             "controller": {"pid": os.getpid(), "host": ray.get_runtime_context().get_node_id()},
-            "experts": list(experts.values()),
+            "experts": self._fleet.status(),
             "routers": self._members.status("router"),
             "attention_nodes": self._members.status("node"),
             "gateways": self._members.status("gateway"),
@@ -141,11 +164,14 @@ class Controller:
             The Serve applications that the members belong to: they are for the caller to delete.
         """
         self._stopping = True
-        self._keeping.cancel()
-        await asyncio.gather(self._keeping, return_exceptions=True)
-        await asyncio.gather(*(keeper.stop() for keeper in self._keepers))
-        release_group(self._service.name)
+        tasks = [self._keeping] if self._resizing is None else [self._keeping, self._resizing]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._fleet.stop()
+        release_all(self._service.name)
         forget_data_plane_key(self._service.name)
+        forget_service(self._service.name)
         async with self._changed:
             self._changed.notify_all()
         return list(self._members.apps)
@@ -171,34 +197,41 @@ class Controller:
             await asyncio.sleep(backoff.pause_s(time.monotonic() - started_s))
 
     async def _keep_experts(self) -> None:
-        group = await self._place()
-        self._keepers = [
-            ExpertKeeper(self._service, shard, replica, group, bundle, self._event, self._publish)
-            for bundle, (shard, replica) in enumerate(group.replicas)
-        ]
-        num_adopted = sum(await asyncio.gather(*(keeper.adopt() for keeper in self._keepers)))
+        num_adopted = await self._fleet.adopt()
+        wanted = {shard.index: shard.num_replicas for shard in self._fleet.layout.shards}
+        present = self._fleet.counts
         if num_adopted:
-            self._event(f"took over {num_adopted} of {len(self._keepers)} expert actors")
+            self._event(f"took over {num_adopted} of {self._fleet.num_keepers} expert actors")
             await asyncio.sleep(SETTLE_S)
         self._settled = True
+        self._fleet.grow(self._fleet.layout, {shard: max(present[shard], count) for shard, count in wanted.items()})
         await self._publish()
-        async with asyncio.TaskGroup() as tasks:
-            for keeper in self._keepers:
-                tasks.create_task(keeper.run())
+        if self._accepted.version != self._service.version:
+            self._event(f"goes on with the resize to version {self._accepted.version}")
+            self._start_resize(self._accepted)
+        else:
+            self._fleet.sweep()
 
-    async def _place(self) -> ExpertGroup:
-        """Returns where the experts may run; tries for as long as it takes."""
-        backoff = Backoff()
-        while True:
-            try:
-                group = await place_experts(self._service)
-            except Exception as error:
-                self._placement_error = cause_of(error)
-                self._event(f"the experts cannot be placed: {self._placement_error}; it is tried again", failed=True)
-                await asyncio.sleep(backoff.pause_s(0.0))
-            else:
-                self._placement_error = ""
-                return group
+    def _start_resize(self, service: Service) -> None:
+        resize = Resize(self._fleet, self._service, service, self._event)
+        self._resize, self._accepted = resize.status, service
+        self._store()
+        self._event(f"resize from version {self._service.version} to {service.version}")
+        self._resizing = asyncio.get_running_loop().create_task(self._run_resize(resize, service))
+
+    async def _run_resize(self, resize: Resize, service: Service) -> None:
+        try:
+            if await resize.run():
+                self._service = service
+        finally:
+            self._accepted = self._service
+            if not self._stopping:
+                self._store()
+                self._fleet.sweep()
+
+    def _store(self) -> None:
+        store_service(self._service, "good")
+        store_service(self._accepted, "accepted")
 
     async def _watch_members(self) -> None:
         """Drops members that have fallen silent; ends the service when it has been without any for too long."""
@@ -209,13 +242,24 @@ class Controller:
             late_s, last_s = now_s - last_s - TICK_S, now_s
             if late_s > TICK_S:  # this process was suspended, and perhaps all others with it
                 self._members.forgive(late_s)
-            for said in self._members.drop_silent(now_s):
+            timeout_s = self._service.spec.limits.heartbeat_timeout_s + ANNOUNCE_INTERVAL_S
+            for said in self._members.drop_silent(now_s, timeout_s):
                 self._event(f"{said.role} {said.pid} has fallen silent", failed=True)
                 await self._publish()
+            for said in self._members.take_hung(now_s, timeout_s):
+                self._end_hung(said)
             alone_s = 0.0 if self._members else alone_s + TICK_S
             if alone_s > self._patience_s():
                 await self._end(alone_s)
                 return
+
+    def _end_hung(self, said: Announcement) -> None:
+        """Kills a process that stays silent, for Serve to start another one; most are dead already."""
+        try:
+            ray.kill(ray.get_actor(said.actor, SERVE_NAMESPACE), no_restart=True)
+        except ValueError:
+            return
+        self._event(f"{said.role} {said.pid} hangs; it is replaced", failed=True)
 
     def _patience_s(self) -> float:
         """How long it stays without any member: a service that has just been started (or found again) has none."""
@@ -234,10 +278,9 @@ class Controller:
         """Makes the routing table anew and wakes whoever waits for it."""
         if not self._settled or self._stopping:
             return
-        shards = [(keeper.shard, keeper.address) for keeper in self._keepers]
         async with self._changed:
             routers, nodes = self._members.addresses("router"), self._members.addresses("node")
-            self._table = routing_table(self._table.version + 1, shards, routers, nodes)
+            self._table = routing_table(self._table.version + 1, self._fleet.in_use(), routers, nodes)
             self._changed.notify_all()
 
     def _event(self, text: str, failed: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
@@ -13,8 +12,9 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.backoff import Backoff
 from cluster.causes import cause_of
+from cluster.layout import Layout, cpus_of, expert_settings
 from cluster.names import NAMESPACE, expert_name
-from cluster.placement import ExpertGroup
+from cluster.placement import Reservation
 from cluster.resolve import Service
 from cluster.secret import data_plane_key
 from cluster.spec import ShardPlan
@@ -23,8 +23,10 @@ from transport.address import Address
 
 logger = logging.getLogger(__name__)
 
-STATUS_INTERVAL_S = 1.0
+POLL_INTERVAL_S = 1.0
+SECOND_CHANCE_S = 1.0  # for an answer that was late because this process was held up, not the other one
 ADOPT_TIMEOUT_S = 5.0  # an expert that runs answers in milliseconds
+DRAIN_POLL_S = 0.1
 
 
 class Report(Protocol):
@@ -34,10 +36,11 @@ class Report(Protocol):
 
 
 class ExpertKeeper:
-    """One replica of one shard, for as long as the service runs.
+    """One replica of one shard, for as long as it is wanted.
 
     Args:
-        bundle: The replica's bundle in the placement group.
+        reserve: Reserves its place on a host; called again when it is tried again.
+        core: The core that it is pinned to; None: any.
         report: Notes an event.
         publish: Makes a change of `address` known.
     """
@@ -45,43 +48,67 @@ class ExpertKeeper:
     def __init__(
         self,
         service: Service,
+        layout: Layout,
         shard: ShardPlan,
         replica: int,
-        group: ExpertGroup,
-        bundle: int,
+        reserve: Callable[[], Awaitable[Reservation]],
+        core: int | None,
         report: Report,
         publish: Callable[[], Awaitable[None]],
     ) -> None:
+        self.layout = layout
         self.shard = shard
+        self.replica = replica
+        self.core = core
         self.address: Address | None = None
+        self.leaving = False
+        """Whether it is being retired: routers are not to use it any more."""
+        self.served = False
+        """Whether it has served at least once."""
+        self.num_failures = 0
+        """Tries that failed since it last served."""
+        self.error = ""
+        """Why the last try failed; empty once it serves."""
         self._service = service
-        self._name = expert_name(service.name, shard.index, replica)
-        self._group = group
-        self._bundle = bundle
+        self._name = expert_name(service.name, layout.version, shard.index, replica)
+        self._reserve = reserve
         self._report = report
         self._publish = publish
         self._actor: Any = None
         self._pid = 0
         self._host = ""
-        self._state = "starting"
-        self._error = ""
+        self._state = "placing"
         self._figures: Mapping[str, Any] = {}
         self._rows_per_s = 0.0
         self._last_rows = (0.0, 0)
         self._serving_since_s: float | None = None
         self._backoff = Backoff()
 
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def figures(self) -> Mapping[str, Any]:
+        """What the replica last said of itself."""
+        return self._figures
+
+    def take_service(self, service: Service) -> None:
+        """Goes on with a changed service, of the same layout."""
+        self._service = service
+
     def status(self) -> dict[str, object]:
         """Returns what `manta status` shows of this replica; `error`: why the last try failed."""
         return {
+            "replica": self.replica,
             "pid": self._pid,
             "host": self._host,
-            "state": self._state,
+            "state": "leaving" if self.leaving else self._state,
             "loaded": round(float(self._figures.get("loaded", 0.0)), 2),
             "rows_per_s": round(self._rows_per_s, 1),
             "rows_total": self._last_rows[1],
             "queue": int(self._figures.get("queue", 0)),
-            "error": self._error,
+            "error": self.error,
         }
 
     async def adopt(self) -> bool:
@@ -100,24 +127,40 @@ class ExpertKeeper:
                 await self._serve()
             except Exception as error:
                 self._note_failure(error)
-                self._kill()
             self._state, self.address = "replacing", None
+            # Told before it is killed: a process that hangs may take Ray seconds to end, and rows wait for it.
             await self._publish()
+            self._kill()
             await asyncio.sleep(self._backoff.pause_s(self._worked_s()))
 
-    async def stop(self) -> None:
+    async def drain(self) -> None:
+        """Waits until the replica has answered what it got before routers heard that it leaves."""
+        deadline_s = time.monotonic() + self._service.spec.limits.drain_timeout_s
+        rows = -1
+        while self._actor is not None and time.monotonic() < deadline_s:
+            await asyncio.sleep(DRAIN_POLL_S)
+            try:
+                figures = await asyncio.wait_for(self._actor.snapshot.remote(), ADOPT_TIMEOUT_S)
+            except (RayError, TimeoutError):
+                return
+            before, rows = rows, int(figures.get("rows_total", 0))
+            if rows == before and not figures.get("queue", 0):
+                return
+
+    def stop(self) -> None:
         """Ends the replica for good."""
-        self._state = "stopped"
+        self._state, self.address = "stopped", None
         self._kill()
 
     def _note_failure(self, error: Exception) -> None:
-        self._error = cause_of(error)
+        self.error = cause_of(error)
+        self.num_failures += 1
         if isinstance(error, RayActorError):
-            self._report(f"{self._name} (pid {self._pid}) died: {self._error}; it is replaced", failed=True)
+            self._report(f"{self._name} (pid {self._pid}) died: {self.error}; it is replaced", failed=True)
             return
         if not isinstance(error, RayError | OSError | TimeoutError | RuntimeError | ValueError):
             logger.error("%s failed in an unforeseen way", self._name, exc_info=error)
-        self._report(f"{self._name} failed: {self._error}; it is tried again", failed=True)
+        self._report(f"{self._name} failed: {self.error}; it is tried again", failed=True)
 
     def _worked_s(self) -> float:
         """Returns how long it had served; asked once, when it no longer does."""
@@ -134,73 +177,77 @@ class ExpertKeeper:
 
         Raises:
             RayActorError: It died.
-            RuntimeError: It does not serve any more, or not this service.
-            TimeoutError: It was not loaded within `limits.load_timeout_s`.
+            RuntimeError: It does not serve any more, or not this service; or it cannot be placed.
+            TimeoutError: It was not loaded within `limits.load_timeout_s`, or it hangs.
             CheckpointError: It cannot be loaded.
         """
-        key, settings = data_plane_key(self._service.name), self._settings()
-        self._actor = actor = self._start_actor(settings)
+        self._state = "placing"
+        reservation = await self._reserve()
+        key, settings = data_plane_key(self._service.name), expert_settings(self._service, self.shard)
+        self._state = "starting"
+        self._actor = actor = self._start_actor(settings, reservation)
         timeout_s = self._service.spec.limits.load_timeout_s
         self._host, self._pid = await _within(timeout_s, actor.host.remote(), "did not start")
         if not await _within(timeout_s, actor.belongs_to.remote(settings, key), "did not answer"):
             raise RuntimeError("it was left over from another service of this name")
         self._state = "loading"
-        poller = asyncio.get_running_loop().create_task(self._poll(actor))
+        polling = asyncio.get_running_loop().create_task(self._poll_while_loading(actor))
         try:
-            self.address = await _within(timeout_s, actor.start.remote(key, self._core()), "did not load")
-            self._state, self._serving_since_s, self._error = "serving", time.monotonic(), ""
-            self._report(f"{self._name} (pid {self._pid}) serves")
-            await self._publish()
-            await actor.watch.remote()
+            self.address = await _within(timeout_s, actor.start.remote(key, self.core), "did not load")
         finally:
-            poller.cancel()
+            polling.cancel()
+        self._state, self._serving_since_s = "serving", time.monotonic()
+        self.served, self.num_failures, self.error = True, 0, ""
+        self._report(f"{self._name} (pid {self._pid}) serves")
+        await self._publish()
+        watchers = [asyncio.ensure_future(watch) for watch in (_until_it_ends(actor), self._poll(actor))]
+        try:
+            await asyncio.gather(*watchers)
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
 
-    def _settings(self) -> ExpertSettings:
-        service = self._service
-        return ExpertSettings(
-            directory=service.directory,
-            config=service.config,
-            expert_ids=self.shard.expert_ids,
-            slice_index=self.shard.slice_index,
-            num_slices=self.shard.num_slices,
-            dtype=service.dtype,
-            device=service.expert_device,
-            orphan_timeout_s=service.spec.limits.orphan_timeout_s,
-            loopback=service.loopback,
-        )
-
-    def _start_actor(self, settings: ExpertSettings) -> Any:
-        experts = self._service.spec.experts
-        strategy = PlacementGroupSchedulingStrategy(self._group.group, placement_group_bundle_index=self._bundle)
+    def _start_actor(self, settings: ExpertSettings, reservation: Reservation) -> Any:
+        strategy = PlacementGroupSchedulingStrategy(reservation.group, placement_group_bundle_index=reservation.bundle)
         return ExpertActor.options(
             name=self._name,
             namespace=NAMESPACE,
             lifetime="detached",
             get_if_exists=True,
-            num_cpus=self._group.num_cpus,
-            num_gpus=experts.num_gpus or None,
-            accelerator_type=experts.accelerator_type,
+            num_cpus=cpus_of(self._service, self.shard),
+            num_gpus=self.shard.num_gpus or None,
+            accelerator_type=self.shard.accelerator_type,
             scheduling_strategy=strategy,
         ).remote(settings)
 
-    def _core(self) -> int | None:
-        """Returns the core that this replica is pinned to: replicas take turns, where there are cores for all."""
-        experts = self._service.spec.experts
-        if self._service.expert_device != "cpu" or experts.pin_cores is False:
-            return None
-        num_cores = os.cpu_count() or 1
-        if experts.pin_cores == "auto" and len(self._group.replicas) > num_cores:
-            return None
-        return self._bundle % num_cores
-
-    async def _poll(self, actor: Any) -> None:
-        """Follows the replica's figures until cancelled; also tells it that a controller is there."""
+    async def _poll_while_loading(self, actor: Any) -> None:
+        """Follows how far it has come; if it dies or hangs meanwhile, whoever waits for `start` hears of it."""
         while True:
             try:
-                self._take_figures(await actor.snapshot.remote())
+                self._figures = await actor.snapshot.remote()
             except RayError as error:
-                logger.info("%s does not answer: %s", self._name, cause_of(error))  # if it died, `_serve` hears of it
-            await asyncio.sleep(STATUS_INTERVAL_S)
+                logger.info("%s does not answer: %s", self._name, cause_of(error))
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+    async def _poll(self, actor: Any) -> None:
+        """Follows the replica's figures; also tells it that a controller is there.
+
+        Raises:
+            TimeoutError: It does not answer any more: it hangs.
+            RayActorError: It died.
+        """
+        while True:
+            self._take_figures(await self._answer(actor))
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+    async def _answer(self, actor: Any) -> Mapping[str, Any]:
+        timeout_s = self._service.spec.limits.heartbeat_timeout_s
+        for patience_s in (timeout_s, SECOND_CHANCE_S):
+            try:
+                return await asyncio.wait_for(actor.snapshot.remote(), patience_s)
+            except TimeoutError:
+                continue
+        raise TimeoutError(f"pid {self._pid} has not answered for {timeout_s:g} s (limits.heartbeat_timeout_s)")
 
     def _take_figures(self, figures: Mapping[str, Any]) -> None:
         self._figures = figures
@@ -210,6 +257,10 @@ class ExpertKeeper:
             if before_s and rows >= before:
                 self._rows_per_s = (rows - before) / max(now_s - before_s, 1e-6)
             self._last_rows = (now_s, rows)
+
+
+async def _until_it_ends(actor: Any) -> None:
+    await actor.watch.remote()
 
 
 async def _within(timeout_s: float, answer: Awaitable[Any], what: str) -> Any:

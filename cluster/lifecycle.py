@@ -1,21 +1,27 @@
-"""Starts, shows and stops a service; what the `manta` command calls."""
+"""Starts, shows, changes and stops a service; what the `manta` command calls."""
 
 import threading
+import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from ray.exceptions import RayError
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from cluster.causes import cause_of
+from cluster.changes import Change, as_running, changes_between
 from cluster.ingress import check_port_free
 from cluster.ray_session import RaySession, joined, open_session
 from cluster.resolve import Service, resolve
 from cluster.spec import ServiceSpec
 from cluster.startup import OnProgress, Progress, claim, start_parts
-from cluster.teardown import ask_controller, find_controller, services, stop_service
+from cluster.teardown import CONTROL_TIMEOUT_S, ask_controller, find_controller, services, stop_service
 
-__all__ = ["OnProgress", "Progress", "RunningService", "down", "serve", "status"]
+__all__ = ["Change", "OnProgress", "Plan", "Progress", "RunningService", "apply", "down", "plan", "serve", "status"]
 
 WATCH_INTERVAL_S = 2.0
+APPLY_POLL_S = 0.2
 
 
 class RunningService:
@@ -119,6 +125,84 @@ def down(name: str | None, address: str | None) -> None:
     """
     with joined(address):
         stop_service(_find(name))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `manta apply` would do.
+
+    Args:
+        running: The service as it runs (or is being made).
+        wanted: The service as the file says.
+        changes: What differs.
+    """
+
+    running: Service
+    wanted: Service
+    changes: tuple[Change, ...]
+
+    @property
+    def refused(self) -> tuple[Change, ...]:
+        """The changes that cannot be made."""
+        return tuple(change for change in self.changes if change.how == "refused")
+
+
+def plan(spec: ServiceSpec, address: str | None) -> Plan:
+    """Returns how a service file differs from what runs under its name.
+
+    Raises:
+        ValueError: No service of that name runs, or the file's model cannot be served.
+        ConnectionError: There is no Ray cluster.
+        RuntimeError: The service's controller does not answer.
+    """
+    with joined(address):
+        return _plan(spec)
+
+
+def _plan(spec: ServiceSpec) -> Plan:
+    running: Service = ask_controller(_find(spec.name), "service")
+    wanted = as_running(resolve(spec), running)
+    return Plan(running, wanted, changes_between(running, wanted))
+
+
+def apply(planned: Plan, address: str | None, on_progress: OnProgress) -> None:
+    """Makes a running service what the plan says, and returns once it is so.
+
+    Interrupted, it leaves the change under way: the service's controller makes it.
+
+    Raises:
+        ValueError: The plan holds a change that is refused, or the service has been changed since it was made.
+        RuntimeError: The change failed and was rolled back; says why. Or the controller does not answer.
+        ConnectionError: There is no Ray cluster.
+    """
+    if planned.refused:
+        fields = ", ".join(change.field for change in planned.refused)
+        raise ValueError(f"{fields}: cannot be changed while the service runs; nothing was changed")
+    if not planned.changes:
+        return
+    name = planned.wanted.name
+    with joined(address):
+        controller = find_controller(name)
+        if controller is None:
+            raise ValueError(f"service {name} is gone")
+        _start_change(controller, planned)
+        while True:
+            resize = ask_controller(name, "status")["resize"]
+            if resize["state"] != "running":
+                break
+            on_progress(Progress(resize["stage"], resize["done"], resize["total"]))
+            time.sleep(APPLY_POLL_S)
+    if resize["state"] != "done":
+        raise RuntimeError(f"the change was not made ({resize['state']}): {resize['error']}")
+
+
+def _start_change(controller: Any, planned: Plan) -> None:
+    try:
+        ray.get(controller.apply.remote(planned.wanted, planned.running.version), timeout=CONTROL_TIMEOUT_S)
+    except RayTaskError as error:
+        raise ValueError(cause_of(error)) from error
+    except (RayError, GetTimeoutError) as error:
+        raise RuntimeError(f"the controller of {planned.wanted.name} does not answer: {cause_of(error)}") from error
 
 
 def _find(name: str | None) -> str:

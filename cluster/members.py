@@ -5,10 +5,6 @@ from dataclasses import dataclass
 from transport.address import Address
 from transport.membership import Role, Snapshot
 
-# Announcements come once a second. A member that misses several is gone or hangs; its peers have noticed a closed
-# connection long before, so this only cleans up.
-SILENT_AFTER_S = 6.0
-
 
 @dataclass(frozen=True)
 class Announcement:
@@ -18,6 +14,7 @@ class Announcement:
         address: Where it listens; None: it accepts no connections.
         host: The Ray node it runs on.
         app: The Serve application it belongs to.
+        actor: The name of its Ray actor, in Serve's namespace.
         snapshot: Figures for status and metrics.
     """
 
@@ -26,6 +23,7 @@ class Announcement:
     pid: int
     host: str
     app: str
+    actor: str
     snapshot: Snapshot
 
 
@@ -36,10 +34,15 @@ class _Member:
 
 
 class Members:
-    """The processes that announced themselves, by their own ids."""
+    """The processes that announced themselves, by their own ids.
+
+    A member that is silent is dropped: its peers are to let go of it. If it is heard again, it is a member again; if it
+    stays silent for as long once more, it hangs for good.
+    """
 
     def __init__(self) -> None:
         self._members: dict[str, _Member] = {}
+        self._silent: dict[str, _Member] = {}
 
     def __bool__(self) -> bool:
         return bool(self._members)
@@ -50,22 +53,30 @@ class Members:
     def heard(self, member_id: str, said: Announcement, now_s: float) -> bool:
         """Notes an announcement; returns whether the member is new."""
         new = member_id not in self._members
+        self._silent.pop(member_id, None)
         self._members[member_id] = _Member(said, now_s)
         return new
 
     def remove(self, member_id: str) -> Announcement | None:
         """Forgets a member; returns what it last said."""
-        member = self._members.pop(member_id, None)
+        member = self._members.pop(member_id, None) or self._silent.pop(member_id, None)
         return None if member is None else member.said
 
-    def drop_silent(self, now_s: float) -> list[Announcement]:
-        """Forgets the members that have not been heard for SILENT_AFTER_S; returns what they last said."""
-        silent = [key for key, member in self._members.items() if now_s - member.heard_s > SILENT_AFTER_S]
-        return [self._members.pop(key).said for key in silent]
+    def drop_silent(self, now_s: float, timeout_s: float) -> list[Announcement]:
+        """Drops the members that have not been heard for `timeout_s`; returns what they last said."""
+        silent = [key for key, member in self._members.items() if now_s - member.heard_s > timeout_s]
+        dropped = {key: self._members.pop(key) for key in silent}
+        self._silent.update(dropped)
+        return [member.said for member in dropped.values()]
+
+    def take_hung(self, now_s: float, timeout_s: float) -> list[Announcement]:
+        """Forgets those that have been silent for twice as long; returns what they last said."""
+        hung = [key for key, member in self._silent.items() if now_s - member.heard_s > 2 * timeout_s]
+        return [self._silent.pop(key).said for key in hung]
 
     def forgive(self, pause_s: float) -> None:
         """Does not hold `pause_s` against anybody: nobody listened for so long."""
-        for member in self._members.values():
+        for member in (*self._members.values(), *self._silent.values()):
             member.heard_s += pause_s
 
     def addresses(self, role: Role) -> tuple[Address, ...]:

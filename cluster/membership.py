@@ -27,7 +27,9 @@ from transport.table import RoutingTable
 logger = logging.getLogger(__name__)
 
 ANNOUNCE_INTERVAL_S = 1.0
-ANNOUNCE_TIMEOUT_S = 20.0
+ANNOUNCE_TIMEOUT_S = 5.0
+# A controller that has not answered so many announcements in a row hangs: it is ended, and Ray starts it again.
+MAX_UNANSWERED = 2
 POLL_TIMEOUT_S = 20.0  # a long poll that long without news is asked again
 RETRY_S = 0.5
 NO_VERSION = -1  # of a routing table: differs from every table's
@@ -54,6 +56,7 @@ class ControllerMembership:
         self._service = service
         self._member_id = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
         self._left = threading.Event()
+        self._announced = threading.Event()
         self._service_stops = False
         self._handle: Any = None
 
@@ -69,6 +72,9 @@ class ControllerMembership:
     def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
         args = (role, address, snapshot)
         threading.Thread(target=self._announce, args=args, name="manta-heartbeat", daemon=True).start()
+
+    def wait_announced(self, timeout_s: float) -> bool:
+        return self._announced.wait(timeout_s)
 
     async def snapshots(self) -> list[tuple[Role, Snapshot]]:
         return await self._controller().snapshots.remote(self._member_id)
@@ -113,13 +119,29 @@ class ControllerMembership:
                 on_table(news.table)
 
     def _announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
-        host = ray.get_runtime_context().get_node_id()
-        app = serve.get_replica_context().app_name
+        context, app = ray.get_runtime_context(), serve.get_replica_context().app_name
+        host, actor = context.get_node_id(), context.get_actor_name() or ""
+        unanswered = 0
         while not self._left.is_set():
-            said = Announcement(role, address, os.getpid(), host, app, snapshot())
+            said = Announcement(role, address, os.getpid(), host, app, actor, snapshot())
+            controller = None
             try:
-                ray.get(self._controller().announce.remote(self._member_id, said), timeout=ANNOUNCE_TIMEOUT_S)
+                controller = self._controller()
+                ray.get(controller.announce.remote(self._member_id, said), timeout=ANNOUNCE_TIMEOUT_S)
             except UNREACHABLE as error:
+                unanswered = unanswered + 1 if isinstance(error, GetTimeoutError) else 0
+                if unanswered == MAX_UNANSWERED:
+                    self._end_hung(controller)
                 self._lost_controller(error, "announcing again")
             else:
+                unanswered = 0
+                self._announced.set()
                 self._left.wait(ANNOUNCE_INTERVAL_S)
+
+    def _end_hung(self, controller: Any) -> None:
+        """Ends a controller that hangs, for Ray to start it again. Others may do the same at the same time."""
+        logger.warning("the controller hangs; it is started again")
+        try:
+            ray.kill(controller, no_restart=False)
+        except UNREACHABLE as error:
+            logger.info("the controller is gone already: %s", cause_of(error))

@@ -1,11 +1,18 @@
-"""Where a service's expert actors may run: one placement group with a bundle for each replica of each shard."""
+"""Where a service's expert actors may run.
+
+The first replica of every shard is reserved together, in one placement group with the service file's strategy. Each
+further replica has a group of its own, so that it can come and go alone; label selectors keep it away from the others
+(or beside them), as the strategy says.
+"""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray import PlacementGroupID
+from ray._private.state import available_resources_per_node  # pyright: ignore[reportUnknownVariableType]
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,  # pyright: ignore[reportUnknownVariableType]
@@ -13,103 +20,155 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from cluster.names import group_name
-from cluster.resolve import EXPERT_CPU_SHARE, Service, fitting_cpus
-from cluster.spec import ShardPlan, shards
+from cluster.layout import Bundle, Layout, bundle_of
+from cluster.names import first_group_name, group_name, groups_prefix
+from cluster.resolve import Service
+from cluster.spec import ShardPlan
 
-# What an actor's `accelerator_type` asks Ray for, beside the GPU itself; the bundle must hold it.
-ACCELERATOR_SHARE = 0.001
-
-Bundle = dict[str, float]
+HOST_LABEL = "ray.io/node-id"  # every Ray node has it
 
 
 @dataclass(frozen=True)
-class ExpertGroup:
-    """A placement group and what its bundles are for, in their order.
-
-    Args:
-        num_cpus: CPUs of one replica.
-    """
+class Reservation:
+    """A bundle of a placement group."""
 
     group: PlacementGroup
-    replicas: tuple[tuple[ShardPlan, int], ...]
-    num_cpus: float
+    bundle: int
 
 
-async def place_experts(service: Service) -> ExpertGroup:
-    """Reserves what the spec asks for; an earlier controller's reservation is taken over.
+async def reserve_first(service: Service, layout: Layout) -> PlacementGroup:
+    """Reserves the first replica of every shard, in their order; an earlier controller's reservation is taken over.
 
     Raises:
         RuntimeError: It cannot be placed within `limits.load_timeout_s`; says what was asked for.
     """
-    spec = service.spec
-    plan = shards(spec, service.config.num_experts, service.num_cpus)
-    replicas = tuple((shard, replica) for shard in plan for replica in range(shard.replicas))
-    num_cpus = _cpus_of_one(service, len(replicas))
-    bundle = _bundle(service, num_cpus)
-    group = _matching_group(service.name, [bundle] * len(replicas)) or _new_group(service, bundle, len(replicas))
+    name = first_group_name(service.name, layout.version)
+    bundles = [bundle_of(service, shard) for shard in layout.shards]
+    selectors = [dict(shard.labels) for shard in layout.shards]
+    group = _existing(name) or _new(name, bundles, selectors, service.spec.experts.placement)
+    return await _placed(service, group, bundles)
+
+
+async def reserve_further(service: Service, layout: Layout, shard: ShardPlan, replica: int) -> Reservation:
+    """Reserves one more replica of a shard; an earlier controller's reservation is taken over.
+
+    Raises:
+        RuntimeError: It cannot be placed within `limits.load_timeout_s`; says what was asked for.
+    """
+    name = group_name(service.name, layout.version, shard.index, replica)
+    bundle = bundle_of(service, shard)
+    group = _existing(name)
+    if group is None:
+        placement = service.spec.experts.placement
+        beside = set(_hosts(service.name, layout.version, None))
+        of_shard = set(_hosts(service.name, layout.version, shard.index))
+        rule = host_rule(placement, beside, of_shard, _hosts_with_room(bundle))
+        selector = dict(shard.labels) if rule is None else {**shard.labels, HOST_LABEL: rule}
+        group = _new(name, [bundle], [selector], "pack")
+    return Reservation(await _placed(service, group, [bundle]), 0)
+
+
+def host_rule(placement: str, beside: Set[str], of_shard: Set[str], with_room: Set[str]) -> str | None:
+    """Returns the label selector's rule for the host of a further replica; None: any host. Pure.
+
+    Args:
+        placement: `experts.placement`.
+        beside: The hosts of all expert actors of this service.
+        of_shard: The hosts of this shard's other replicas.
+        with_room: The hosts that have room for it now.
+    """
+    match placement:
+        case "strict_spread":
+            return _rule("!in", beside)
+        case "strict_pack":
+            return _rule("in", beside)
+        case "spread":  # a wish: where no other host has room, a shard's replicas share one
+            return _rule("!in", of_shard) if with_room - of_shard else None
+        case _:
+            return None
+
+
+def release(service: str, layout: str, shard: int, replica: int) -> None:
+    """Gives back what `reserve_further` reserved; whatever still runs in it ends."""
+    group = _existing(group_name(service, layout, shard, replica))
+    if group is not None:
+        remove_placement_group(group)
+
+
+def release_layout(service: str, layout: str) -> None:
+    """Gives back everything of one layout; whatever still runs in it ends."""
+    first = first_group_name(service, layout)
+    for name, group_id, _ in list(_groups(first)):
+        if name == first or name.startswith(f"{first}/"):
+            remove_placement_group(PlacementGroup(group_id))
+
+
+def release_all(service: str) -> None:
+    """Gives back everything of a service; whatever still runs in it ends."""
+    for _, group_id, _ in list(_groups(groups_prefix(service))):
+        remove_placement_group(PlacementGroup(group_id))
+
+
+def layouts_reserved(service: str) -> set[str]:
+    """Returns the layout versions that hold a reservation."""
+    prefix = groups_prefix(service)
+    return {name.removeprefix(prefix).partition("/")[0] for name, _, _ in _groups(prefix)}
+
+
+async def _placed(service: Service, group: PlacementGroup, bundles: list[Bundle]) -> PlacementGroup:
     try:
-        await asyncio.wait_for(group.ready(), spec.limits.load_timeout_s)  # pyright: ignore[reportArgumentType]
+        # Ray's answer to `ready` comes from its own control plane; no worker is started for it.
+        await asyncio.wait_for(group.ready(), service.spec.limits.load_timeout_s)  # pyright: ignore[reportArgumentType]
     except TimeoutError:
         raise RuntimeError(
-            f"{len(replicas)} expert actors with {bundle} each ({spec.experts.placement}) could not be placed within "
-            f"{spec.limits.load_timeout_s:g} s (limits.load_timeout_s); the cluster has {ray.cluster_resources()}, "
-            f"of which {ray.available_resources()} are free"
+            f"{len(bundles)} expert actor{'s' * (len(bundles) > 1)} with {bundles[0]} each "
+            f"({service.spec.experts.placement}) could not be placed within "
+            f"{service.spec.limits.load_timeout_s:g} s (limits.load_timeout_s); the cluster has "
+            f"{ray.cluster_resources()}, of which {ray.available_resources()} are free"
         ) from None
-    return ExpertGroup(group, replicas, num_cpus)
+    return group
 
 
-def _cpus_of_one(service: Service, num_replicas: int) -> float:
-    given = service.spec.experts.num_cpus
-    if given != "auto":
-        return given
-    return fitting_cpus(num_replicas, ray.cluster_resources().get("CPU", 1.0), EXPERT_CPU_SHARE)
-
-
-def _bundle(service: Service, num_cpus: float) -> Bundle:
-    experts = service.spec.experts
-    bundle: Bundle = {"CPU": num_cpus}
-    if experts.num_gpus:
-        bundle["GPU"] = experts.num_gpus
-    if experts.accelerator_type is not None:
-        bundle[f"accelerator_type:{experts.accelerator_type}"] = ACCELERATOR_SHARE
-    return bundle
-
-
-def _new_group(service: Service, bundle: Bundle, num_bundles: int) -> PlacementGroup:
-    experts = service.spec.experts
+def _new(name: str, bundles: list[Bundle], selectors: list[dict[str, str]], strategy: str) -> PlacementGroup:
     return placement_group(
-        [dict(bundle) for _ in range(num_bundles)],
-        strategy=experts.placement.upper(),
-        name=group_name(service.name),
+        [dict(bundle) for bundle in bundles],
+        strategy=strategy.upper(),
+        name=name,
         lifetime="detached",
-        bundle_label_selector=[dict(experts.labels) for _ in range(num_bundles)],
+        bundle_label_selector=selectors,
     )
 
 
-def _matching_group(service: str, bundles: list[Bundle]) -> PlacementGroup | None:
-    """Returns what an earlier controller of this service has reserved; what is of no use any more is given back."""
-    for group in _existing_groups(service):
-        if [_rounded(bundle) for bundle in group.bundle_specs] == [_rounded(bundle) for bundle in bundles]:
-            return group
-        remove_placement_group(group)
-    return None
+def _existing(name: str) -> PlacementGroup | None:
+    return next((PlacementGroup(group_id) for found, group_id, _ in _groups(name) if found == name), None)
 
 
-def _rounded(bundle: Bundle) -> Bundle:
-    """Ray keeps four decimals of an amount."""
-    return {name: round(amount, 3) for name, amount in bundle.items()}
-
-
-def _existing_groups(service: str) -> Iterator[PlacementGroup]:
-    """Yields the service's groups. Ray's own look-up by name sees one namespace: that of whoever started the driver."""
-    table: dict[str, dict[str, str]] = placement_group_table()  # pyright: ignore[reportUnknownVariableType]
+def _groups(prefix: str) -> Iterator[tuple[str, PlacementGroupID, dict[str, Any]]]:
+    """Yields the groups whose names start so. Ray's look-up by name sees one namespace: that of the driver's start."""
+    table: dict[str, dict[str, Any]] = placement_group_table()  # pyright: ignore[reportUnknownVariableType]
     for group_id, group in table.items():
-        if group["name"] == group_name(service) and group["state"] != "REMOVED":
-            yield PlacementGroup(PlacementGroupID(bytes.fromhex(group_id)))
+        if group["name"].startswith(prefix) and group["state"] != "REMOVED":
+            yield group["name"], PlacementGroupID(bytes.fromhex(group_id)), group
 
 
-def release_group(service: str) -> None:
-    """Gives back what `place_experts` reserved; whatever still runs in it ends."""
-    for group in _existing_groups(service):
-        remove_placement_group(group)
+def _hosts(service: str, layout: str, shard: int | None) -> Iterator[str]:
+    """Yields the hosts reserved for one shard of a layout; None: for all of them."""
+    first = first_group_name(service, layout)
+    for name, _, group in _groups(first):
+        for bundle, host in group.get("bundles_to_node_id", {}).items():
+            index = int(bundle) if name == first else int(name.removeprefix(f"{first}/").partition("/")[0])
+            if host and shard in (None, index):
+                yield host
+
+
+def _hosts_with_room(bundle: Bundle) -> set[str]:
+    free: dict[str, dict[str, float]] = available_resources_per_node()
+    return {
+        host
+        for host, amounts in free.items()
+        if all(amounts.get(name, 0.0) >= amount for name, amount in bundle.items())
+    }
+
+
+def _rule(word: str, hosts: Set[str]) -> str | None:
+    return f"{word}({','.join(sorted(hosts))})" if hosts else None

@@ -3,16 +3,20 @@
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import ray
 from ray._private import ray_constants
+from ray._private.authentication import authentication_token_setup
+from ray._private.services import canonicalize_bootstrap_address
 
 from cluster.names import NAMESPACE
 
+CONNECT_TIMEOUT_S = 5.0
 OBJECT_STORE_BYTES = 150 << 20  # Manta keeps no data in Ray's object store
 
 # Of a Ray that Manta starts itself; read by every Ray process as it starts, and partly by this one.
@@ -77,11 +81,43 @@ def join_ray(address: str) -> None:
         address: As for `ray.init`; `auto` looks for one on this machine.
 
     Raises:
-        ConnectionError: There is none.
+        ConnectionError: There is none, or it does not answer.
     """
-    if not ray.is_initialized():
-        with _signals_kept():
-            ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+    if ray.is_initialized():
+        return
+    found = _find_cluster(address)
+    _check_answers(found)
+    loopback = found.startswith("127.")
+    if loopback:  # a Ray of this machine's own asks for a token; Ray finds that out for `auto` alone
+        with _quiet(authentication_token_setup.__name__):
+            authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    with _signals_kept(), _loopback_only() if loopback else nullcontext():
+        ray.init(address=found, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _find_cluster(address: str) -> str:
+    """Returns HOST:PORT of a cluster; one that is on loopback only stays so, where Ray would give another address."""
+    if "://" in address:
+        return address
+    with _loopback_only():
+        found = canonicalize_bootstrap_address(address)
+    if found is None:
+        raise ConnectionError(
+            "no Ray cluster runs on this machine; start one with `manta serve` or `ray start --head`, or name one "
+            "with --address HOST:PORT"
+        )
+    return found
+
+
+def _check_answers(address: str) -> None:
+    """Fails within seconds where Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT_S).close()
+    except OSError as error:
+        raise ConnectionError(f"no Ray cluster answers at {address} ({error}); see --address") from error
 
 
 def stop_local_ray() -> None:
@@ -133,6 +169,16 @@ def joined(address: str | None) -> Generator[None]:
         yield
     finally:
         session.close()
+
+
+@contextmanager
+def _quiet(logger: str) -> Generator[None]:
+    before = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(before)
 
 
 @contextmanager

@@ -8,9 +8,8 @@ from pathlib import Path
 from cluster.spec import ServiceSpec, shards
 from model.config import MixtralConfig, read_config
 
-# Of the cores of a Ray that Manta has started: the experts' share, the rest is for everything else.
-EXPERT_CPU_SHARE = 0.5
-NODE_CPU_SHARE = 0.25
+# Ray only counts CPUs, it does not keep parts apart; a part's share must not change when the number of parts does.
+NUM_PARTS_THAT_FIT = 40
 SMALL_CPUS = 0.1  # gateways, routers: they wait more than they compute
 
 
@@ -47,10 +46,6 @@ class Service:
         return hashlib.sha256(self.spec.model_dump_json().encode()).hexdigest()[:12]
 
     @property
-    def expert_device(self) -> str:
-        return "cuda" if self.spec.experts.num_gpus > 0 else "cpu"
-
-    @property
     def attention_device(self) -> str:
         return "cuda" if self.spec.attention.num_gpus > 0 else "cpu"
 
@@ -83,10 +78,15 @@ def resolve(spec: ServiceSpec, loopback: bool = False) -> Service:
     )
 
 
-def fitting_cpus(num_actors: int, num_cpus: float, share: float) -> float:
-    """Returns the CPUs that each of `num_actors` sets aside: 1, or as much as lets them fit a share of the cluster.
+def auto_cpus(num_cpus: int) -> float:
+    """Returns the CPUs that one part sets aside: 1, or as much as lets NUM_PARTS_THAT_FIT share a smaller cluster.
 
-    >>> fitting_cpus(2, 2, 0.5), fitting_cpus(8, 32, 0.5)
-    (0.5, 1.0)
+    >>> auto_cpus(2), auto_cpus(64)
+    (0.05, 1.0)
     """
-    return min(1.0, max(0.01, int(100 * num_cpus * share / num_actors) / 100))
+    return min(1.0, round(num_cpus / NUM_PARTS_THAT_FIT, 3))
+
+
+def fingerprint(settings: object) -> str:
+    """Returns a name for settings: the same for equal ones, in every process. They must be plain data."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]

@@ -229,6 +229,8 @@ class LimitsSpec(Section):
     """How long a part may take to load its weights."""
     recovery_timeout_s: Seconds = 30
     """How long a request waits for the only copy of a part to come back."""
+    heartbeat_timeout_s: Seconds = 3
+    """How long a process may be silent before it is taken for hung and replaced."""
     orphan_timeout_s: Seconds = 120
     """How long expert actors stay with neither controller nor routers."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 
-from cluster.causes import cause_in, cause_of
+from cluster.application import application_exists, application_state, hand_over
 from cluster.controller import start_controller
 from cluster.ingress import on_head_host, start_serve
 from cluster.resolve import Service
@@ -19,8 +19,6 @@ POLL_S = 0.1
 CONTROL_TIMEOUT_S = 30.0
 HEALTH_TIMEOUT_S = 5.0
 GRACE_S = 5.0  # beyond `limits.load_timeout_s`: a part that is late says itself what it waits for
-# Serve gives a replica several tries; a start gives up after the first, whose reason is the same as the others'.
-FAILED_REPLICA = "A replica failed to start"
 
 Status = Mapping[str, Any]
 
@@ -67,7 +65,7 @@ def start_parts(service: Service, controller: Any, url: str, on_progress: OnProg
     while True:
         status = _status(controller)
         _check_experts(status)
-        app_runs = _application_runs(service.name)
+        app_runs = application_state(service.spec).settled
         before, progress = progress, progress_of(status, service.spec)
         if progress != before:
             on_progress(progress)
@@ -101,21 +99,12 @@ def _deploy(service: Service) -> None:
     Raises:
         ValueError: The name or the route prefix is another application's.
     """
-    from ray import serve
-    from ray.serve.api import RunTarget
-
-    from cluster.app import build_service
-
-    if service.name in serve.status().applications:
+    if application_exists(service.name):
         raise ValueError(
             f"name: {service.name} was given, and Serve has an application of that name already; stop it with "
             "`serve delete`, or give the service another name in its service file"
         )
-    target = RunTarget(build_service(service), name=service.name, route_prefix=service.spec.api.route_prefix)
-    try:
-        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    except RayError as error:
-        raise ValueError(f"api.route_prefix: {cause_of(error)}") from error
+    hand_over(service)
 
 
 def _status(controller: Any) -> Status:
@@ -127,31 +116,10 @@ def _status(controller: Any) -> Status:
 
 
 def _check_experts(status: Status) -> None:
-    if status.get("error"):
-        raise RuntimeError(f"the experts cannot be placed: {status['error']}")
     for shard in status.get("experts", ()):
         for replica in shard["replicas"]:
             if replica["error"]:
                 raise RuntimeError(f"expert shard {shard['shard']} cannot be loaded: {replica['error']}")
-
-
-def _application_runs(name: str) -> bool:
-    """Returns whether every deployment is up.
-
-    Raises:
-        RuntimeError: A replica failed to start.
-    """
-    from ray import serve
-
-    application = serve.status().applications.get(name)
-    if application is None:
-        return False
-    for deployment, found in application.deployments.items():
-        if found.status in ("DEPLOY_FAILED", "UNHEALTHY") or found.message.startswith(FAILED_REPLICA):
-            raise RuntimeError(f"{deployment} did not start: {cause_in(found.message)}")
-    if application.status == "DEPLOY_FAILED":
-        raise RuntimeError(f"the Serve application did not start: {cause_in(application.message)}")
-    return application.status == "RUNNING"
 
 
 def _check_deadline(deadline_s: float, spec: ServiceSpec, progress: Progress) -> None:

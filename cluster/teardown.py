@@ -7,10 +7,12 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.causes import cause_of
+from cluster.fleet import expert_actors
 from cluster.ingress import quiet_serve
-from cluster.names import NAMESPACE, controller_name, experts_prefix
-from cluster.placement import release_group
+from cluster.names import NAMESPACE, controller_name
+from cluster.placement import release_all
 from cluster.secret import forget_data_plane_key
+from cluster.stored import forget_service
 
 CONTROL_TIMEOUT_S = 30.0
 RESTART_TIMEOUT_S = 15.0
@@ -34,8 +36,9 @@ def stop_service(name: str) -> None:
         # stopped, no gateway, node or router that still runs starts another one.
         _delete_apps(apps, wait=False)
         _kill_experts(name)
-        release_group(name)
+        release_all(name)
         forget_data_plane_key(name)
+        forget_service(name)
         if controller is not None:
             controller.exit.remote()
     _wait_gone(name, controller)
@@ -98,12 +101,11 @@ def _delete_apps(apps: set[str], wait: bool) -> None:
 
 def _kill_experts(name: str) -> None:
     """Kills what the controller did not end: it was itself gone."""
-    for actor in _actor_names():
-        if actor.startswith(experts_prefix(name)):
-            try:
-                ray.kill(ray.get_actor(actor, NAMESPACE), no_restart=True)
-            except ValueError:
-                continue  # it has just gone
+    for actor in expert_actors(name):
+        try:
+            ray.kill(ray.get_actor(actor, NAMESPACE), no_restart=True)
+        except ValueError:
+            continue  # it has just gone
 
 
 def _wait_gone(name: str, controller: Any) -> None:

@@ -67,6 +67,37 @@ def serve(
         serve_in_foreground(spec, address)
 
 
+ServiceFile = Annotated[
+    str, typer.Argument(metavar="FILE", help="A service file (.yaml) of a service that runs.", show_default=False)
+]
+
+
+@app.command()
+def plan(
+    file: ServiceFile,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+    address: Address = None,
+) -> None:
+    """Show what `manta apply` would change, and how: live, rolling, or refused."""
+    with plain_errors():
+        from manta.change import show_plan
+
+        show_plan(file, as_json, address)
+
+
+@app.command()
+def apply(
+    file: ServiceFile,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+    address: Address = None,
+) -> None:
+    """Make a running service what its file says, without failing a request; rolled back if it cannot be done."""
+    with plain_errors():
+        from manta.change import apply_file
+
+        apply_file(file, yes, address)
+
+
 @app.command()
 def status(
     name: Name = None,

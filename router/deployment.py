@@ -1,5 +1,6 @@
 """The Router Serve deployment: reads the gates, then serves on the data plane in a thread of its own."""
 
+import asyncio
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from router.server import RouterServer
 
 READY_CHECK_S = 60.0
+ANNOUNCE_PATIENCE_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class RouterDeploymentSettings:
 class RouterReplica:
     """Holds the gates; scatters rows to the experts, gathers and combines."""
 
-    def __init__(self, settings: RouterDeploymentSettings, join: Join) -> None:
+    async def __init__(self, settings: RouterDeploymentSettings, join: Join) -> None:
         self._membership = membership = join()
         self._server = _load(settings, membership)
         self._thread = DataPlaneThread("router", self._run, on_end=membership.leave)
         self._thread.start()
         threading.Thread(target=self._announce, name="manta-announce", daemon=True).start()
         membership.watch(self._server.update)
+        # While a service starts, its parts wait for each other; later, an old replica leaves once this one is up.
+        await asyncio.to_thread(membership.wait_announced, ANNOUNCE_PATIENCE_S)
 
     def _run(self) -> None:
         import torch

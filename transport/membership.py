@@ -45,6 +45,10 @@ class Membership(Protocol):
         """
         ...
 
+    def wait_announced(self, timeout_s: float) -> bool:
+        """Waits until the others have been told that this process serves; returns whether they have."""
+        ...
+
     async def snapshots(self) -> list[tuple[Role, Snapshot]]:
         """Returns the last snapshot of every other gateway and of every node."""
         ...

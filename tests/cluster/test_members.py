@@ -1,13 +1,14 @@
 """Who takes part, who has fallen silent, and what is told of them."""
 
-from cluster.members import SILENT_AFTER_S, Announcement, Members
+from cluster.members import Announcement, Members
 from transport.address import Address
 
 NODE = Address("host", "node.sock", "", 0)
+TIMEOUT_S = 3.0
 
 
 def said(role: str = "node", app: str = "app", **snapshot: object) -> Announcement:
-    return Announcement(role, None if role == "gateway" else NODE, 7, "ray-node", app, snapshot)  # pyright: ignore[reportArgumentType]
+    return Announcement(role, None if role == "gateway" else NODE, 7, "ray-node", app, "replica", snapshot)  # pyright: ignore[reportArgumentType]
 
 
 def test_members_are_new_once() -> None:
@@ -26,17 +27,31 @@ def test_the_silent_are_dropped() -> None:
     members = Members()
     members.heard("a", said(), 0.0)
     members.heard("b", said("router"), 5.0)
-    assert members.drop_silent(SILENT_AFTER_S) == []
-    assert members.drop_silent(SILENT_AFTER_S + 0.1) == [said()]
+    assert members.drop_silent(TIMEOUT_S, TIMEOUT_S) == []
+    assert members.drop_silent(TIMEOUT_S + 0.1, TIMEOUT_S) == [said()]
     assert len(members) == 1
+
+
+def test_who_stays_silent_hangs_and_who_is_heard_again_is_a_member_again() -> None:
+    members = Members()
+    for name in ("hangs", "returns", "leaves"):
+        members.heard(name, said(), 0.0)
+    assert len(members.drop_silent(TIMEOUT_S + 0.1, TIMEOUT_S)) == 3
+    assert members.addresses("node") == ()
+    assert members.take_hung(2 * TIMEOUT_S, TIMEOUT_S) == []
+    assert members.heard("returns", said(), 2 * TIMEOUT_S)
+    assert members.remove("leaves") == said()
+    assert members.take_hung(2 * TIMEOUT_S + 0.1, TIMEOUT_S) == [said()]
+    assert members.take_hung(9 * TIMEOUT_S, TIMEOUT_S) == []
+    assert members.addresses("node") == (NODE,)
 
 
 def test_silence_while_nobody_listened_is_forgiven() -> None:
     members = Members()
     members.heard("a", said(), 0.0)
     members.forgive(60.0)
-    assert members.drop_silent(61.0) == []
-    assert members.drop_silent(60.0 + SILENT_AFTER_S + 0.1) == [said()]
+    assert members.drop_silent(61.0, TIMEOUT_S) == []
+    assert members.drop_silent(60.0 + TIMEOUT_S + 0.1, TIMEOUT_S) == [said()]
 
 
 def test_snapshots_are_of_gateways_and_nodes_and_never_ones_own() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from cluster.backoff import FIRST_PAUSE_S, LAST_PAUSE_S, STABLE_S, Backoff
 from cluster.events import NUM_EVENTS, Events
-from cluster.resolve import fitting_cpus
+from cluster.resolve import auto_cpus
 from cluster.spec import ShardPlan, spec_for_model
 from cluster.startup import CONNECTING, LOADING, PLACING, Progress, progress_of
 from cluster.table import routing_table
@@ -40,9 +40,9 @@ def test_only_the_last_events_are_kept() -> None:
 
 
 def test_shares_of_cpus() -> None:
-    assert fitting_cpus(2, 2, 0.5) == 0.5
-    assert fitting_cpus(8, 32, 0.5) == 1.0
-    assert fitting_cpus(1000, 1, 0.5) == 0.01
+    assert auto_cpus(2) == 0.05
+    assert auto_cpus(64) == 1.0
+    assert auto_cpus(1) * 40 <= 1
 
 
 def started(states: list[str], gateways: int = 0, routers: int = 0, nodes: int = 0) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""What changes between two versions of a service, and how each change can be made. Pure."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from cluster.resolve import Service
+
+How = Literal["live", "rolling", "refused"]
+
+ANOTHER_MODEL = (
+    "every part computes with it, and parts of two models cannot work together: serve it under another name and "
+    "api.route_prefix, let the clients move, then stop this one with `manta down`"
+)
+ONE_ENTRANCE = (
+    "one host and port serve a whole Ray cluster, fixed when Serve starts: stop every service on it and start it anew"
+)
+NEW_EXPERTS = (
+    "a new set of expert actors is loaded beside the present one, then routers change over at once; for a while the "
+    "cluster needs room for both"
+)
+IN_TURN = "are replaced one after the other, each new one before an old one leaves"
+
+# The first entry whose name starts a field's path is its rule.
+RULES: tuple[tuple[str, How, str], ...] = (
+    ("name", "refused", "a service keeps its name: start another one with `manta serve`"),
+    ("model.name", "rolling", f"gateways {IN_TURN}"),
+    ("model.max_context", "rolling", f"gateways and attention nodes {IN_TURN}"),
+    ("model.", "refused", ANOTHER_MODEL),
+    ("api.host", "refused", ONE_ENTRANCE),
+    ("api.port", "refused", ONE_ENTRANCE),
+    ("api.route_prefix", "live", "requests under the old one are not found any more"),
+    ("api.replicas", "live", "a gateway that leaves ends its streams within limits.drain_timeout_s"),
+    ("api.", "rolling", f"gateways {IN_TURN}"),
+    ("attention.replicas", "live", "the streams of a node that leaves move to another one"),
+    ("attention.", "rolling", f"attention nodes {IN_TURN}; their streams move"),
+    ("router.replicas", "live", "the rows of a router that leaves go to another one"),
+    ("router.", "rolling", f"routers {IN_TURN}"),
+    ("experts.replicas", "live", "new ones get rows once they are loaded; those that leave answer what they have"),
+    ("experts.on_missing", "rolling", f"routers {IN_TURN}"),
+    ("experts.overrides.*.replicas", "live", "as experts.replicas, for one shard"),
+    ("experts.", "rolling", NEW_EXPERTS),
+    ("autoscaling.", "live", "holds from the next decision on"),
+    ("limits.request_timeout_s", "rolling", f"gateways and attention nodes {IN_TURN}"),
+    ("limits.recovery_timeout_s", "rolling", f"gateways, attention nodes and routers {IN_TURN}"),
+    ("limits.orphan_timeout_s", "rolling", NEW_EXPERTS),
+    ("limits.", "live", "holds from now on"),
+)
+UNITS = ("replicas", "labels")  # mappings that are one field
+
+
+@dataclass(frozen=True)
+class Change:
+    """One field that differs.
+
+    Args:
+        field: Its path in the service file.
+        how: `live`: nothing restarts; `rolling`: parts are replaced; `refused`: it cannot be changed.
+        note: What happens, or what to do instead.
+    """
+
+    field: str
+    before: object
+    after: object
+    how: How
+    note: str
+
+
+def changes_between(before: Service, after: Service) -> tuple[Change, ...]:
+    """Returns every field that differs, in the order of the service file."""
+    old, new = dict(_fields(before.spec.model_dump())), dict(_fields(after.spec.model_dump()))
+    names = list(dict.fromkeys([*old, *new]))
+    found = [_change(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
+    if before.config != after.config and not any(change.field.startswith("model.") for change in found):
+        note = f"its config.json is another one now; {ANOTHER_MODEL}"
+        found.append(Change("model.path", str(before.directory), str(after.directory), "refused", note))
+    return tuple(found)
+
+
+def as_running(service: Service, running: Service) -> Service:
+    """Returns `service` as it would run where `running` runs: what was decided at its start stays decided."""
+    return replace(service, num_cpus=running.num_cpus, loopback=running.loopback)
+
+
+def _change(name: str, before: object, after: object) -> Change:
+    rule = next(rule for rule in RULES if _matches(name, rule[0]))
+    return Change(name, before, after, rule[1], rule[2])
+
+
+def _matches(name: str, start: str) -> bool:
+    pattern, parts = start.split("."), name.split(".")
+    if len(parts) < len(pattern):
+        return False
+    pairs = zip(pattern, parts, strict=False)
+    return all(wanted in ("*", "", part) for wanted, part in pairs)
+
+
+def _fields(section: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, object]]:
+    """Yields each field's path and value; a plain number of replicas is shown as one."""
+    for name, value in section.items():
+        here = f"{path}{name}"
+        if isinstance(value, Mapping) and name not in UNITS:
+            yield from _fields(value, f"{here}.")
+        elif isinstance(value, Mapping) and name == "replicas" and value["min"] == value["max"]:
+            yield here, value["min"]
+        else:
+            yield here, value

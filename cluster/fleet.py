@@ -1,0 +1,246 @@
+"""The expert actors of a service: a keeper for each replica, more or fewer of them as asked."""
+
+import asyncio
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+import ray
+
+from cluster.keeper import ExpertKeeper, Report
+from cluster.layout import Layout, cores_for, layout_of
+from cluster.names import NAMESPACE, experts_prefix
+from cluster.placement import (
+    Reservation,
+    layouts_reserved,
+    release,
+    release_layout,
+    reserve_first,
+    reserve_further,
+)
+from cluster.resolve import Service
+from cluster.spec import ShardPlan
+from transport.address import Address
+
+POLL_S = 0.05
+NUM_TRIES = 2  # of a new replica, before whoever waits for it is told that it cannot be had
+Counts = Mapping[int, int]  # replicas of each shard, by the shard's index
+
+
+class ExpertFleet:
+    """Keeps every replica of every shard of the service's layout, and starts or retires replicas.
+
+    While a layout is exchanged for another one, both have replicas; routers are told of one at a time.
+
+    Args:
+        report: Notes an event.
+        publish: Makes a change of `in_use` known.
+    """
+
+    def __init__(self, service: Service, report: Report, publish: Callable[[], Awaitable[None]]) -> None:
+        self._service = service
+        self._layout = layout_of(service)
+        self._report = report
+        self._publish = publish
+        self._keepers: list[ExpertKeeper] = []
+        self._running: dict[ExpertKeeper, asyncio.Task[None]] = {}
+        self._placing = asyncio.Lock()
+
+    @property
+    def layout(self) -> Layout:
+        """The layout that routers use."""
+        return self._layout
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """How many replicas each shard of the layout in use has, those that leave not counted."""
+        found = Counter(keeper.shard.index for keeper in self._of(self._layout))
+        return {shard.index: found[shard.index] for shard in self._layout.shards}
+
+    @property
+    def num_keepers(self) -> int:
+        return len(self._keepers)
+
+    def keepers_of(self, shard: int) -> list[ExpertKeeper]:
+        """The replicas of one shard of the layout in use, those that leave not counted."""
+        return [keeper for keeper in self._of(self._layout) if keeper.shard.index == shard]
+
+    def in_use(self) -> list[tuple[ShardPlan, Address | None]]:
+        """What routers are to know: each replica's shard, and where it listens (None: it does not serve at present)."""
+        return [(keeper.shard, keeper.address) for keeper in self._of(self._layout)]
+
+    def status(self) -> list[dict[str, object]]:
+        """Returns what `manta status` shows of the experts."""
+        shards = {keeper.shard.index: keeper.shard for keeper in self._keepers}
+        return [
+            {
+                "shard": shard.index,
+                "experts": list(shard.expert_ids),
+                "slice": shard.slice_index,
+                "num_slices": shard.num_slices,
+                "replicas": [keeper.status() for keeper in self._keepers if keeper.shard.index == shard.index],
+            }
+            for _, shard in sorted(shards.items())
+        ]
+
+    def take_service(self, service: Service) -> None:
+        """Goes on with a changed service; what it asks for otherwise is started and retired by the other methods."""
+        self._service = service
+        if layout_of(service).version == self._layout.version:
+            self._layout = layout_of(service)
+            for keeper in self._of(self._layout):
+                keeper.take_service(service)
+
+    async def adopt(self) -> int:
+        """Takes over what an earlier controller has started of this layout; returns how many replicas serve."""
+        found = sorted(_running_replicas(self._service.name, self._layout.version))
+        for (shard, replica), core in zip(found, self._cores_for(len(found)), strict=True):
+            self._add(self._layout, self._layout.shards[shard], replica, core)
+        return sum(await asyncio.gather(*(keeper.adopt() for keeper in self._keepers)))
+
+    def grow(self, layout: Layout, counts: Counts) -> list[ExpertKeeper]:
+        """Starts replicas until each shard of `layout` has as many as `counts` says; returns the new ones."""
+        new: list[tuple[ShardPlan, int]] = []
+        for shard in layout.shards:
+            taken = {keeper.replica for keeper in self._all_of(layout) if keeper.shard.index == shard.index}
+            present = [keeper for keeper in self._of(layout) if keeper.shard.index == shard.index]
+            for _ in range(counts[shard.index] - len(present)):
+                replica = next(number for number in range(len(taken) + 1) if number not in taken)
+                taken.add(replica)
+                new.append((shard, replica))
+        cores = self._cores_for(len(new))
+        added = [self._add(layout, shard, replica, core) for (shard, replica), core in zip(new, cores, strict=True)]
+        self._start()
+        return added
+
+    async def wait_serving(
+        self, keepers: Iterable[ExpertKeeper], timeout_s: float, on_progress: Callable[[int], None] = lambda done: None
+    ) -> None:
+        """Waits until each of them has served.
+
+        Raises:
+            RuntimeError: One cannot be placed or loaded; says why.
+            TimeoutError: They take too long; says which.
+        """
+        wanted, deadline_s = list(keepers), time.monotonic() + timeout_s
+        while waiting := [keeper for keeper in wanted if not keeper.served]:
+            on_progress(len(wanted) - len(waiting))
+            for keeper in waiting:
+                if keeper.num_failures >= NUM_TRIES:
+                    raise RuntimeError(f"{keeper.name} does not come up: {keeper.error}")
+            if time.monotonic() > deadline_s:
+                states = ", ".join(f"{keeper.name} is {keeper.status()['state']}" for keeper in waiting)
+                error = next((f" ({keeper.error})" for keeper in waiting if keeper.error), "")
+                raise TimeoutError(f"not within {timeout_s:g} s (limits.load_timeout_s): {states}{error}")
+            await asyncio.sleep(POLL_S)
+        on_progress(len(wanted))
+
+    def beyond(self, counts: Counts) -> list[ExpertKeeper]:
+        """The replicas of the layout in use that are more than `counts` says, the latest first."""
+        return [
+            keeper
+            for shard in self._layout.shards
+            for keeper in sorted(self.keepers_of(shard.index), key=lambda one: -one.replica)[
+                : max(0, len(self.keepers_of(shard.index)) - counts[shard.index])
+            ]
+        ]
+
+    async def use(self, layout: Layout) -> list[ExpertKeeper]:
+        """Tells routers to use `layout` from now on; returns the replicas of all others."""
+        self._layout = layout
+        await self._publish()
+        return [keeper for keeper in self._keepers if keeper.layout.version != layout.version]
+
+    async def retire(self, keepers: Iterable[ExpertKeeper]) -> None:
+        """Ends replicas: routers are told first, and what they had sent before is still answered."""
+        leaving = list(keepers)
+        for keeper in leaving:
+            keeper.leaving = True
+        if leaving:
+            await self._publish()
+        await asyncio.gather(*(self._retire(keeper) for keeper in leaving))
+
+    async def stop(self) -> None:
+        """Ends every replica at once, and whatever else an earlier controller has left."""
+        await asyncio.gather(*(self._end(keeper) for keeper in list(self._keepers)))
+
+    def sweep(self) -> None:
+        """Ends what runs or is reserved under this service's name and belongs to no replica here."""
+        known = {keeper.name for keeper in self._keepers}
+        for name in expert_actors(self._service.name):
+            if name not in known:
+                try:
+                    ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
+                except ValueError:
+                    continue  # it has just gone
+        for version in layouts_reserved(self._service.name) - {keeper.layout.version for keeper in self._keepers}:
+            release_layout(self._service.name, version)
+
+    def _of(self, layout: Layout) -> list[ExpertKeeper]:
+        return [keeper for keeper in self._all_of(layout) if not keeper.leaving]
+
+    def _all_of(self, layout: Layout) -> list[ExpertKeeper]:
+        return [keeper for keeper in self._keepers if keeper.layout.version == layout.version]
+
+    def _start(self) -> None:
+        for keeper in self._keepers:
+            if keeper not in self._running:
+                self._running[keeper] = asyncio.get_running_loop().create_task(keeper.run())
+
+    def _cores_for(self, num_new: int) -> list[int | None]:
+        experts = self._service.spec.experts
+        pin = experts.pin_cores if experts.num_gpus == 0 else False
+        return cores_for(num_new, [keeper.core for keeper in self._keepers], pin, os.cpu_count() or 1)
+
+    def _add(self, layout: Layout, shard: ShardPlan, replica: int, core: int | None) -> ExpertKeeper:
+        keeper = ExpertKeeper(
+            self._service,
+            layout,
+            shard,
+            replica,
+            lambda: self._reserve(layout, shard, replica),
+            core,
+            self._report,
+            self._publish,
+        )
+        self._keepers.append(keeper)
+        return keeper
+
+    async def _reserve(self, layout: Layout, shard: ShardPlan, replica: int) -> Reservation:
+        if replica == 0:
+            return Reservation(await reserve_first(self._service, layout), shard.index)
+        async with self._placing:  # one after the other: each looks where the others are
+            return await reserve_further(self._service, layout, shard, replica)
+
+    async def _retire(self, keeper: ExpertKeeper) -> None:
+        await keeper.drain()
+        await self._end(keeper)
+        if not self._all_of(keeper.layout):
+            release_layout(self._service.name, keeper.layout.version)
+
+    async def _end(self, keeper: ExpertKeeper) -> None:
+        task = self._running.pop(keeper, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        keeper.stop()
+        if keeper in self._keepers:
+            self._keepers.remove(keeper)
+        if keeper.replica:
+            release(self._service.name, keeper.layout.version, keeper.shard.index, keeper.replica)
+
+
+def expert_actors(service: str) -> list[str]:
+    """Returns the names of the expert actors of a service that run."""
+    found: Any = ray.util.list_named_actors(all_namespaces=True)
+    names = (actor["name"] for actor in found if actor["namespace"] == NAMESPACE)
+    return [name for name in names if name.startswith(experts_prefix(service))]
+
+
+def _running_replicas(service: str, layout: str) -> set[tuple[int, int]]:
+    """Returns (shard, replica) of every actor of a layout that runs."""
+    prefix = f"{experts_prefix(service)}{layout}/"
+    numbers = (name.removeprefix(prefix).split("/") for name in expert_actors(service) if name.startswith(prefix))
+    return {(int(shard), int(replica)) for shard, replica in numbers}

@@ -1,0 +1,37 @@
+"""What a service is meant to be, kept outside its controller: a restarted actor gets its first arguments again.
+
+In Ray's internal store, which guards it as it guards Ray's own state; only Ray's control plane pickles it.
+"""
+
+import pickle
+from typing import Literal
+
+from ray.experimental.internal_kv import (  # pyright: ignore[reportMissingTypeStubs]
+    _internal_kv_del,  # pyright: ignore[reportPrivateUsage]
+    _internal_kv_get,  # pyright: ignore[reportPrivateUsage]
+    _internal_kv_put,  # pyright: ignore[reportPrivateUsage]
+)
+
+from cluster.names import NAMESPACE, spec_name
+from cluster.resolve import Service
+
+Which = Literal["accepted", "good"]
+
+
+def store_service(service: Service, which: Which) -> None:
+    """Keeps a service: as the one that was `accepted` last, or as the last one that was completely there (`good`)."""
+    _internal_kv_put(
+        spec_name(service.name, which), pickle.dumps(service), overwrite=True, namespace=NAMESPACE.encode()
+    )
+
+
+def stored_service(name: str, which: Which) -> Service | None:
+    """Returns what was kept; None: nothing was."""
+    data = _internal_kv_get(spec_name(name, which), namespace=NAMESPACE.encode())
+    return pickle.loads(data) if data else None  # noqa: S301 - our own, out of Ray's store
+
+
+def forget_service(name: str) -> None:
+    """Forgets both."""
+    for which in ("accepted", "good"):
+        _internal_kv_del(spec_name(name, which), namespace=NAMESPACE.encode())
