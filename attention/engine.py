@@ -107,7 +107,7 @@ class Engine:
         if key in self._sequences:
             raise SubmitError("invalid_request", "a sequence with this id is running already; choose another id")
         sequence = make_sequence(key, submit, self._model.config, self._max_context, time.monotonic())
-        if self.scheduler.queue_full and not submit.output_ids:  # one that resumes was accepted before
+        if self.scheduler.queue_full and not submit.resumed:  # one that resumes was accepted before
             num_waiting = len(self.scheduler.waiting)
             raise SubmitError("queue_full", f"{num_waiting} sequences wait already (attention.max_queued)")
         self._sequences[key] = sequence

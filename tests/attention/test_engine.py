@@ -140,6 +140,19 @@ def test_full_queue(seed: int) -> None:
     assert finish(engine).keys() == {2, 3, 4, 5}
 
 
+@pytest.mark.parametrize("output", [[], [7]])
+def test_a_full_queue_takes_what_was_at_a_node_that_was_lost(seed: int, output: list[int]) -> None:
+    engine = make_engine(seed, limits=SchedulerLimits(8, 32, max_sequences=1, max_queued=0))
+    submit(engine, 0, [5, 6], max_tokens=2, ignore_eos=True)
+    sampling = Sampling(max_tokens=2, ignore_eos=True)
+    resumed = Submit(prompt_ids=[5, 6], output_ids=output, sampling=sampling, resumed=True)
+    engine.submit(1, resumed)
+    resumed.resumed = False
+    with pytest.raises(SubmitError, match="max_queued"):
+        engine.submit(2, resumed)
+    assert finish(engine).keys() == {0, 1}
+
+
 def test_a_refused_sequence_leaves_nothing_behind(seed: int) -> None:
     engine = make_engine(seed)
     with pytest.raises(SubmitError):

@@ -208,6 +208,7 @@ async def test_a_stream_goes_on_at_another_node_without_gap_or_repeat(nodes: lis
         await until(lambda: nodes[1].submits)
         resumed = nodes[1].submits[0]
         assert (list(resumed.prompt_ids), list(resumed.output_ids)) == ([1], [5, 6])
+        assert (resumed.resumed, nodes[0].submits[0].resumed) == (True, False)
         nodes[1].say(0, 7, prompt_logprobs=scored)
         nodes[1].say(0, 8, finish_reason=LENGTH)
         assert await reader.end() == [5, 6, 7, 8]
@@ -223,6 +224,7 @@ async def test_a_node_that_leaves_the_table_gives_its_streams_up(nodes: list[Fak
         await until(lambda: nodes[0].submits)
         membership.publish(nodes[1])
         await until(lambda: nodes[1].submits)
+        assert nodes[1].submits[0].resumed, "though it may have waited there, without a token"
         nodes[1].say(0, 4, 5, finish_reason=LENGTH)
         assert await reader.end() == [4, 5]
 
