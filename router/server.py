@@ -20,15 +20,22 @@ class RouterServer:
         gates: One gate_ED for each layer.
         tcp_host: The interface for nodes on other hosts; None: this host only.
         recovery_timeout_s: `limits.recovery_timeout_s`.
+        degrade: Whether rows go without missing experts (`experts.on_missing`).
     """
 
     def __init__(
-        self, gates: Sequence[Tensor], top_k: int, key: bytes, tcp_host: str | None, recovery_timeout_s: float
+        self,
+        gates: Sequence[Tensor],
+        top_k: int,
+        key: bytes,
+        tcp_host: str | None,
+        recovery_timeout_s: float,
+        degrade: bool = False,
     ) -> None:
         self._loop = Loop()
         self._key = key
         self._experts = Replicas(self._connect, self._loop.call_later, recovery_timeout_s)
-        self._router = Router(gates, top_k, self._experts)
+        self._router = Router(gates, top_k, self._experts, degrade)
         self._server = RequestServer(self._loop, "router", key, tcp_host, self._router.serve)
         self._ready = threading.Event()
 
@@ -51,7 +58,10 @@ class RouterServer:
 
     def snapshot(self) -> Mapping[str, object]:
         """Returns figures for status; callable from any thread."""
-        return {"rows_per_expert": list(self._router.rows_per_expert)}
+        return {
+            "rows_per_expert": list(self._router.rows_per_expert),
+            "degraded_rows_total": self._router.num_degraded_rows,
+        }
 
     def run(self) -> None:
         """Serves until `stop`; to be called in the thread that owns everything."""
