@@ -230,6 +230,24 @@ async def test_a_node_that_leaves_the_table_gives_its_streams_up(nodes: list[Fak
 
 
 @in_a_loop
+async def test_what_each_node_told_of_missing_experts_arrives(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        nodes[0].say(0, 5)
+        nodes[0].say(0, 6, missing_experts=[3])
+        await until(lambda: reader.tokens == [5, 6])
+        membership.publish(nodes[1])
+        await until(lambda: nodes[1].submits)
+        nodes[1].say(0, 7, missing_experts=[0])
+        nodes[1].say(0, 8, finish_reason=LENGTH, missing_experts=[0, 1])
+        assert await reader.end() == [5, 6, 7, 8]
+        assert {expert for output in reader.outputs for expert in output.missing_experts} == {0, 1, 3}
+
+
+@in_a_loop
 async def test_a_request_waits_for_a_node(nodes: list[FakeNode]) -> None:
     membership = FakeMembership()
     async with generator_of(membership) as generator:
