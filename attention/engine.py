@@ -18,10 +18,11 @@ from attention.sampling import Sampler, prompt_logprobs
 from attention.scheduler import Scheduler, SchedulerLimits, StepPlan
 from attention.sequence import Sequence
 from protos.generation_pb2 import FAILED, LENGTH, STOP, GenerationFailure, SequenceOutput, Submit
+from transport.base import DegradedRows
 from transport.errors import CallError
 
 # (layer, rows [T, D]) -> combined expert output [T, D]; raises CallError.
-Experts = Callable[[int, Tensor], Tensor]
+Experts = Callable[[int, Tensor], Tensor | DegradedRows]
 
 
 @dataclass(slots=True)
@@ -107,7 +108,7 @@ class Engine:
         if key in self._sequences:
             raise SubmitError("invalid_request", "a sequence with this id is running already; choose another id")
         sequence = make_sequence(key, submit, self._model.config, self._max_context, time.monotonic())
-        if self.scheduler.queue_full and not submit.output_ids:  # one that resumes was accepted before
+        if self.scheduler.queue_full and not submit.resumed:  # one that resumes was accepted before
             num_waiting = len(self.scheduler.waiting)
             raise SubmitError("queue_full", f"{num_waiting} sequences wait already (attention.max_queued)")
         self._sequences[key] = sequence
@@ -164,8 +165,13 @@ class Engine:
         forward = self._model.forward(build_batch(plan, self._cache), self._cache)
         layer, rows_TD = next(forward)
         while True:
+            answer = self._experts(layer, rows_TD)
+            if isinstance(answer, DegradedRows):
+                for sequence in plan.sequences:
+                    sequence.note_missing(answer.missing_experts)
+                answer = answer.rows_TD
             try:
-                layer, rows_TD = forward.send(self._experts(layer, rows_TD))
+                layer, rows_TD = forward.send(answer)
             except StopIteration as done:
                 return done.value
 
@@ -217,7 +223,7 @@ class Engine:
             logprob = sampled.logprobs.get(row) if sampled.logprobs else None
             sequence.ids.append(token_id)
             ends = token_id in sequence.stop_ids or sequence.num_output >= sequence.max_output
-            if sequence.announced and not ends and logprob is None:
+            if sequence.announced and sequence.missing_told and not ends and logprob is None:
                 result.sequences.append(sequence)
                 result.token_ids.append(token_id)
                 continue
@@ -227,11 +233,14 @@ class Engine:
             self._message(sequence, output, result)
 
     def _message(self, sequence: Sequence, output: SequenceOutput, result: StepResult) -> None:
-        """Adds a message, completed with what only a sequence's first message tells; forgets sequences that ended."""
+        """Adds a message, completed with what has not been told yet; forgets sequences that ended."""
         if not sequence.announced:
             sequence.announced = True
             output.prompt_logprobs.extend(sequence.prompt_logprobs)
             output.queue_s = (sequence.admitted_s or sequence.arrival_s) - sequence.arrival_s
+        if not sequence.missing_told:
+            sequence.missing_told = True
+            output.missing_experts.extend(sorted(sequence.missing_experts))
         if not sequence.cancelled:
             result.messages.append((sequence, output))
         if output.finish_reason and not sequence.cancelled:

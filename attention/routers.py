@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from transport.base import Answer, DegradedRows
 from transport.errors import CallError
 from transport.replicas import Replicas
 from transport.tensors import layer_header
@@ -26,14 +27,14 @@ class RouterClient:
         self._pump = pump
         self._timeout_s = timeout_s
 
-    def exchange(self, layer: int, rows_TD: Tensor) -> Tensor:
-        """Returns the combined expert output of `rows_TD`, [T, D].
+    def exchange(self, layer: int, rows_TD: Tensor) -> Tensor | DegradedRows:
+        """Returns the combined expert output of `rows_TD`, [T, D], which may lack missing experts.
 
         Raises:
             CallError: `expert_unavailable` when an expert (or every router) stays away, or no answer comes in time;
                 `internal` when the answer is not of the rows' shape.
         """
-        answers: list[Tensor | CallError] = []
+        answers: list[Answer] = []
         self._routers.call(ROUTERS, layer_header(layer, rows_TD), rows_TD, answers.append)
         deadline_s = time.monotonic() + self._timeout_s
         while not answers:
@@ -46,7 +47,13 @@ class RouterClient:
         answer = answers[0]
         if isinstance(answer, CallError):
             raise answer
-        if answer.shape != rows_TD.shape:
-            got, sent = tuple(answer.shape), tuple(rows_TD.shape)
-            raise CallError("internal", f"a router answered rows of shape {got} to rows of shape {sent}")
-        return answer.to(rows_TD)
+        if isinstance(answer, DegradedRows):
+            return DegradedRows(_fitting(answer.rows_TD, rows_TD), answer.missing_experts)
+        return _fitting(answer, rows_TD)
+
+
+def _fitting(answer_TD: Tensor, rows_TD: Tensor) -> Tensor:
+    if answer_TD.shape != rows_TD.shape:
+        got, sent = tuple(answer_TD.shape), tuple(rows_TD.shape)
+        raise CallError("internal", f"a router answered rows of shape {got} to rows of shape {sent}")
+    return answer_TD.to(rows_TD)

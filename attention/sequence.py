@@ -1,6 +1,6 @@
 """One sequence: what was asked, what has come out, how much of it is in the cache."""
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
 from protos.generation_pb2 import Sampling, TokenLogprob
@@ -21,6 +21,7 @@ class Sequence:
         stop_ids: Tokens that end it once it has `sampling.min_tokens` outputs.
         num_cached: Tokens whose keys and values have been computed.
         announced: Whether its first message has been sent.
+        missing_experts: Experts that steps of it were computed without; `missing_told`: whether a message has told all.
     """
 
     key: Hashable
@@ -35,7 +36,15 @@ class Sequence:
     admitted_s: float | None = None
     cancelled: bool = False
     announced: bool = False
+    missing_experts: frozenset[int] = frozenset()
+    missing_told: bool = True
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
+
+    def note_missing(self, experts: Collection[int]) -> None:
+        """Notes that a step of it was computed without `experts`."""
+        if not self.missing_experts.issuperset(experts):
+            self.missing_experts = self.missing_experts.union(experts)
+            self.missing_told = False
 
     @property
     def num_output(self) -> int:

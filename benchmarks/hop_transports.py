@@ -18,8 +18,8 @@ from benchmarks import hop_echo
 from benchmarks.hop_runner import Transport
 from protos.dispatch_pb2 import Header
 from transport.address import Address
-from transport.base import Peer
-from transport.errors import CallError, PeerLost
+from transport.base import Answer, Peer
+from transport.errors import PeerLost
 from transport.frames import encode_head
 from transport.local import LocalPeer
 from transport.loop import Loop
@@ -41,7 +41,7 @@ class PeersHop:
         self._peers: list[Peer] = peers
         self._rows_TD = rows_TD
         self._pump = pump
-        self._answers: list[Tensor | CallError] = []
+        self._answers: list[Answer] = []
 
     def round(self) -> None:
         answers = self._answers

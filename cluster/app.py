@@ -115,8 +115,14 @@ def _api_keys(spec: ServiceSpec) -> tuple[str, ...]:
 
 
 def _router_settings(service: Service) -> RouterDeploymentSettings:
-    limits = service.spec.limits
-    return RouterDeploymentSettings(service.directory, service.config, service.dtype, limits.recovery_timeout_s)
+    spec = service.spec
+    return RouterDeploymentSettings(
+        directory=service.directory,
+        config=service.config,
+        dtype=service.dtype,
+        recovery_timeout_s=spec.limits.recovery_timeout_s,
+        degrade=spec.experts.on_missing == "degrade",
+    )
 
 
 def _node_settings(service: Service) -> NodeDeploymentSettings:

@@ -203,8 +203,8 @@ class ExpertsSpec(Section):
     """How replicas are spread over hosts."""
     quantization: Annotated[Literal["none", "int8"], one_of("none", "int8"), NotYet("use none")] = "none"
     """What the experts' weights are compressed to."""
-    on_missing: Annotated[Literal["wait", "degrade"], one_of("wait", "degrade"), NotYet("use wait")] = "wait"
-    """What happens while no replica of a shard lives."""
+    on_missing: Annotated[Literal["wait", "degrade"], one_of("wait", "degrade")] = "wait"
+    """While no replica of a shard lives: wait for one, or answer without its experts and name them in the response."""
 
 
 class AutoscalingSpec(Section):

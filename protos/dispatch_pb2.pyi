@@ -20,14 +20,16 @@ BFLOAT16: Dtype
 FLOAT64: Dtype
 
 class Rows(_message.Message):
-    __slots__ = ("dtype", "num_rows", "width")
+    __slots__ = ("dtype", "num_rows", "width", "missing_experts")
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     NUM_ROWS_FIELD_NUMBER: _ClassVar[int]
     WIDTH_FIELD_NUMBER: _ClassVar[int]
+    MISSING_EXPERTS_FIELD_NUMBER: _ClassVar[int]
     dtype: Dtype
     num_rows: int
     width: int
-    def __init__(self, dtype: _Optional[_Union[Dtype, str]] = ..., num_rows: _Optional[int] = ..., width: _Optional[int] = ...) -> None: ...
+    missing_experts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, dtype: _Optional[_Union[Dtype, str]] = ..., num_rows: _Optional[int] = ..., width: _Optional[int] = ..., missing_experts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LayerRows(_message.Message):
     __slots__ = ("layer", "rows")

@@ -1,14 +1,15 @@
 """The router: gate, scatter, gather, combine. Stateless between requests; transport and time are given from outside."""
 
+import functools
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from router.exchange import Exchange, ExpertRange, Part, expert_ranges
-from router.gating import gate_weights, top_k_gate
+from router.gating import gate_weights, top_k_gate, top_k_living
 from router.plan import dispatch
 from router.single import route_row
-from transport.base import Request
+from transport.base import Answer, Request
 from transport.errors import CallError
 from transport.replicas import Replicas
 from transport.table import ShardEntry, ShardKey
@@ -21,16 +22,20 @@ class Router:
         gates: One gate_ED for each layer.
         top_k: Experts per row.
         experts: The expert replicas, in groups named by ShardKey.
+        degrade: Whether rows go without experts that have no replica at present, instead of waiting for one
+            (`experts.on_missing`).
     """
 
-    def __init__(self, gates: Sequence[Tensor], top_k: int, experts: Replicas) -> None:
+    def __init__(self, gates: Sequence[Tensor], top_k: int, experts: Replicas, degrade: bool = False) -> None:
         self._gates = [gate_weights(gate_ED) for gate_ED in gates]
         self._top_k = top_k
         self._num_experts, self._width = gates[0].shape
         self._experts = experts
+        self._degrade = degrade
         self._ranges: tuple[ExpertRange, ...] = ()
         self._latest: ShardKey | None = None
         self.rows_per_expert = [0] * self._num_experts
+        self.num_degraded_rows = 0
 
     def update(self, shards: tuple[ShardEntry, ...]) -> None:
         """Takes over a new routing table.
@@ -66,14 +71,22 @@ class Router:
             )
 
     def _start(self, request: Request) -> None:
+        missing = self._missing_experts() if self._degrade else ()
         gate_ED = self._gates[request.header.layer_rows.layer]
         rows_TD = request.rows_TD.to(gate_ED.device)
-        if rows_TD.shape[0] == 1:
+        if missing:
+            if len(missing) == self._num_experts:
+                self._wait_for_any(request)
+                return
+            self.num_degraded_rows += rows_TD.shape[0]
+            weights_TK, experts_TK = top_k_living(rows_TD, gate_ED, self._top_k, missing)
+            sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
+        elif rows_TD.shape[0] == 1:
             sent_ND, plan = route_row(rows_TD, gate_ED, self._top_k)
         else:
             weights_TK, experts_TK = top_k_gate(rows_TD, gate_ED, self._top_k)
             sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
-        parts = Exchange(request, sent_ND, plan, self._ranges).parts
+        parts = Exchange(request, sent_ND, plan, self._ranges, missing).parts
         # Who was waited for the last time is asked first: what remains to be sent meanwhile is time won.
         parts.sort(key=lambda part: part.shard != self._latest)
         for part in parts:
@@ -82,12 +95,44 @@ class Router:
             self.rows_per_expert[expert] += count
 
     def _send(self, part: Part) -> None:
-        def answered(answer: Tensor | CallError) -> None:
-            if isinstance(answer, CallError):
-                part.exchange.fail(answer)
+        def answered(answer: Answer) -> None:
+            if not isinstance(answer, Tensor):
+                part.exchange.fail(_why(answer, part))
                 return
             part.exchange.take(part, answer.to(part.rows_ND.device))
             if part.exchange.finished:
                 self._latest = part.shard
 
-        self._experts.call(part.shard, part.header, part.rows_ND, answered)
+        on_none = functools.partial(self._start_again, part.exchange) if self._degrade else None
+        self._experts.call(part.shard, part.header, part.rows_ND, answered, on_none)
+
+    def _missing_experts(self) -> tuple[int, ...]:
+        """Returns the experts that cannot be asked now, ascending: no replica of theirs, or of a slice, is ready."""
+        has_ready = self._experts.has_ready
+        return tuple(
+            expert
+            for expert_range in self._ranges
+            if not all(map(has_ready, expert_range.shards))
+            for expert in expert_range.expert_ids
+        )
+
+    def _wait_for_any(self, request: Request) -> None:
+        """Starts on a request as soon as an expert, whichever it is, lives again."""
+        self._experts.wait(
+            "expert",
+            lambda: len(self._missing_experts()) < self._num_experts,
+            lambda: self._start(request),
+            request.responder.fail,
+        )
+
+    def _start_again(self, exchange: Exchange) -> None:
+        """Routes a request anew: the last replica of a shard that it needs has been lost since it was routed."""
+        if exchange.abandon():
+            self._start(exchange.request)
+
+
+def _why(answer: Answer, part: Part) -> CallError:
+    """Returns why an answer that is no rows fails its request."""
+    if isinstance(answer, CallError):
+        return answer
+    return CallError("internal", f"{part.shard} answered as only routers do: with missing experts")

@@ -26,12 +26,14 @@ class RouterDeploymentSettings:
 
     Args:
         dtype: `float32` or `bfloat16`.
+        degrade: Whether `experts.on_missing` is `degrade`.
     """
 
     directory: Path
     config: MixtralConfig
     dtype: str
     recovery_timeout_s: float
+    degrade: bool
 
 
 @serve.deployment
@@ -91,5 +93,10 @@ def _load(settings: RouterDeploymentSettings, membership: Membership) -> "Router
     torch.set_num_threads(1)
     gates = read_gates(CheckpointReader(settings.directory), settings.config, torch_dtype(settings.dtype))
     return RouterServer(
-        gates, settings.config.top_k, membership.key(), membership.tcp_host(), settings.recovery_timeout_s
+        gates,
+        settings.config.top_k,
+        membership.key(),
+        membership.tcp_host(),
+        settings.recovery_timeout_s,
+        settings.degrade,
     )

@@ -60,11 +60,22 @@ class Exchange:
     """Collects the answers to one layer's rows and combines them.
 
     The slices of an expert are summed in slice order, whatever order they arrive in, so that outputs are reproducible.
+
+    Args:
+        missing_experts: Those that the plan does without; told with the reply.
     """
 
-    def __init__(self, request: Request, sent_ND: Tensor, plan: Plan, ranges: Sequence[ExpertRange]) -> None:
-        self._request = request
+    def __init__(
+        self,
+        request: Request,
+        sent_ND: Tensor,
+        plan: Plan,
+        ranges: Sequence[ExpertRange],
+        missing_experts: tuple[int, ...] = (),
+    ) -> None:
+        self.request = request
         self._plan = plan
+        self._missing_experts = missing_experts
         self._answers: dict[ShardKey, Tensor] = {}
         self._ranges: list[ExpertRange] = []
         self.finished = False
@@ -80,7 +91,7 @@ class Exchange:
     def _add(self, expert_range: ExpertRange, counts: list[int], rows_ND: Tensor) -> None:
         self._ranges.append(expert_range)
         used = tuple((expert, count) for expert, count in zip(expert_range.expert_ids, counts, strict=True) if count)
-        header = expert_header(self._request.header.layer_rows.layer, used, rows_ND)
+        header = expert_header(self.request.header.layer_rows.layer, used, rows_ND)
         for shard in expert_range.shards:
             self.parts.append(Part(self, shard, header, rows_ND))
 
@@ -95,13 +106,18 @@ class Exchange:
         self._answers[part.shard] = answer_ND
         if len(self._answers) == len(self.parts):
             self.finished = True
-            self._request.responder.reply(self._combined())
+            self.request.responder.reply(self._combined(), self._missing_experts)
 
     def fail(self, error: CallError) -> None:
         """Answers the request with an error, unless it has been answered."""
         if not self.finished:
             self.finished = True
-            self._request.responder.fail(error)
+            self.request.responder.fail(error)
+
+    def abandon(self) -> bool:
+        """Ignores whatever comes from now on; False if the request has been answered."""
+        was_open, self.finished = not self.finished, True
+        return was_open
 
     def _combined(self) -> Tensor:
         summed: list[Tensor] = []

@@ -3,6 +3,8 @@
 T rows, D model dim, E experts, K chosen experts per row.
 """
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -25,8 +27,23 @@ def top_k_gate(rows_TD: Tensor, gate_ED: Tensor, top_k: int) -> tuple[Tensor, Te
     Returns:
         weights_TK (float32, or float64 for a float64 gate) and experts_TK (int64), best first.
     """
-    logits_TE = rows_TD.to(gate_ED.dtype).mm(gate_ED.t())
-    if logits_TE.dtype != torch.float64:
-        logits_TE = logits_TE.float()
-    chosen_TK, experts_TK = logits_TE.topk(top_k, dim=-1)
+    chosen_TK, experts_TK = _logits(rows_TD, gate_ED).topk(top_k, dim=-1)
     return chosen_TK.softmax(-1), experts_TK
+
+
+def top_k_living(rows_TD: Tensor, gate_ED: Tensor, top_k: int, missing: Collection[int]) -> tuple[Tensor, Tensor]:
+    """`top_k_gate` with the logits of the `missing` experts at minus infinity; of fewer living ones than k, all.
+
+    At least one expert must live.
+    """
+    num_experts = gate_ED.shape[0]
+    # Left out rather than overwritten: where a living expert's logit is minus infinity too, top-k could not tell.
+    living_E = torch.tensor([expert for expert in range(num_experts) if expert not in missing], device=gate_ED.device)
+    logits_TE = _logits(rows_TD, gate_ED).index_select(1, living_E)
+    chosen_TK, places_TK = logits_TE.topk(min(top_k, len(living_E)), dim=-1)
+    return chosen_TK.softmax(-1), living_E[places_TK]
+
+
+def _logits(rows_TD: Tensor, gate_ED: Tensor) -> Tensor:
+    logits_TE = rows_TD.to(gate_ED.dtype).mm(gate_ED.t())
+    return logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()

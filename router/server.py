@@ -21,15 +21,22 @@ class RouterServer:
         gates: One gate_ED for each layer.
         tcp_host: The interface for nodes on other hosts; None: this host only.
         recovery_timeout_s: `limits.recovery_timeout_s`.
+        degrade: Whether rows go without missing experts (`experts.on_missing`).
     """
 
     def __init__(
-        self, gates: Sequence[Tensor], top_k: int, key: bytes, tcp_host: str | None, recovery_timeout_s: float
+        self,
+        gates: Sequence[Tensor],
+        top_k: int,
+        key: bytes,
+        tcp_host: str | None,
+        recovery_timeout_s: float,
+        degrade: bool = False,
     ) -> None:
         self._loop = Loop()
         self._key = key
         self._experts = Replicas(self._connect, self._loop.call_later, recovery_timeout_s)
-        self._router = Router(gates, top_k, self._experts)
+        self._router = Router(gates, top_k, self._experts, degrade)
         self._server = RequestServer(self._loop, "router", key, tcp_host, self._router.serve)
         self._ready = threading.Event()
         self._busy = BusyClock()
@@ -53,7 +60,11 @@ class RouterServer:
 
     def snapshot(self) -> Mapping[str, object]:
         """Returns figures for status; callable from any thread."""
-        return {"rows_per_expert": list(self._router.rows_per_expert), "utilization": self._busy.utilization()}
+        return {
+            "rows_per_expert": list(self._router.rows_per_expert),
+            "degraded_rows_total": self._router.num_degraded_rows,
+            "utilization": self._busy.utilization(),
+        }
 
     def load(self) -> dict[str, float]:
         """Returns what autoscaling goes by (`cluster.scaling.Load`); callable from any thread.

@@ -13,7 +13,10 @@ FinishName = Literal["stop", "length"]
 
 @dataclass(slots=True)
 class Delta:
-    """What is new. `stop_reason` is the stop string or stop token that ended it; None for end-of-sequence."""
+    """What is new. `stop_reason` is the stop string or stop token that ended it; None for end-of-sequence.
+
+    `missing_experts` comes with the end: all that any part of the choice was computed without, ascending.
+    """
 
     parts: list[str] = field(default_factory=list[str])
     token_ids: list[int] = field(default_factory=list[int])
@@ -21,6 +24,7 @@ class Delta:
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list[TokenLogprob])
     finish_reason: FinishName | None = None
     stop_reason: str | int | None = None
+    missing_experts: Sequence[int] = ()
 
     @property
     def text(self) -> str:
@@ -41,12 +45,13 @@ class TextRules:
 class Choice:
     """Detokenizes, applies stop strings and counts tokens. Pure: fed with messages, knows no time and no socket."""
 
-    __slots__ = ("_detokenizer", "_finder", "_rules", "finish_reason", "index", "num_tokens")
+    __slots__ = ("_detokenizer", "_finder", "_rules", "finish_reason", "index", "missing_experts", "num_tokens")
 
     def __init__(self, index: int, detokenizer: Detokenizer, rules: TextRules) -> None:
         self.index = index
         self.num_tokens = 0
         self.finish_reason: FinishName | None = None
+        self.missing_experts: set[int] = set()
         self._detokenizer = detokenizer
         self._rules = rules
         self._finder = StopFinder(rules.stops, rules.include_stop) if rules.stops else None
@@ -56,6 +61,8 @@ class Choice:
         token_ids = list(output.token_ids)
         if output.prompt_logprobs:
             delta.prompt_logprobs.extend(output.prompt_logprobs)
+        if output.missing_experts:  # from each node that it has been at
+            self.missing_experts.update(output.missing_experts)
         num_shown = len(token_ids)
         if output.finish_reason == STOP and output.HasField("stop_token_id") and not self._rules.include_stop:
             num_shown -= 1
@@ -67,6 +74,8 @@ class Choice:
         delta.token_ids.extend(token_ids[:num_used])
         if output.logprobs:
             delta.logprobs.extend(output.logprobs[:num_used])
+        if self.missing_experts and self.finish_reason is not None:
+            delta.missing_experts = sorted(self.missing_experts)
 
     def _add_text(self, token_ids: Sequence[int], delta: Delta) -> int:
         """Adds the text of the tokens; the number of them that were used (fewer after a stop string)."""

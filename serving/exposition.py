@@ -61,6 +61,8 @@ def _gateway_families(gateways: Sequence[GatewaySnapshot], model_name: str) -> I
     yield _labelled_counter("request_success", "Sequences that ended.", model_name, "finished_reason", successes)
     failures = _summed(gateway["failures"] for gateway in gateways)
     yield _labelled_counter("request_failure", "Requests answered with an error.", model_name, "code", failures)
+    degraded = sum(gateway["degraded_requests"] for gateway in gateways)
+    yield _counter("degraded_requests", "Requests for which experts were missing.", model_name, degraded)
     for name in HISTOGRAMS:
         yield _histogram(name, [gateway["histograms"][name] for gateway in gateways], model_name)
 

@@ -14,7 +14,8 @@ class FakeGenerator:
     """Replays `outputs` (cycled over submissions, repeated until max_tokens), honouring the rules a node honours.
 
     With no `outputs` it echoes the prompt's ids. `failures` maps the number of tokens after which a sequence
-    fails to its error; `tokens_per_message` coalesces; `delay_s` is the pause before each message.
+    fails to its error, `missing_experts` the number of a token (the first is 1) to the experts named with it;
+    `tokens_per_message` coalesces; `delay_s` is the pause before each message.
     `running` counts live sequences, `cancelled` those closed early.
     """
 
@@ -24,6 +25,7 @@ class FakeGenerator:
     tokens_per_message: int = 1
     max_context: int = 1 << 20
     failures: Mapping[int, GenerationError] = field(default_factory=dict[int, GenerationError])
+    missing_experts: Mapping[int, Sequence[int]] = field(default_factory=dict[int, Sequence[int]])
     snapshots: list[MetricsSnapshot] = field(default_factory=list[MetricsSnapshot])
     submits: list[Submit] = field(default_factory=list[Submit])
     running: int = 0
@@ -74,6 +76,7 @@ class FakeGenerator:
     def _append(self, output: SequenceOutput, submit: Submit, token_id: int, num_tokens: int) -> None:
         sampling = submit.sampling
         output.token_ids.append(token_id)
+        output.missing_experts.extend(self.missing_experts.get(num_tokens, ()))
         if sampling.HasField("logprobs"):
             output.logprobs.append(fake_logprob(token_id, sampling.logprobs))
         ends = token_id in sampling.stop_token_ids or (token_id in self.eos_token_ids and not sampling.ignore_eos)

@@ -36,6 +36,7 @@ class GatewaySnapshot(TypedDict):
     generation_tokens: int
     successes: dict[str, int]  # by finished reason
     failures: dict[str, int]  # by error code
+    degraded_requests: int
     histograms: dict[str, HistogramSnapshot]  # by series name, without the prefix
 
 
@@ -88,6 +89,7 @@ class GatewayMetrics:
     generation_tokens: int = 0
     successes: Counter[str] = field(default_factory=Counter[str])
     failures: Counter[str] = field(default_factory=Counter[str])
+    degraded_requests: int = 0
     histograms: dict[str, Histogram] = field(
         default_factory=lambda: {name: Histogram(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
     )
@@ -99,6 +101,7 @@ class GatewayMetrics:
             "generation_tokens": self.generation_tokens,
             "successes": dict(self.successes),
             "failures": dict(self.failures),
+            "degraded_requests": self.degraded_requests,
             "histograms": {name: histogram.snapshot() for name, histogram in self.histograms.items()},
         }
 

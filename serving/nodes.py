@@ -80,12 +80,14 @@ class Progress:
         self._prompt_logprobs: list[TokenLogprob] = []  # of a long prompt they come in several messages
         self._started = False
         self._nodes_lost = 0
+        self._resumed = False
 
     def request(self) -> Submit:
         """Returns what to ask of the next node: what is left to do."""
         request = Submit()
         request.CopyFrom(self._submit)
         request.output_ids.extend(self._emitted)
+        request.resumed = self._resumed
         self._prompt_logprobs.clear()
         if self._started:
             request.sampling.prompt_logprobs = False
@@ -110,6 +112,7 @@ class Progress:
         Raises:
             GenerationError: Several have, one after the other, without a token: it may be this very sequence's fault.
         """
+        self._resumed = True
         self._nodes_lost += 1
         if self._nodes_lost >= MAX_NODES_LOST:
             message = f"{self._nodes_lost} attention nodes were lost one after the other while they served this"

@@ -133,6 +133,7 @@ class StreamRenderer:
         text = answer.echo_text(index) + delta.text if first else delta.text
         end = _choice_end(answer, index, delta, first)
         beside = _prompt_ids_beside(answer, index) if first else ""
+        beside += _manta(delta.missing_experts)
         if answer.continuous_usage:
             beside += f',"usage":{_usage(counted.usage)}'
         opening = self._opening(index) if first else ""
@@ -152,7 +153,8 @@ def render_whole(answer: Answer, deltas: Sequence[Delta], usage: Usage) -> str:
         end = _choice_end(answer, index, delta, first=True)
         choices.append(f'{{"index":{index},{before}{to_json(text)}{after}{end}}}')
     identity = _identity(answer, answer.shape.whole_object)
-    beside = _prompt_ids_beside(answer, 0)
+    missing = {expert for delta in deltas for expert in delta.missing_experts}
+    beside = _prompt_ids_beside(answer, 0) + _manta(sorted(missing))
     return f'{{{identity}"choices":[{",".join(choices)}],"usage":{_usage(usage)}{beside}}}'
 
 
@@ -181,6 +183,11 @@ def _prompt_ids_beside(answer: Answer, index: int) -> str:
     if not answer.return_token_ids or answer.shape.prompt_ids_in_choice:
         return ""
     return f',"prompt_token_ids":{to_json(answer.job.prompt_of(index).token_ids)}'
+
+
+def _manta(missing_experts: Sequence[int]) -> str:
+    """Manta's own field: there only when something is to be said."""
+    return f',"manta":{{"missing_experts":{to_json(missing_experts)}}}' if missing_experts else ""
 
 
 def _usage(usage: Usage) -> str:

@@ -49,6 +49,7 @@ class Run:
         self._num_open = len(job.prompts) * job.n
         self._submits = job.submits
         self._generator = generator
+        self._metrics = metrics
         self._fanin: FanIn | None = None
         self.choices = [
             Choice(index, codec.detokenizer(job.skip_special_tokens, continues=True), job.rules)
@@ -68,6 +69,8 @@ class Run:
     ) -> None:
         assert self._fanin is not None
         await self._fanin.close()
+        if any(choice.missing_experts for choice in self.choices):
+            self._metrics.degraded_requests += 1
         left = kind is not None and not issubclass(kind, Exception)
         for timer in self._timers if left else ():
             timer.aborted()

@@ -1,7 +1,7 @@
 """The interface between roles: a caller has a `Peer`, a callee is a `Service`; the smallest pair is in `local.py`.
 
-A call is a header and rows; its answer is rows or a `CallError`. Answers come through callbacks, in the thread that
-turns the caller's loop (or, in-process, before `call` returns).
+A call is a header and rows; its answer is rows, `DegradedRows` or a `CallError`. Answers come through callbacks, in the
+thread that turns the caller's loop (or, in-process, before `call` returns).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,16 @@ from torch import Tensor
 from protos.dispatch_pb2 import Header
 from transport.errors import CallError
 
-OnReply = Callable[[Tensor | CallError], None]
+
+class DegradedRows(NamedTuple):
+    """A router's answer that lacks experts of which no replica lives (`experts.on_missing: degrade`)."""
+
+    rows_TD: Tensor
+    missing_experts: tuple[int, ...]
+
+
+Answer = Tensor | DegradedRows | CallError
+OnReply = Callable[[Answer], None]
 
 
 class Peer(Protocol):
@@ -38,9 +47,12 @@ class Peer(Protocol):
 
 
 class Responder(Protocol):
-    """Where the answer to one request goes; exactly one of the two is called, once."""
+    """Where the answer to one request goes; exactly one of the two is called, once.
 
-    def reply(self, rows_TD: Tensor) -> None: ...
+    `missing_experts`: those that a router had to do without; empty for the answers of experts.
+    """
+
+    def reply(self, rows_TD: Tensor, missing_experts: tuple[int, ...] = ()) -> None: ...
 
     def fail(self, error: CallError) -> None: ...
 

@@ -6,7 +6,7 @@ A call runs the service, and its answer comes before `call` returns.
 from torch import Tensor
 
 from protos.dispatch_pb2 import Header
-from transport.base import OnReply, Request, Service
+from transport.base import DegradedRows, OnReply, Request, Service
 from transport.errors import CallError
 
 
@@ -14,8 +14,8 @@ class _LocalResponder:
     def __init__(self, on_reply: OnReply) -> None:
         self._on_reply = on_reply
 
-    def reply(self, rows_TD: Tensor) -> None:
-        self._on_reply(rows_TD)
+    def reply(self, rows_TD: Tensor, missing_experts: tuple[int, ...] = ()) -> None:
+        self._on_reply(DegradedRows(rows_TD, missing_experts) if missing_experts else rows_TD)
 
     def fail(self, error: CallError) -> None:
         self._on_reply(error)

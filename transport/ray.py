@@ -11,10 +11,10 @@ from ray.exceptions import RayActorError, RayError
 from torch import Tensor
 
 from protos.dispatch_pb2 import CallFailure, Header
-from transport.base import OnReply, Request, Service
+from transport.base import Answer, OnReply, Request, Service
 from transport.errors import CallError, PeerLost
 from transport.frames import EMPTY_BODY, Body
-from transport.tensors import answer_header, read_answer, read_call, rows_to_body
+from transport.tensors import answer_header, degraded_header, read_answer, read_call, rows_to_body
 
 Bytes = np.ndarray[tuple[int], np.dtype[np.uint8]]  # what Ray carries without a copy
 
@@ -26,8 +26,8 @@ class _Answer:
         self.header = Header()
         self.body: Body = EMPTY_BODY
 
-    def reply(self, rows_TD: Tensor) -> None:
-        self.header = answer_header(rows_TD)
+    def reply(self, rows_TD: Tensor, missing_experts: tuple[int, ...] = ()) -> None:
+        self.header = degraded_header(rows_TD, missing_experts) if missing_experts else answer_header(rows_TD)
         self.body = rows_to_body(rows_TD)
 
     def fail(self, error: CallError) -> None:
@@ -86,7 +86,7 @@ class RayPeer:
             on_reply(PeerLost("the peer was removed"))
 
 
-def _answer(reference: Any) -> Tensor | CallError:
+def _answer(reference: Any) -> Answer:
     try:
         header, body = ray.get(reference)
     except RayActorError as error:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from protos.dispatch_pb2 import Header
 from transport.address import Address
-from transport.base import OnReply, Peer
+from transport.base import Answer, OnReply, Peer
 from transport.errors import CallError, PeerLost
 from transport.loop import Timer
 
@@ -18,12 +18,12 @@ CallLater = Callable[[float, Callable[[], None]], Timer]
 
 @dataclass(eq=False, slots=True)
 class _Waiting:
-    """A call for which its group has no replica at present."""
+    """Something that cannot be done until a replica comes back."""
 
-    group: Hashable
-    header: Header
-    rows_TD: Tensor
-    on_reply: OnReply
+    awaited: str
+    possible: Callable[[], bool]
+    then: Callable[[], None]
+    on_failure: Callable[[CallError], None]
     timer: Timer
 
 
@@ -62,32 +62,67 @@ class Replicas:
     @property
     def complete(self) -> bool:
         """Whether there are groups, and each has a replica that is ready."""
-        return bool(self._groups) and all(self._choose(group) is not None for group in self._groups)
+        return bool(self._groups) and all(map(self.has_ready, self._groups))
 
-    def call(self, group: Hashable, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
-        """Sends rows to one replica of `group`; `on_reply` gets rows, or an error that no other replica would cure."""
+    def has_ready(self, group: Hashable) -> bool:
+        """Whether `group` has a replica that is ready."""
+        return self._choose(group) is not None
+
+    def call(
+        self,
+        group: Hashable,
+        header: Header,
+        rows_TD: Tensor,
+        on_reply: OnReply,
+        on_none: Callable[[], None] | None = None,
+    ) -> None:
+        """Sends rows to one replica of `group`; `on_reply` gets rows, or an error that no other replica would cure.
+
+        Args:
+            on_none: Called instead of waiting, when no replica is there, or none is left; then there is no reply.
+        """
         peer = self._choose(group)
         if peer is None:
-            self._wait(group, header, rows_TD, on_reply)
+            if on_none is None:
+                self._wait_and_call(group, header, rows_TD, on_reply)
+            else:
+                on_none()
             return
 
-        def answered(answer: Tensor | CallError) -> None:
+        def answered(answer: Answer) -> None:
             if isinstance(answer, PeerLost):
-                self.call(group, header, rows_TD, on_reply)
+                self.call(group, header, rows_TD, on_reply, on_none)
             else:
                 on_reply(answer)
 
         peer.call(header, rows_TD, answered)
 
+    def wait(
+        self,
+        awaited: str,
+        possible: Callable[[], bool],
+        then: Callable[[], None],
+        on_failure: Callable[[CallError], None],
+    ) -> None:
+        """Calls `then` once a replica has come back and something is `possible`.
+
+        Args:
+            awaited: What is waited for, for the error's message.
+            on_failure: Gets `expert_unavailable` when that takes too long.
+        """
+        timer = self._call_later(self._recovery_timeout_s, lambda: self._give_up(item))
+        item = _Waiting(awaited, possible, then, on_failure, timer)
+        self._waiting.append(item)
+
     def retry_waiting(self) -> None:
-        """Sends what waits; called when a peer has become ready."""
+        """Does what waits and has become possible; called when a peer has become ready."""
         waiting, self._waiting = self._waiting, []
         for item in waiting:
-            if self._choose(item.group) is None:
-                self._waiting.append(item)
-            else:
+            if item.possible():
                 item.timer.cancel()
-                self.call(item.group, item.header, item.rows_TD, item.on_reply)
+                item.then()
+            else:
+                self._waiting.append(item)
 
     def close(self) -> None:
         """Lets go of every peer; calls that wait stay until their time-out."""
@@ -104,18 +139,20 @@ class Replicas:
                 best = peer
         return best
 
-    def _wait(self, group: Hashable, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
-        timer = self._call_later(self._recovery_timeout_s, lambda: self._give_up(item))
-        item = _Waiting(group, header, rows_TD, on_reply, timer)
-        self._waiting.append(item)
+    def _wait_and_call(self, group: Hashable, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+        self.wait(
+            f"replica of {group}",
+            lambda: self.has_ready(group),
+            lambda: self.call(group, header, rows_TD, on_reply),
+            on_reply,
+        )
 
     def _give_up(self, item: _Waiting) -> None:
         if item in self._waiting:
             self._waiting.remove(item)
-            item.on_reply(
+            item.on_failure(
                 CallError(
                     "expert_unavailable",
-                    f"no replica of {item.group} came back within {self._recovery_timeout_s:g} s "
-                    "(limits.recovery_timeout_s)",
+                    f"no {item.awaited} came back within {self._recovery_timeout_s:g} s (limits.recovery_timeout_s)",
                 )
             )

@@ -17,7 +17,7 @@ from transport.frames import EMPTY_BODY, Frame
 from transport.handshake import ServerHandshake, allow_all_sizes, handshake_reader
 from transport.link import HANDSHAKE_TIMEOUT_S, Link
 from transport.loop import READ, Loop
-from transport.tensors import answer_header, read_answer, read_call, rows_to_body
+from transport.tensors import answer_header, degraded_header, read_answer, read_call, rows_to_body
 
 logger = logging.getLogger(__name__)
 
@@ -200,8 +200,9 @@ class _SessionResponder:
         self._session = session
         self._call_id = call_id
 
-    def reply(self, rows_TD: Tensor) -> None:
-        self._session.send(answer_header(rows_TD), rows_to_body(rows_TD), self._call_id)
+    def reply(self, rows_TD: Tensor, missing_experts: tuple[int, ...] = ()) -> None:
+        header = degraded_header(rows_TD, missing_experts) if missing_experts else answer_header(rows_TD)
+        self._session.send(header, rows_to_body(rows_TD), self._call_id)
 
     def fail(self, error: CallError) -> None:
         failure = CallFailure(code=error.code, message=error.message)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from protos.dispatch_pb2 import BFLOAT16, FLOAT32, FLOAT64, Dtype, ExpertRows, Header, LayerRows, Rows
+from transport.base import Answer, DegradedRows
 from transport.errors import CallError
 from transport.frames import EMPTY_BODY, Body, parse_header
 
@@ -61,6 +62,14 @@ def _answer_header(dtype: torch.dtype, num_rows: int, width: int) -> Header:
     return Header(rows=_describe(dtype, num_rows, width))
 
 
+def degraded_header(rows_TD: Tensor, missing_experts: tuple[int, ...]) -> Header:
+    """Returns the header of an answer that lacks `missing_experts`."""
+    header = Header()
+    header.CopyFrom(answer_header(rows_TD))
+    header.rows.missing_experts.extend(missing_experts)
+    return header
+
+
 @functools.lru_cache(4096)
 def _describe(dtype: torch.dtype, num_rows: int, width: int) -> Rows:
     return Rows(dtype=_TO_WIRE[dtype], num_rows=num_rows, width=width)
@@ -97,8 +106,8 @@ def read_call(encoded: bytes, body: Body) -> tuple[Header, Tensor]:
     return header, _to_rows(shape, body)
 
 
-def read_answer(encoded: bytes, body: Body) -> Tensor | CallError:
-    """Returns what a call was answered with: rows, or why it was not done.
+def read_answer(encoded: bytes, body: Body) -> Answer:
+    """Returns what a call was answered with: rows (perhaps without some experts), or why it was not done.
 
     Raises:
         FrameError: The header does not parse.
@@ -107,9 +116,10 @@ def read_answer(encoded: bytes, body: Body) -> Tensor | CallError:
     if kind == "failure":
         return CallError(header.failure.code, header.failure.message)
     try:
-        return _to_rows(shape, body)
+        rows_TD = _to_rows(shape, body)
     except CallError as error:
         return error
+    return DegradedRows(rows_TD, shape.missing_experts) if shape.missing_experts else rows_TD
 
 
 class _Shape(NamedTuple):
@@ -120,12 +130,13 @@ class _Shape(NamedTuple):
     dtype: torch.dtype | None  # None: not one of those allowed
     num_bytes: int
     wire_dtype: int
+    missing_experts: tuple[int, ...]
 
 
 def _shape(rows: Rows) -> _Shape:
     dtype = _FROM_WIRE.get(rows.dtype)
     num_bytes = rows.num_rows * rows.width * (dtype.itemsize if dtype else 0)
-    return _Shape(rows.num_rows, rows.width, dtype, num_bytes, rows.dtype)
+    return _Shape(rows.num_rows, rows.width, dtype, num_bytes, rows.dtype, tuple(rows.missing_experts))
 
 
 def _decode(encoded: bytes) -> tuple[str | None, Header, _Shape]:
@@ -144,7 +155,7 @@ def _decode_again(encoded: bytes) -> tuple[str | None, Header, _Shape]:
 
 
 def _to_rows(shape: _Shape, body: Body) -> Tensor:
-    num_rows, width, dtype, num_bytes, wire_dtype = shape
+    num_rows, width, dtype, num_bytes, wire_dtype, _ = shape
     if dtype is None:
         raise CallError("invalid_request", f"rows have dtype {wire_dtype}; allowed: {_DTYPES}")
     if len(body) != num_bytes:

@@ -94,6 +94,7 @@ class Setup:
     config: MixtralConfig
     node: NodeServer
     shards: tuple[ShardEntry, ...]
+    experts: list[ExitStack]
     version: int = 0
     gateways: list[Gateway] = field(default_factory=list)
 
@@ -105,14 +106,18 @@ class Setup:
         return gateway
 
     @contextmanager
-    def router(self) -> Iterator[RouterServer]:
+    def router(self, degrade: bool = False) -> Iterator[RouterServer]:
         """A router that serves until the context ends."""
         gates = read_gates(CheckpointReader(self.directory), self.config, FP32)
-        router = RouterServer(gates, self.config.top_k, KEY, None, recovery_timeout_s=1.0)
+        router = RouterServer(gates, self.config.top_k, KEY, None, 1.0, degrade)
         router.update(RoutingTable(version=1, shards=self.shards))
         with serving(_without_gradients(router.run), router.stop):
             assert router.wait_ready(TIMEOUT_S)
             yield router
+
+    def kill_expert(self, shard: int) -> None:
+        """Ends one of the two expert shards for good."""
+        self.experts[shard].close()
 
     def announce(self, *routers: RouterServer) -> None:
         """Tells the node which routers there are."""
@@ -141,15 +146,16 @@ def start_node(directory: Path, settings: NodeSettings) -> Iterator[Setup]:
     config = read_config(directory)
     with ExitStack() as stack:
         half = config.num_experts // 2
+        experts = [stack.enter_context(ExitStack()) for _ in range(2)]
         shards = tuple(
-            ShardEntry(ids, 0, 1, (stack.enter_context(_expert(directory, config, ids)),))
-            for ids in (tuple(range(half)), tuple(range(half, config.num_experts)))
+            ShardEntry(ids, 0, 1, (expert.enter_context(_expert(directory, config, ids)),))
+            for expert, ids in zip(experts, (tuple(range(half)), tuple(range(half, config.num_experts))), strict=True)
         )
         weights = read_attention_weights(CheckpointReader(directory), config, FP32)
         model, cache = DenseModel(config, weights, CPU), make_cache(settings, config, FP32, CPU)
         node = NodeServer(model, cache, settings, KEY, None, recovery_timeout_s=0.5, request_timeout_s=TIMEOUT_S)
         stack.enter_context(serving(node.run, node.stop))
-        setup = Setup(directory, config, node, shards)
+        setup = Setup(directory, config, node, shards, experts)
         yield setup
         for gateway in setup.gateways:
             gateway.close()

@@ -19,6 +19,7 @@ from tests.attention.small_engine import (
     step,
     submit,
 )
+from transport.base import DegradedRows
 from transport.errors import CallError
 
 ALWAYS_EOS = {EOS: 100.0}
@@ -138,6 +139,19 @@ def test_full_queue(seed: int) -> None:
     step(engine)
     submit(engine, 5, [5, 6], max_tokens=2)  # two have ended
     assert finish(engine).keys() == {2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("output", [[], [7]])
+def test_a_full_queue_takes_what_was_at_a_node_that_was_lost(seed: int, output: list[int]) -> None:
+    engine = make_engine(seed, limits=SchedulerLimits(8, 32, max_sequences=1, max_queued=0))
+    submit(engine, 0, [5, 6], max_tokens=2, ignore_eos=True)
+    sampling = Sampling(max_tokens=2, ignore_eos=True)
+    resumed = Submit(prompt_ids=[5, 6], output_ids=output, sampling=sampling, resumed=True)
+    engine.submit(1, resumed)
+    resumed.resumed = False
+    with pytest.raises(SubmitError, match="max_queued"):
+        engine.submit(2, resumed)
+    assert finish(engine).keys() == {0, 1}
 
 
 def test_a_refused_sequence_leaves_nothing_behind(seed: int) -> None:
@@ -310,3 +324,60 @@ def test_a_step_computes_without_gradients(seed: int) -> None:
     submit(engine, 0, [5], max_tokens=1)
     finish(engine)
     assert seen == [False, False]
+
+
+class DegradedExperts:
+    """Answers as if experts were missing, where the test says so: (step, layer) -> which."""
+
+    def __init__(self, missing: dict[tuple[int, int], tuple[int, ...]]) -> None:
+        self._missing = missing
+        self.num_steps = 0
+
+    def __call__(self, layer: int, rows_TD: Tensor) -> Tensor | DegradedRows:
+        self.num_steps += layer == 0
+        answer_TD = mild_experts(layer, rows_TD)
+        missing = self._missing.get((self.num_steps, layer))
+        return DegradedRows(answer_TD, missing) if missing else answer_TD
+
+
+def test_missing_experts_are_told_with_the_first_token_that_they_touch(seed: int) -> None:
+    """Once each, whatever the layer; all that is known then, so that the last message is complete by itself."""
+    experts = DegradedExperts({(2, 0): (3,), (2, 1): (1,), (3, 1): (1, 3), (4, 0): (0, 1)})
+    engine = make_engine(seed, experts=experts)
+    submit(engine, 0, [5, 6], max_tokens=6, ignore_eos=True)
+    told = [list(step(engine)[0].missing_experts) for _ in range(6)]
+    assert told == [[], [1, 3], [], [0, 1, 3], [], []]
+    assert not engine.has_work
+
+
+def test_missing_experts_are_told_to_the_sequences_of_the_step_alone(seed: int) -> None:
+    experts = DegradedExperts({(1, 0): (2,)})
+    engine = make_engine(seed, experts=experts, limits=SchedulerLimits(8, 32, max_sequences=2, max_queued=3))
+    for key in range(3):  # the last one waits for a lane
+        submit(engine, key, [5, 6, key], max_tokens=2, ignore_eos=True)
+    outputs = finish(engine)
+    assert [list(outputs[key].missing_experts) for key in range(3)] == [[2], [2], []]
+
+
+def test_a_prompt_read_without_an_expert_tells_so_with_its_first_token(seed: int) -> None:
+    experts = DegradedExperts({(1, 0): (2,)})
+    engine = make_engine(seed, experts=experts)
+    submit(engine, 0, list(range(2, 22)), max_tokens=3, ignore_eos=True)  # three chunks
+    told = [list(output.missing_experts) for _ in range(5) for output in step(engine).values()]
+    assert told == [[2], [], []]
+
+
+def test_a_sequence_that_ends_with_the_degraded_step_tells_so(seed: int) -> None:
+    engine = make_engine(seed, experts=DegradedExperts({(1, 1): (2,), (2, 1): (3,)}))
+    submit(engine, 0, [5, 6], logit_bias=ALWAYS_EOS)
+    submit(engine, 1, [5, 6], max_tokens=0)
+    submit(engine, 2, [5, 6], max_tokens=2, ignore_eos=True, logprobs=1)
+    outputs = finish(engine)
+    assert [list(outputs[key].missing_experts) for key in range(2)] == [[2], [2]]
+    assert set(outputs[2].missing_experts) == {2, 3}
+
+
+def test_degraded_rows_are_the_rows(seed: int) -> None:
+    engine = make_engine(seed, experts=DegradedExperts({(number, 0): (1,) for number in range(1, 9)}))
+    submit(engine, 0, [5, 6], max_tokens=8, ignore_eos=True)
+    assert list(finish(engine)[0].token_ids) == outputs_of(seed, [5, 6], max_tokens=8, ignore_eos=True)

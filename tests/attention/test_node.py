@@ -287,6 +287,27 @@ def test_a_router_that_dies_is_replaced_within_a_stream(lonely: Setup) -> None:
         assert [list(output.token_ids)] == expected(lonely.directory, [wish])
 
 
+def test_experts_that_die_within_a_stream_are_named(lonely: Setup) -> None:
+    """Also to a sequence that comes later; one that had ended before hears nothing."""
+    with lonely.router(degrade=True) as router:
+        lonely.announce(router)
+        assert lonely.node.wait_ready(TIMEOUT_S)
+        gateway = lonely.gateway()
+        gateway.submit(1, [3, 4], max_tokens=2, ignore_eos=True)
+        gateway.finish(1)
+        gateway.submit(2, [3, 4, 5], max_tokens=300, ignore_eos=True)
+        gateway.wait(lambda: len(gateway.tokens(2)) > 5)
+        lonely.kill_expert(1)
+        gateway.finish(2)
+        gateway.submit(3, [3, 4, 5], max_tokens=5, ignore_eos=True)
+        before, within, after = gateway.finish(1, 2, 3)
+        missing = list(lonely.shards[1].expert_ids)
+        assert [list(output.missing_experts) for output in (before, within, after)] == [[], missing, missing]
+        assert [output.finish_reason for output in (before, within, after)] == [LENGTH] * 3
+        assert [len(output.token_ids) for output in (before, within, after)] == [2, 300, 5]
+        assert int(str(router.snapshot()["degraded_rows_total"])) > 0
+
+
 def test_while_the_experts_are_away_new_sequences_and_cancels_are_heard(lonely: Setup) -> None:
     gateway = lonely.gateway()
     gateway.submit(1, [3, 4], max_tokens=2)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attention.routers import ROUTERS, RouterClient
 from transport.address import Address
-from transport.base import Request
+from transport.base import DegradedRows, Request
 from transport.errors import CallError
 from transport.local import LocalPeer
 from transport.loop import Timer
@@ -37,7 +37,17 @@ def test_rows_and_layer_arrive_and_the_answer_returns() -> None:
         assert (request.header.layer_rows.rows.num_rows, request.header.layer_rows.rows.width) == (3, 4)
         request.responder.reply(request.rows_TD * 2)
 
-    assert torch.equal(client(serve).exchange(7, ROWS_TD), ROWS_TD * 2)
+    answer = client(serve).exchange(7, ROWS_TD)
+    assert isinstance(answer, Tensor)
+    assert torch.equal(answer, ROWS_TD * 2)
+
+
+def test_an_answer_with_missing_experts() -> None:
+    answer = client(lambda request: request.responder.reply(request.rows_TD.double() * 2, (1, 3))).exchange(7, ROWS_TD)
+    assert isinstance(answer, DegradedRows)
+    assert answer.rows_TD.dtype == torch.float32
+    assert torch.equal(answer.rows_TD, ROWS_TD * 2)
+    assert answer.missing_experts == (1, 3)
 
 
 def test_an_answer_takes_the_dtype_of_the_rows() -> None:
@@ -45,10 +55,11 @@ def test_an_answer_takes_the_dtype_of_the_rows() -> None:
     assert answer.dtype == torch.float32
 
 
+@pytest.mark.parametrize("missing", [(), (2,)])
 @pytest.mark.parametrize("answer_TD", [ROWS_TD[:2], ROWS_TD[:, :3], ROWS_TD.T])
-def test_an_answer_of_another_shape(answer_TD: Tensor) -> None:
+def test_an_answer_of_another_shape(answer_TD: Tensor, missing: tuple[int, ...]) -> None:
     with pytest.raises(CallError, match=r"shape .* to rows of shape \(3, 4\)") as failed:
-        client(lambda request: request.responder.reply(answer_TD)).exchange(0, ROWS_TD)
+        client(lambda request: request.responder.reply(answer_TD, missing)).exchange(0, ROWS_TD)
     assert failed.value.code == "internal"
 
 

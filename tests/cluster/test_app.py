@@ -72,6 +72,12 @@ def test_every_deployment_drains_as_long_as_the_service_file_says(model: Path) -
         assert deployment._deployment_config.graceful_shutdown_wait_loop_s < 1
 
 
+@pytest.mark.parametrize(("fields", "degrade"), [({}, False), ({"experts.on_missing": "degrade"}, True)])
+def test_routers_hear_what_to_do_without_an_expert(model: Path, fields: dict[str, Any], degrade: bool) -> None:
+    found = deployments(build({"model": str(model), **fields}))
+    assert found["RouterReplica"].init_args[0].degrade == degrade
+
+
 @pytest.mark.parametrize(
     "args", [{}, {"model": "demo", "router.number": "2"}, {"model": "demo", "experts.per_actor": "nine"}]
 )

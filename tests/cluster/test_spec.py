@@ -131,6 +131,7 @@ def test_windows_that_are_allowed(window: int | str | None) -> None:
         ("experts", {"overrides": [3]}, "experts.overrides: [3] was given; allowed: a mapping."),
         ("experts", {"labels": {"zone": 1}}, "experts.labels: {'zone': 1} was given"),
         ("experts", {"placement": "sprad"}, "Did you mean spread?"),
+        ("experts", {"on_missing": "degrad"}, "Did you mean degrade?"),
         ("limits", {"load_timeout_s": 0}, "a number of seconds above 0"),
         ("limits", {"load_timeout_s": float("inf")}, "a number of seconds above 0"),
     ],
@@ -145,7 +146,6 @@ def test_bad_input_names_the_field_and_the_remedy(section: str, value: object, e
         ("api", {"grpc_port": 9000}, "api.grpc_port"),
         ("router", {"routing": "sentence"}, "router.routing"),
         ("experts", {"quantization": "int8"}, "experts.quantization"),
-        ("experts", {"on_missing": "degrade"}, "experts.on_missing"),
     ],
 )
 def test_what_is_not_honoured_is_refused(section: str, value: object, field: str) -> None:

@@ -3,7 +3,7 @@
 T rows, D model dim, F expert hidden dim, E experts, K chosen experts per row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor
 from protos.dispatch_pb2 import ExpertRows
 from router.core import Router
 from transport.address import Address
-from transport.base import Peer, Request
+from transport.base import Answer, DegradedRows, Peer, Request
 from transport.errors import CallError
 from transport.local import LocalPeer
 from transport.loop import Timer
-from transport.replicas import Replicas
+from transport.replicas import CallLater, Replicas
 from transport.table import ShardEntry, ShardKey
 from transport.tensors import layer_header
 
@@ -36,12 +36,13 @@ class Weights:
         hidden_TF = F.silu(rows_TD @ gate_FD[columns].T) * (rows_TD @ up_FD[columns].T)
         return hidden_TF @ self.down_EDF[expert][:, columns].T
 
-    def naive(self, rows_TD: Tensor, top_k: int) -> Tensor:
+    def naive(self, rows_TD: Tensor, top_k: int, missing: Collection[int] = ()) -> Tensor:
         """What the router is to answer, one row and one expert at a time."""
         answer_TD = torch.zeros_like(rows_TD)
         for row in range(rows_TD.shape[0]):
             logits_E = self.gate_ED @ rows_TD[row]
-            chosen_K, experts_K = logits_E.topk(top_k)
+            logits_E[list(missing)] = -torch.inf
+            chosen_K, experts_K = logits_E.topk(min(top_k, len(logits_E) - len(missing)))
             for weight, expert in zip(chosen_K.softmax(0), experts_K.tolist(), strict=True):
                 answer_TD[row] += weight * self.expert(expert, rows_TD[row : row + 1])[0]
         return answer_TD
@@ -99,6 +100,8 @@ def make_router(
     top_k: int,
     shards: tuple[ShardEntry, ...],
     wrap: Callable[[ShardKey, Peer], Peer] = lambda key, peer: peer,
+    degrade: bool = False,
+    call_later: CallLater = never,
 ) -> Router:
     """A router whose experts are in this process."""
     services = {address: (entry.key, serve_shard(layers, entry)) for entry in shards for address in entry.replicas}
@@ -107,7 +110,7 @@ def make_router(
         key, service = services[address]
         return wrap(key, LocalPeer(service))
 
-    router = Router([layer.gate_ED for layer in layers], top_k, Replicas(connect, never, 1.0))
+    router = Router([layer.gate_ED for layer in layers], top_k, Replicas(connect, call_later, 1.0), degrade)
     router.update(shards)
     return router
 
@@ -116,10 +119,10 @@ class Answers:
     """Collects the answer to one request."""
 
     def __init__(self) -> None:
-        self.received: list[Tensor | CallError] = []
+        self.received: list[Answer] = []
 
-    def reply(self, rows_TD: Tensor) -> None:
-        self.received.append(rows_TD)
+    def reply(self, rows_TD: Tensor, missing_experts: tuple[int, ...] = ()) -> None:
+        self.received.append(DegradedRows(rows_TD, missing_experts) if missing_experts else rows_TD)
 
     def fail(self, error: CallError) -> None:
         self.received.append(error)
@@ -128,6 +131,12 @@ class Answers:
     def rows(self) -> Tensor:
         (answer,) = self.received
         assert isinstance(answer, Tensor), answer
+        return answer
+
+    @property
+    def degraded(self) -> DegradedRows:
+        (answer,) = self.received
+        assert isinstance(answer, DegradedRows), answer
         return answer
 
     @property

@@ -3,12 +3,16 @@
 T rows, D model dim, E experts, K chosen experts per row.
 """
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
-from router.gating import gate_weights, top_k_gate
+from router.gating import gate_weights, top_k_gate, top_k_living
 
 
 def theirs(rows_TD: torch.Tensor, gate_ED: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,3 +79,40 @@ def test_float64_rows_keep_their_precision(seed: int) -> None:
     rows_TD = torch.randn(3, 4, dtype=torch.float64, generator=generator)
     weights_TK, _ = top_k_gate(rows_TD, torch.randn(5, 4, dtype=torch.float64, generator=generator), 2)
     assert weights_TK.dtype == torch.float64
+
+
+def plain_gate(logits_E: list[float], top_k: int, missing: set[int]) -> dict[int, float]:
+    """Expert -> weight, one row, in plain Python numbers."""
+    masked = [-math.inf if expert in missing else logit for expert, logit in enumerate(logits_E)]
+    chosen = sorted(range(len(masked)), key=masked.__getitem__, reverse=True)[: min(top_k, len(masked) - len(missing))]
+    shares = {expert: math.exp(masked[expert] - masked[chosen[0]]) for expert in chosen}
+    return {expert: share / sum(shares.values()) for expert, share in shares.items()}
+
+
+@given(st.data())
+def test_without_missing_experts_the_best_of_the_others_share_the_weight(data: st.DataObject) -> None:
+    num_experts = data.draw(st.integers(2, 9))
+    top_k = data.draw(st.integers(1, num_experts))
+    missing = data.draw(st.sets(st.integers(0, num_experts - 1), max_size=num_experts - 1))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    rows_TD = torch.randn(20, 12, dtype=torch.float64, generator=generator)
+    gate_ED = torch.randn(num_experts, 12, dtype=torch.float64, generator=generator)
+    weights_TK, experts_TK = top_k_living(rows_TD, gate_ED, top_k, missing)
+    assert experts_TK.shape == weights_TK.shape == (20, min(top_k, num_experts - len(missing)))
+    assert bool((weights_TK.diff(dim=-1) <= 0).all()), "best first"
+    for row_D, weights_K, experts_K in zip(rows_TD, weights_TK.tolist(), experts_TK.tolist(), strict=True):
+        logits_E = [sum(x * w for x, w in zip(row_D.tolist(), gate_D, strict=True)) for gate_D in gate_ED.tolist()]
+        expected = plain_gate(logits_E, top_k, missing)
+        assert dict(zip(experts_K, weights_K, strict=True)) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate_without_missing_experts_decides_in_the_gates_dtype(dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows_TD = torch.randn(200, 48, generator=generator).to(dtype)
+    gate_ED = gate_weights((torch.randn(8, 48, generator=generator) / 7).to(dtype))
+    weights_TK, experts_TK = top_k_living(rows_TD, gate_ED, 2, {0, 5})
+    expected_weights_TK, places_TK = theirs(rows_TD.float(), gate_ED[[1, 2, 3, 4, 6, 7]], 2)
+    assert weights_TK.dtype == torch.float32
+    assert torch.allclose(weights_TK, expected_weights_TK, atol=1e-5)
+    assert torch.equal(experts_TK, torch.tensor([1, 2, 3, 4, 6, 7])[places_TK])

@@ -15,6 +15,7 @@ from router.server import RouterServer
 from tests.router.fleet import Weights, cut, random_weights, serve_shard
 from tests.transport.driving import KEY, connected, random_rows, turn_until
 from transport.address import Address
+from transport.base import Answer, DegradedRows
 from transport.errors import CallError
 from transport.loop import Loop
 from transport.socket import RequestServer
@@ -43,8 +44,8 @@ class ExpertThread:
 
 
 @contextmanager
-def running_router(layers: list[Weights], recovery_timeout_s: float) -> Iterator[RouterServer]:
-    server = RouterServer([layer.gate_ED for layer in layers], 2, KEY, None, recovery_timeout_s)
+def running_router(layers: list[Weights], recovery_timeout_s: float, degrade: bool = False) -> Iterator[RouterServer]:
+    server = RouterServer([layer.gate_ED for layer in layers], 2, KEY, None, recovery_timeout_s, degrade)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
@@ -122,5 +123,71 @@ def test_an_expert_that_stays_away_ends_the_call(layers: list[Weights], seed: in
         assert answers[0].code == "expert_unavailable"
         assert "no replica of experts 0-1, slice 0 came back within 0.3 s" in answers[0].message
         assert 0.25 < time.monotonic() - started_s < 10.0
+        node.close()
+    loop.close()
+
+
+def test_without_the_experts_that_are_gone(layers: list[Weights], seed: int) -> None:
+    """One shard dies, then the other, then each comes back: at another address, as its replacement does."""
+    loop = Loop()
+    generator = torch.Generator().manual_seed(seed)
+    first, second = cut(4, 2, num_slices=1)
+    with ExitStack() as stack:
+
+        def start(entry: ShardEntry) -> ExpertThread:
+            thread = ExpertThread(layers, entry)
+            stack.callback(thread.kill)
+            return thread
+
+        experts = {(0, 0): [start(first)], (2, 0): [start(second)]}
+        router = stack.enter_context(running_router(layers, recovery_timeout_s=20.0, degrade=True))
+        router.update(table_of({**experts, (2, 0): []}, 1, 1))
+        assert not router.wait_ready(0.2), "at first every shard is waited for"
+        router.update(table_of(experts, 2, 1))
+        assert router.wait_ready(20.0)
+        node = connected(loop, router.address)
+        answers: list[Answer] = []
+
+        def ask(layer: int, num_rows: int) -> torch.Tensor:
+            rows_TD = torch.randn(num_rows, 8, generator=generator)
+            answers.clear()
+            node.call(layer_header(layer, rows_TD), rows_TD, answers.append)
+            return rows_TD
+
+        def exchange(layer: int, num_rows: int, missing: tuple[int, ...]) -> None:
+            rows_TD = ask(layer, num_rows)
+            turn_until(lambda: bool(answers), loop)
+            check(layer, rows_TD, missing)
+
+        def check(layer: int, rows_TD: torch.Tensor, missing: tuple[int, ...]) -> None:
+            answer = answers[0]
+            if missing:
+                assert isinstance(answer, DegradedRows), answer
+                assert answer.missing_experts == missing
+                answer = answer.rows_TD
+            assert isinstance(answer, torch.Tensor), answer
+            assert torch.allclose(answer, layers[layer].naive(rows_TD, 2, missing), atol=1e-5)
+
+        exchange(0, 5, missing=())
+        experts[2, 0][0].kill()
+        for number in range(6):
+            exchange(number % 2, 1 + number, missing=(2, 3))
+        assert router.snapshot()["degraded_rows_total"] == 1 + 2 + 3 + 4 + 5 + 6
+        experts[0, 0][0].kill()
+        rows_TD = ask(1, 4)
+        for _ in range(3):
+            loop.run_once(0.05)
+        assert answers == [], "nobody is left: it waits"
+        replaced = {(0, 0): [], (2, 0): [start(second)]}
+        router.update(table_of(replaced, 3, 1))
+        turn_until(lambda: bool(answers), loop)
+        check(1, rows_TD, missing=(0, 1))
+        router.update(table_of({**replaced, (0, 0): [start(first)]}, 4, 1))
+        deadline_s = time.monotonic() + 20.0
+        while not isinstance(answers[0], torch.Tensor):  # until the router has connected to it
+            assert time.monotonic() < deadline_s
+            rows_TD = ask(0, 3)
+            turn_until(lambda: bool(answers), loop)
+        check(0, rows_TD, missing=())
         node.close()
     loop.close()

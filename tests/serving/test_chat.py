@@ -98,3 +98,20 @@ def test_neutral_values_of_refused_fields_are_fine(served: Served) -> None:
         extra_body={"no_such_field": 1, "task": ""},
     )
     assert answer.choices[0].finish_reason == "length"
+
+
+def test_missing_experts_are_named(served: Served) -> None:
+    served.generator.missing_experts = {1: [7], 3: [2]}
+    served.generator.delay_s = 0.002
+    create = served.client().chat.completions.create
+    assert create(model=MODEL, messages=MESSAGES, n=2).model_extra == {"manta": {"missing_experts": [2, 7]}}
+    chunks = list(create(model=MODEL, messages=MESSAGES, n=2, stream=True))
+    for chunk in chunks:
+        ends = any(choice.finish_reason for choice in chunk.choices)
+        assert chunk.model_extra == ({"manta": {"missing_experts": [2, 7]}} if ends else {})
+
+
+def test_normally_no_expert_is_missing(served: Served) -> None:
+    create = served.client().chat.completions.create
+    assert create(model=MODEL, messages=MESSAGES).model_extra == {}
+    assert all(chunk.model_extra == {} for chunk in create(model=MODEL, messages=MESSAGES, stream=True))

@@ -59,5 +59,22 @@ def test_tokens_after_a_stop_string_are_not_counted() -> None:
     assert (choice.num_tokens, delta.text, delta.stop_reason) == (3, "", "aaa")
 
 
+def test_the_end_tells_every_missing_expert() -> None:
+    choice, delta = Choice(0, CODEC.detokenizer(continues=True), TextRules()), Delta()
+    for token_id, missing in ((5, [3]), (6, []), (7, [0, 3])):
+        choice.push(SequenceOutput(token_ids=[token_id], missing_experts=missing), delta)
+        assert not delta.missing_experts
+    last = Delta()  # what came before has been sent
+    choice.push(SequenceOutput(token_ids=[8], finish_reason=LENGTH), last)
+    assert last.missing_experts == [0, 3]
+
+
+def test_a_stop_string_is_an_end_that_tells_missing_experts() -> None:
+    [a] = encode("a")
+    choice, delta = Choice(0, CODEC.detokenizer(continues=True), TextRules(stops=("aa",))), Delta()
+    choice.push(SequenceOutput(token_ids=[a, a, a], missing_experts=[2]), delta)
+    assert (delta.finish_reason, delta.missing_experts) == ("stop", [2])
+
+
 def encode(text: str) -> list[int]:
     return train_byte_level().encode(text, add_special_tokens=False).ids

@@ -2,10 +2,12 @@
 
 import asyncio
 
+import httpx
 import pytest
 from openai import AsyncOpenAI
 
 from serving.fake import FakeGenerator
+from serving.generator import GenerationError
 from serving.tokenizer import TextCodec
 from tests.serving.conftest import MODEL, Serve, Served
 
@@ -253,3 +255,54 @@ def test_a_model_without_tokenizer_speaks_ids(serve: Serve) -> None:
     assert answer.choices[0].text == ""
     assert answer.choices[0].model_extra is not None
     assert answer.choices[0].model_extra["token_ids"] == [5, 6]
+
+
+@pytest.mark.parametrize("options", [{}, {"n": 2}, {"logprobs": 1}, {"prompt": ["ab", "cd"]}])
+def test_missing_experts_are_named_in_the_answer(serve: Serve, options: dict[str, object]) -> None:
+    served = world(serve)
+    served.generator.missing_experts = {2: [5, 0], 4: [0, 3]}
+    answer = served.client().completions.create(**{"model": MODEL, "prompt": "a", "max_tokens": 9, **options})
+    assert answer.model_extra == {"manta": {"missing_experts": [0, 3, 5]}}
+
+
+def test_missing_experts_are_named_in_the_chunk_that_ends_a_choice(serve: Serve) -> None:
+    served = world(serve)
+    served.generator.missing_experts = {2: [5, 0], 4: [0, 3]}
+    served.generator.delay_s = 0.002
+    chunks = list(
+        served.client().completions.create(
+            model=MODEL, prompt="a", max_tokens=9, n=2, stream=True, stream_options={"include_usage": True}
+        )
+    )
+    for chunk in chunks:
+        ends = any(choice.finish_reason for choice in chunk.choices)
+        assert chunk.model_extra == ({"manta": {"missing_experts": [0, 3, 5]}} if ends else {})
+    assert sum(bool(chunk.model_extra) for chunk in chunks) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"continuous_usage_stats": True}])
+def test_missing_experts_in_a_stream_of_one_chunk(serve: Serve, options: dict[str, object]) -> None:
+    served = world(serve)
+    served.generator.missing_experts = {1: [1]}
+    served.generator.tokens_per_message = 100
+    (chunk,) = served.client().completions.create(
+        model=MODEL, prompt="a", max_tokens=9, stream=True, extra_body={"stream_options": options}
+    )
+    assert chunk.model_extra == {"manta": {"missing_experts": [1]}}
+    assert (chunk.usage is not None) == bool(options)
+
+
+def test_normally_no_expert_is_missing(serve: Serve) -> None:
+    served = world(serve)
+    create = served.client().completions.create
+    assert create(model=MODEL, prompt="a", max_tokens=9).model_extra == {}
+    chunks = list(create(model=MODEL, prompt="a", max_tokens=9, stream=True))
+    assert all(chunk.model_extra == {} for chunk in chunks)
+
+
+def test_a_failed_request_names_its_error_and_nothing_else(serve: Serve) -> None:
+    served = world(serve)
+    served.generator.missing_experts = {1: [1]}
+    served.generator.failures = {3: GenerationError("expert_unavailable", "no expert came back")}
+    response = httpx.post(f"{served.url}/v1/completions", json={"prompt": "a", "max_tokens": 9})
+    assert (response.status_code, list(response.json())) == (503, ["error"])

@@ -37,6 +37,7 @@ def test_two_gateways_and_two_nodes_add_up() -> None:
     timer.finished("stop", 101.0)
     timer.aborted()
     metrics.failures["queue_full"] += 1
+    metrics.degraded_requests += 1
     snapshot = json.loads(json.dumps(metrics.snapshot()))
     values = parse(merge_and_render([snapshot, snapshot, *NODES], MODEL))
     assert values["manta_num_requests_running", ""] == 7
@@ -47,6 +48,7 @@ def test_two_gateways_and_two_nodes_add_up() -> None:
     assert values["manta_generation_tokens_total", ""] == 10
     assert values["manta_request_success_total", '{"finished_reason": "stop"}'] == 2
     assert values["manta_request_failure_total", '{"code": "queue_full"}'] == 2
+    assert values["manta_degraded_requests_total", ""] == 2
     assert values["manta_time_to_first_token_seconds_count", ""] == 2
     assert values["manta_time_to_first_token_seconds_sum", ""] == pytest.approx(1.0)
     assert values["manta_inter_token_latency_seconds_count", ""] == 8
@@ -62,6 +64,7 @@ def test_nothing_yet_is_readable() -> None:
     values = parse(merge_and_render([GatewayMetrics().snapshot()], MODEL))
     assert values["manta_kv_cache_usage_perc", ""] == 0
     assert values["manta_generation_tokens_total", ""] == 0
+    assert values["manta_degraded_requests_total", ""] == 0
 
 
 def test_the_endpoint_counts_what_was_served(serve: Serve) -> None:
@@ -79,6 +82,20 @@ def test_the_endpoint_counts_what_was_served(serve: Serve) -> None:
     assert values["manta_request_success_total", '{"finished_reason": "length"}'] == 3
     assert values["manta_request_failure_total", '{"code": "model_not_found"}'] == 1
     assert values["manta_inter_token_latency_seconds_count", ""] == 8
+
+
+def test_requests_with_missing_experts_are_counted_once_however_many_sequences_they_have(serve: Serve) -> None:
+    served = serve(FakeGenerator())
+    client = served.client()
+    for missing in ({}, {1: [3], 2: [2]}, {}):
+        served.generator.missing_experts = missing
+        client.completions.create(model=MODEL, prompt=[5, 6], max_tokens=2, n=3)
+    served.generator.missing_experts = {1: [1]}
+    list(client.completions.create(model=MODEL, prompt=[5, 6], max_tokens=2, stream=True))
+    served.generator.failures = {2: GenerationError("expert_unavailable", "gone")}
+    assert httpx.post(served.url + "/v1/completions", json={"prompt": [5], "max_tokens": 3}).status_code == 503
+    values = parse(httpx.get(served.url + "/metrics").text)
+    assert values["manta_degraded_requests_total", ""] == 3
 
 
 def test_a_fleet_that_cannot_be_asked_is_503(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

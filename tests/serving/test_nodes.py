@@ -208,6 +208,7 @@ async def test_a_stream_goes_on_at_another_node_without_gap_or_repeat(nodes: lis
         await until(lambda: nodes[1].submits)
         resumed = nodes[1].submits[0]
         assert (list(resumed.prompt_ids), list(resumed.output_ids)) == ([1], [5, 6])
+        assert (resumed.resumed, nodes[0].submits[0].resumed) == (True, False)
         nodes[1].say(0, 7, prompt_logprobs=scored)
         nodes[1].say(0, 8, finish_reason=LENGTH)
         assert await reader.end() == [5, 6, 7, 8]
@@ -223,8 +224,27 @@ async def test_a_node_that_leaves_the_table_gives_its_streams_up(nodes: list[Fak
         await until(lambda: nodes[0].submits)
         membership.publish(nodes[1])
         await until(lambda: nodes[1].submits)
+        assert nodes[1].submits[0].resumed, "though it may have waited there, without a token"
         nodes[1].say(0, 4, 5, finish_reason=LENGTH)
         assert await reader.end() == [4, 5]
+
+
+@in_a_loop
+async def test_what_each_node_told_of_missing_experts_arrives(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        nodes[0].say(0, 5)
+        nodes[0].say(0, 6, missing_experts=[3])
+        await until(lambda: reader.tokens == [5, 6])
+        membership.publish(nodes[1])
+        await until(lambda: nodes[1].submits)
+        nodes[1].say(0, 7, missing_experts=[0])
+        nodes[1].say(0, 8, finish_reason=LENGTH, missing_experts=[0, 1])
+        assert await reader.end() == [5, 6, 7, 8]
+        assert {expert for output in reader.outputs for expert in output.missing_experts} == {0, 1, 3}
 
 
 @in_a_loop

@@ -24,7 +24,9 @@ def test_a_resume_asks_for_what_is_left() -> None:
     submit = Submit(prompt_ids=[1, 2], sampling=Sampling(prompt_logprobs=True, max_tokens=4))
     progress = Progress(submit)
     progress.take(scores(2))
+    assert not progress.request().resumed
     progress.node_lost()
+    assert progress.request().resumed
     assert progress.request().sampling.prompt_logprobs, "nothing has been handed on yet"
     again = scores(2)
     again.token_ids.extend([7, 8])
@@ -41,6 +43,7 @@ def test_a_sequence_that_takes_every_node_down_is_given_up() -> None:
     for _ in range(MAX_NODES_LOST - 1):
         progress.node_lost()
     progress.take(SequenceOutput(token_ids=[5]))  # a token: the count starts again
+    assert progress.request().resumed
     for _ in range(MAX_NODES_LOST - 1):
         progress.node_lost()
     with pytest.raises(GenerationError, match="lost one after the other"):

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from protos.dispatch_pb2 import ExpertRows, Header
 from transport.address import Address
-from transport.base import Request
-from transport.errors import CallError
+from transport.base import Answer, Request
 from transport.frames import Frame, FrameReader
 from transport.handshake import ClientHandshake
 from transport.loop import Loop
@@ -19,7 +18,7 @@ from transport.tensors import answer_header
 
 KEY = b"k" * 32
 
-Answers = list[Tensor | CallError]
+Answers = list[Answer]
 
 
 def turn_until(done: Callable[[], bool], *loops: Loop, timeout_s: float = 30.0) -> None:
@@ -52,6 +51,12 @@ def echo(requests: list[Request]) -> None:
     """A service that answers with the rows it gets."""
     for request in requests:
         request.responder.reply(request.rows_TD)
+
+
+def echo_without_expert_3(requests: list[Request]) -> None:
+    """A service that answers with the rows it gets, and says that expert 3 was missing."""
+    for request in requests:
+        request.responder.reply(request.rows_TD, (3,))
 
 
 def read_frame(sock: socket.socket) -> Frame | None:

@@ -3,8 +3,8 @@
 import torch
 
 from protos.dispatch_pb2 import Header
-from tests.transport.driving import Answers, echo, random_rows
-from transport.base import Peer, Request
+from tests.transport.driving import Answers, echo, echo_without_expert_3, random_rows
+from transport.base import DegradedRows, Peer, Request
 from transport.errors import CallError
 from transport.local import LocalPeer
 
@@ -28,3 +28,11 @@ def test_a_service_may_fail_a_call() -> None:
     answers: Answers = []
     LocalPeer(fail).call(Header(), torch.zeros(1, 1), answers.append)
     assert isinstance(answers[0], CallError)
+
+
+def test_an_answer_may_tell_of_missing_experts(seed: int) -> None:
+    answers: Answers = []
+    rows_TD = random_rows(2, 3, seed)
+    LocalPeer(echo_without_expert_3).call(Header(), rows_TD, answers.append)
+    assert isinstance(answers[0], DegradedRows)
+    assert answers == [(rows_TD, (3,))]

@@ -5,14 +5,14 @@ import pytest
 import torch
 
 from protos.dispatch_pb2 import Header
-from tests.transport.driving import echo, expert_rows, random_rows
-from transport.base import Request
+from tests.transport.driving import echo, echo_without_expert_3, expert_rows, random_rows
+from transport.base import Answer, DegradedRows, Request
 from transport.errors import CallError
 from transport.ray import serve_ray_call
 from transport.tensors import read_answer, rows_to_body
 
 
-def served(service: object, header: Header, rows_TD: torch.Tensor) -> torch.Tensor | CallError:
+def served(service: object, header: Header, rows_TD: torch.Tensor) -> Answer:
     body = np.frombuffer(rows_to_body(rows_TD), np.uint8)
     body.flags.writeable = False  # as Ray hands it out
     encoded, answer = serve_ray_call(service, header.SerializeToString(), body)  # pyright: ignore[reportArgumentType]
@@ -42,3 +42,11 @@ def test_a_malformed_call_is_answered_with_its_error(seed: int) -> None:
     answer = served(echo, expert_rows(random_rows(2, 2, seed)), random_rows(1, 2, seed))
     assert isinstance(answer, CallError)
     assert answer.code == "invalid_request"
+
+
+def test_an_answer_may_tell_of_missing_experts(seed: int) -> None:
+    rows_TD = random_rows(2, 2, seed)
+    answer = served(echo_without_expert_3, expert_rows(rows_TD), rows_TD)
+    assert isinstance(answer, DegradedRows)
+    assert torch.equal(answer.rows_TD, rows_TD)
+    assert answer.missing_experts == (3,)

@@ -221,3 +221,54 @@ def test_closing_gives_every_call_back_to_waiting(fleet: Fleet) -> None:
     assert fleet.answers == []
     fleet.expire()
     assert [type(answer) for answer in fleet.answers] == [CallError]
+
+
+def test_who_does_not_want_to_wait_hears_that_no_replica_is_left(fleet: Fleet) -> None:
+    fleet.set(g="ab")
+    told: list[str] = []
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, lambda: told.append("none"))
+    (asked,) = [peer for peer in fleet.peers.values() if peer.calls]
+    asked.lose()
+    assert told == [], "the other replica has it now"
+    (other,) = [peer for peer in fleet.peers.values() if peer.calls]
+    other.lose()
+    assert told == ["none"]
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, lambda: told.append("at once"))
+    assert told == ["none", "at once"]
+    assert fleet.answers == []
+    assert fleet.timers == []
+
+
+def test_has_ready(fleet: Fleet) -> None:
+    fleet.set(g="ab", h="")
+    fleet.peers["a"].lose()
+    assert fleet.replicas.has_ready("g")
+    assert not fleet.replicas.has_ready("h")
+    assert not fleet.replicas.has_ready("unknown")
+    fleet.peers["b"].lose()
+    assert not fleet.replicas.has_ready("g")
+
+
+def test_waiting_for_something_else_than_one_group(fleet: Fleet) -> None:
+    fleet.set(g="a", h="b")
+    done: list[str] = []
+    fleet.peers["a"].lose()
+    for awaited in ("both", "both and more"):
+        fleet.replicas.wait(
+            awaited,
+            lambda: fleet.replicas.complete,
+            lambda awaited=awaited: done.append(awaited),
+            fleet.answers.append,
+        )
+    fleet.replicas.retry_waiting()
+    assert done == []
+    fleet.peers["a"].ready = True
+    fleet.replicas.retry_waiting()
+    assert done == ["both", "both and more"]
+    fleet.replicas.retry_waiting()
+    fleet.expire()
+    assert (len(done), fleet.answers) == (2, [])
+    fleet.replicas.wait("luck", lambda: False, lambda: None, fleet.answers.append)
+    fleet.expire()
+    assert isinstance(fleet.answers[0], CallError)
+    assert fleet.answers[0].message == "no luck came back within 30 s (limits.recovery_timeout_s)"

@@ -22,6 +22,7 @@ from tests.transport.driving import (
     connected,
     dial,
     echo,
+    echo_without_expert_3,
     expert_rows,
     random_rows,
     read_frame,
@@ -29,7 +30,7 @@ from tests.transport.driving import (
     turn_until,
 )
 from transport.address import Address
-from transport.base import Request, Service
+from transport.base import DegradedRows, Request, Service
 from transport.errors import CallError, PeerLost
 from transport.frames import MAGIC, PREFIX, encode_head
 from transport.loop import Loop
@@ -82,6 +83,19 @@ def test_calls_are_answered(loop: Loop, dtype: torch.dtype, over_tcp: bool, seed
         turn_until(lambda: len(answers) == len(sent), loop)
         assert peer.rows_in_flight == 0
         assert all(torch.equal(answer, rows) for answer, rows in zip(answers, sent, strict=True))  # pyright: ignore[reportArgumentType]
+        peer.close()
+
+
+def test_an_answer_may_tell_of_missing_experts(loop: Loop, seed: int) -> None:
+    with serving(loop, echo_without_expert_3) as server:
+        peer = connected(loop, server.address)
+        rows_TD, answers = random_rows(2, 4, seed), []
+        peer.call(expert_rows(rows_TD), rows_TD, answers.append)
+        turn_until(lambda: bool(answers), loop)
+        assert isinstance(answers[0], DegradedRows)
+        assert torch.equal(answers[0].rows_TD, rows_TD)
+        assert answers[0].missing_experts == (3,)
+        assert peer.rows_in_flight == 0
         peer.close()
 
 

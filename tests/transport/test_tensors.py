@@ -5,8 +5,9 @@ import torch
 
 from protos.dispatch_pb2 import BFLOAT16, FLOAT32, Dtype, Header, Rows
 from tests.transport.driving import random_rows
+from transport.base import DegradedRows
 from transport.errors import CallError
-from transport.tensors import answer_header, read_answer, rows_to_body
+from transport.tensors import answer_header, degraded_header, read_answer, rows_to_body
 
 
 def described(rows_TD: torch.Tensor) -> Rows:
@@ -88,3 +89,29 @@ def test_the_bytes_outlive_the_rows(seed: int) -> None:
         rows_TD = random_rows(64, 512, seed + number)
         assert bytes(body) == rows_TD.numpy().tobytes()
         assert bytes(body[7:][100:]) == rows_TD.numpy().tobytes()[107:]
+
+
+@pytest.mark.parametrize("missing", [(0,), (3, 250, 100_000), tuple(range(2000))])
+def test_missing_experts_come_back_with_the_rows(missing: tuple[int, ...], seed: int) -> None:
+    rows_TD = random_rows(3, 5, seed)
+    body = memoryview(bytearray(rows_to_body(rows_TD)))
+    for _ in range(2):  # the second time from the tables of what is known
+        answer = read_answer(degraded_header(rows_TD, missing).SerializeToString(), body)
+        assert isinstance(answer, DegradedRows)
+        assert torch.equal(answer.rows_TD, rows_TD)
+        assert answer.missing_experts == missing
+
+
+def test_missing_experts_leave_the_shared_header_alone(seed: int) -> None:
+    rows_TD = random_rows(3, 5, seed)
+    shared = answer_header(rows_TD)
+    degraded_header(rows_TD, (1, 2))
+    assert answer_header(rows_TD) is shared
+    assert not shared.rows.missing_experts
+    assert isinstance(read_answer(shared.SerializeToString(), memoryview(bytearray(60))), torch.Tensor)
+
+
+def test_missing_experts_with_a_body_that_does_not_fit() -> None:
+    header = degraded_header(torch.zeros(2, 3), (1,))
+    answer = read_answer(header.SerializeToString(), memoryview(bytearray(11)))
+    assert isinstance(answer, CallError)
