@@ -13,7 +13,8 @@ from ray.serve import Application
 from attention.deployment import AttentionNode, NodeDeploymentSettings
 from cluster.membership import JoinService
 from cluster.resolve import SMALL_CPUS, Service, auto_cpus, fingerprint, resolve
-from cluster.spec import Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
+from cluster.serve_policy import autoscaling_config
+from cluster.spec import ServiceSpec, load_spec, spec_for_model, spec_from_dict
 from router.deployment import RouterDeploymentSettings, RouterReplica
 from serving.deployment import Gateway, GatewayDeploymentSettings
 from serving.settings import GatewaySettings
@@ -64,21 +65,24 @@ def build_service(service: Service) -> Application:
     gateway, router, node = gateway_settings(service), _router_settings(service), _node_settings(service)
     cpus, attention = auto_cpus(service.num_cpus), spec.attention
     small, node_cpus = min(SMALL_CPUS, cpus), cpus if attention.num_cpus == "auto" else attention.num_cpus
-    return _options(Gateway, service, spec.api.replicas, gateway, small, 0).bind(
+    gateways = {"num_replicas": spec.api.replicas.num}
+    routers = {"autoscaling_config": autoscaling_config("router", spec.router.replicas, spec.autoscaling)}
+    nodes = {"autoscaling_config": autoscaling_config("attention", attention.replicas, spec.autoscaling)}
+    return _options(Gateway, service, gateways, gateway, small, 0).bind(
         gateway,
         join,
-        _options(RouterReplica, service, spec.router.replicas, router, small, 0).bind(router, join),
-        _options(AttentionNode, service, attention.replicas, node, node_cpus, attention.num_gpus).bind(node, join),
+        _options(RouterReplica, service, routers, router, small, 0).bind(router, join),
+        _options(AttentionNode, service, nodes, node, node_cpus, attention.num_gpus).bind(node, join),
     )
 
 
 def _options(
-    deployment: Any, service: Service, replicas: Replicas, settings: object, num_cpus: float, num_gpus: float
+    deployment: Any, service: Service, replicas: dict[str, Any], settings: object, num_cpus: float, num_gpus: float
 ) -> Any:
     drain_s = service.spec.limits.drain_timeout_s
     options = deployment.options(
         max_surge_percent=100,  # new replicas serve before old ones leave
-        num_replicas=replicas.num,
+        **replicas,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,

@@ -16,6 +16,7 @@ import ray
 from cluster.backoff import Backoff
 from cluster.causes import cause_of
 from cluster.events import Events
+from cluster.expert_scaling import ExpertScaler
 from cluster.fleet import ExpertFleet
 from cluster.members import Announcement, Members
 from cluster.names import NAMESPACE, SERVE_NAMESPACE, controller_name
@@ -84,6 +85,7 @@ class Controller:
         self._joined = False
         self._events = Events()
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
+        self._scaler = ExpertScaler(self._fleet, self._event)
         self._resize: ResizeStatus | None = None
         self._settled = self._stopping = False
         self._table = RoutingTable(version=int(time.time() * 1000))
@@ -92,6 +94,7 @@ class Controller:
         self._keeping = start(self._guarded(self._keep_experts))
         self._resizing: asyncio.Task[None] | None = None
         self._watching = start(self._guarded(self._watch_members))
+        self._scaling = start(self._guarded(self._scale_experts))
 
     async def news(self, known_version: int, timeout_s: float) -> News:
         """Answers as soon as the routing table's version differs from `known_version`, or after `timeout_s`."""
@@ -134,7 +137,7 @@ class Controller:
         Raises:
             ValueError: Another change is under way, or has been made since.
         """
-        if self._stopping or not self._settled or (self._resizing is not None and not self._resizing.done()):
+        if self._stopping or not self._settled or self._is_resizing:
             what = "is being stopped" if self._stopping else "is being changed or started"
             raise ValueError(f"service {self._service.name} {what}; try again when it is done (manta status)")
         if self._accepted.version != seen_version:
@@ -164,7 +167,7 @@ class Controller:
             The Serve applications that the members belong to: they are for the caller to delete.
         """
         self._stopping = True
-        tasks = [self._keeping] if self._resizing is None else [self._keeping, self._resizing]
+        tasks = [task for task in (self._keeping, self._scaling, self._resizing) if task is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -211,6 +214,20 @@ class Controller:
             self._start_resize(self._accepted)
         else:
             self._fleet.sweep()
+
+    @property
+    def _is_resizing(self) -> bool:
+        return self._resizing is not None and not self._resizing.done()
+
+    async def _scale_experts(self) -> None:
+        while True:
+            autoscaling = self._service.spec.autoscaling
+            slept_from_s = time.monotonic()
+            await asyncio.sleep(autoscaling.interval_s)
+            if time.monotonic() - slept_from_s > 2 * autoscaling.interval_s or self._is_resizing or not self._settled:
+                self._scaler.forget()
+            else:
+                await self._scaler.scale(autoscaling)
 
     def _start_resize(self, service: Service) -> None:
         resize = Resize(self._fleet, self._service, service, self._event)

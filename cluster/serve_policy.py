@@ -24,16 +24,15 @@ POLICY = "cluster.serve_policy:UtilizationPolicy"
 REPORTS_PER_INTERVAL = 4
 
 
-def autoscaling_config(part: str, replicas: Replicas, autoscaling: AutoscalingSpec) -> AutoscalingConfig | None:
+def autoscaling_config(part: str, replicas: Replicas, autoscaling: AutoscalingSpec) -> AutoscalingConfig:
     """Returns what makes Serve scale a deployment that records `utilization` and `queued`, see `cluster.scaling.Load`.
 
-    None if there is nothing to decide: the deployment then takes `num_replicas`, which excludes this.
+    A fixed number is a range too: a replica that was started without this would never report its load, and a number
+    could not become a range while the service runs.
 
     Args:
         part: What to call it in the log, such as `router`.
     """
-    if replicas.min == replicas.max:
-        return None
     rules = {
         "part": part,
         "interval_s": autoscaling.interval_s,

@@ -44,10 +44,15 @@ def test_building_makes_no_ray_call_and_needs_no_torch(model: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def bounds(deployment: Any) -> tuple[int, int]:
+    config = deployment._deployment_config.autoscaling_config
+    return config.min_replicas, config.max_replicas
+
+
 def test_a_model_and_fields_as_text(model: Path) -> None:
     args = {"model": str(model), "router.replicas": "2", "limits.drain_timeout_s": "7", "name": "other"}
     found = deployments(build(args))
-    assert found["RouterReplica"].num_replicas == 2
+    assert bounds(found["RouterReplica"]) == (2, 2)
     assert {one.name for one in found.values()} == {"Gateway", "RouterReplica", "AttentionNode"}
     assert found["Gateway"].init_args[1].service.name == "other"
 
@@ -62,7 +67,24 @@ def test_a_file_and_fields(model: Path, tmp_path: Path) -> None:
 
 def test_sections(model: Path) -> None:
     found = deployments(build({"model": {"path": str(model)}, "attention": {"replicas": 2}}))
-    assert found["AttentionNode"].num_replicas == 2
+    assert bounds(found["AttentionNode"]) == (2, 2)
+
+
+def test_only_a_changed_setting_makes_another_version(model: Path) -> None:
+    def versions(**fields: object) -> dict[str, str | None]:
+        spec = spec_for_model(model, {name.replace("__", "."): value for name, value in fields.items()})
+        return {name: one.version for name, one in deployments(build_service(resolve(spec))).items()}
+
+    before = versions()
+    assert versions() == before
+    assert None not in before.values()
+    resized = versions(router__replicas=3, attention__replicas=2, api__replicas=2, experts__replicas=4)
+    assert resized == before
+    assert versions(limits__drain_timeout_s=3, autoscaling__interval_s=1, experts__per_actor=1) == before
+    changed = versions(attention__max_sequences=3)
+    assert {name for name in before if before[name] != changed[name]} == {"AttentionNode"}
+    changed = versions(experts__on_missing="degrade")
+    assert {name for name in before if before[name] != changed[name]} == {"RouterReplica"}
 
 
 def test_every_deployment_drains_as_long_as_the_service_file_says(model: Path) -> None:

@@ -23,9 +23,7 @@ SPEC = AutoscalingSpec(interval_s=5, target_utilization=0.5, downscale_delay_s=6
 
 
 def config(least: int = 1, most: int = 4) -> AutoscalingConfig:
-    made = autoscaling_config("router", Replicas(min=least, max=most), SPEC)
-    assert made is not None
-    return made
+    return autoscaling_config("router", Replicas(min=least, max=most), SPEC)
 
 
 class ServeController:
@@ -78,8 +76,9 @@ def stats(utilization: float, queued: float = 0.0) -> dict[str, float]:
     return {"utilization": utilization, "queued": queued}
 
 
-def test_a_fixed_number_needs_no_autoscaling() -> None:
-    assert autoscaling_config("router", Replicas(min=2, max=2), SPEC) is None
+def test_a_fixed_number_is_a_range_too() -> None:
+    config = autoscaling_config("router", Replicas(min=2, max=2), SPEC)
+    assert (config.min_replicas, config.max_replicas) == (2, 2)
 
 
 def test_serve_takes_the_configuration_in_place_of_a_number() -> None:

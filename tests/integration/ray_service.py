@@ -18,7 +18,7 @@ from ray import serve
 
 from cluster.lifecycle import serve as start_service
 from cluster.lifecycle import status
-from cluster.names import NAMESPACE, group_name
+from cluster.names import NAMESPACE, groups_prefix
 from cluster.spec import spec_from_dict
 
 MODEL = "mixtral-random"
@@ -176,7 +176,8 @@ def named_actors(service: str) -> list[str]:
 def placement_groups(service: str) -> list[str]:
     """The states of one service's placement groups that hold something."""
     table: dict[str, Any] = ray.util.placement_group_table()
-    return [one["state"] for one in table.values() if one["name"] == group_name(service) and one["state"] != "REMOVED"]
+    prefix = groups_prefix(service)
+    return [one["state"] for one in table.values() if one["name"].startswith(prefix) and one["state"] != "REMOVED"]
 
 
 def leftovers(service: str) -> dict[str, Any]:

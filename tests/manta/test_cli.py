@@ -20,6 +20,8 @@ from manta.cli import app
 
 SURFACE = {
     "serve": {"MODEL_OR_YAML", "--port", "--host", "--model-name", "--dtype", "--address"},
+    "plan": {"FILE", "--json", "--address"},
+    "apply": {"FILE", "--yes", "-y", "--address"},
     "status": {"name", "--json", "--address"},
     "down": {"name", "--address"},
     "generate": {

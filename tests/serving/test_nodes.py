@@ -88,6 +88,9 @@ class FakeMembership:
     def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
         raise AssertionError("a generator does not announce itself")
 
+    def wait_announced(self, timeout_s: float) -> bool:
+        raise AssertionError("a generator does not announce itself")
+
     async def snapshots(self) -> list[tuple[Role, Snapshot]]:
         return [("node", {"running": 1}), ("router", {"rows": 2}), ("gateway", {"prompt_tokens": 3})]
 

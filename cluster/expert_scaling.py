@@ -1,0 +1,66 @@
+"""Scales the expert actors: each shard by its own load, so that a hot expert is replicated and the others are not."""
+
+import asyncio
+import time
+from weakref import WeakKeyDictionary
+
+from cluster.fleet import NUM_TRIES, ExpertFleet
+from cluster.keeper import ExpertKeeper, Report
+from cluster.metering import ExpertMeter
+from cluster.scaling import History, Load, Rules, decide
+from cluster.spec import AutoscalingSpec, ShardPlan
+
+
+class ExpertScaler:
+    """Asks for more or fewer replicas of each shard, between the bounds of the service file.
+
+    Args:
+        report: Notes an event.
+    """
+
+    def __init__(self, fleet: ExpertFleet, report: Report) -> None:
+        self._fleet = fleet
+        self._report = report
+        self._meters: WeakKeyDictionary[ExpertKeeper, ExpertMeter] = WeakKeyDictionary()
+        self._histories: dict[int, History] = {}
+
+    def forget(self) -> None:
+        """What was measured does not count any more: other shards, or a long pause."""
+        self._histories.clear()
+
+    async def scale(self, autoscaling: AutoscalingSpec) -> None:
+        """Decides once for every shard and makes it so; returns when what leaves has left."""
+        counts = self._fleet.counts
+        for shard in self._fleet.layout.shards:
+            wanted = self._decide(shard, counts[shard.index], autoscaling)
+            if wanted != counts[shard.index]:
+                counts[shard.index] = wanted
+        self._fleet.grow(self._fleet.layout, counts)
+        hopeless = [keeper for keeper in self._keepers() if not keeper.served and keeper.num_failures >= NUM_TRIES]
+        extra = [keeper for keeper in hopeless if keeper.replica >= keeper.shard.replicas.min]
+        for keeper in extra:
+            self._report(f"{keeper.name} cannot be had and is given up: {keeper.error}", failed=True)
+        leaving = {*self._fleet.beyond(counts), *extra}
+        await asyncio.shield(self._fleet.retire(leaving))
+
+    def _keepers(self) -> list[ExpertKeeper]:
+        return [keeper for shard in self._fleet.layout.shards for keeper in self._fleet.keepers_of(shard.index)]
+
+    def _decide(self, shard: ShardPlan, count: int, autoscaling: AutoscalingSpec) -> int:
+        rules = Rules(
+            shard.replicas.min, shard.replicas.max, autoscaling.target_utilization, autoscaling.downscale_delay_s
+        )
+        loads = self._loads(shard)  # read in any case: the next reading is since this one
+        history = self._histories.get(shard.index, ())
+        decision = decide(f"shard {shard.index}", count, loads, rules, history, time.monotonic())
+        self._histories[shard.index] = decision.history
+        if decision.reason:
+            self._report(decision.reason)
+        return decision.num_replicas
+
+    def _loads(self, shard: ShardPlan) -> list[Load]:
+        read = [
+            self._meters.setdefault(keeper, ExpertMeter()).read(keeper.figures)
+            for keeper in self._fleet.keepers_of(shard.index)
+        ]
+        return [load for load in read if load is not None]

@@ -1,0 +1,93 @@
+"""What differs between two versions of a service, and how it can be changed."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.changes import RULES, Change, as_running, changes_between
+from cluster.resolve import Service, resolve
+from cluster.spec import ServiceSpec, spec_from_dict
+from tests.random_checkpoint import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("changes") / "model"
+    make_checkpoint(directory, seed=1)
+    return directory
+
+
+def service(directory: Path, /, **sections: dict[str, Any]) -> Service:
+    data: dict[str, Any] = {"name": "one", "model": {"path": str(directory)}}
+    for section, fields in sections.items():
+        data[section] = {**data.get(section, {}), **fields}
+    return resolve(spec_from_dict(data))
+
+
+def test_the_same_file_changes_nothing(model: Path) -> None:
+    assert changes_between(service(model), service(model)) == ()
+
+
+@pytest.mark.parametrize(
+    ("sections", "field", "before", "after", "how"),
+    [
+        ({"experts": {"replicas": 2}}, "experts.replicas", 1, 2, "live"),
+        ({"experts": {"replicas": {"min": 1, "max": 3}}}, "experts.replicas", 1, {"min": 1, "max": 3}, "live"),
+        ({"experts": {"overrides": {3: {"replicas": 2}}}}, "experts.overrides.3.replicas", None, 2, "live"),
+        ({"experts": {"per_actor": 1}}, "experts.per_actor", "auto", 1, "rolling"),
+        ({"experts": {"labels": {"a": "b"}}}, "experts.labels", {}, {"a": "b"}, "rolling"),
+        ({"experts": {"on_missing": "degrade"}}, "experts.on_missing", "wait", "degrade", "rolling"),
+        ({"router": {"replicas": 2}}, "router.replicas", 1, 2, "live"),
+        ({"attention": {"replicas": 2}}, "attention.replicas", 1, 2, "live"),
+        ({"attention": {"max_sequences": 9}}, "attention.max_sequences", 64, 9, "rolling"),
+        ({"api": {"replicas": 2}}, "api.replicas", 1, 2, "live"),
+        ({"api": {"port": 9}}, "api.port", 8000, 9, "refused"),
+        ({"model": {"dtype": "bfloat16"}}, "model.dtype", "auto", "bfloat16", "refused"),
+        ({"model": {"window": 8}}, "model.window", "auto", 8, "refused"),
+        ({"model": {"name": "other"}}, "model.name", None, "other", "rolling"),
+        ({"autoscaling": {"interval_s": 1}}, "autoscaling.interval_s", 5, 1, "live"),
+        ({"limits": {"drain_timeout_s": 1}}, "limits.drain_timeout_s", 30, 1, "live"),
+        ({"limits": {"request_timeout_s": 1}}, "limits.request_timeout_s", 600, 1, "rolling"),
+    ],
+)
+def test_each_field_says_how_it_changes(
+    model: Path, sections: dict[str, Any], field: str, before: object, after: object, how: str
+) -> None:
+    found = {change.field: change for change in changes_between(service(model), service(model, **sections))}
+    change = found[field]
+    assert (change.before, change.after, change.how) == (before, after, how)
+    assert change.note
+    assert all(name.startswith(field) or "overrides" in name for name in found)
+
+
+def test_another_model_under_the_same_path_is_refused(model: Path) -> None:
+    before = service(model)
+    after = replace(before, config=replace(before.config, rope_theta=7.0))
+    (change,) = changes_between(before, after)
+    assert isinstance(change, Change)
+    assert (change.field, change.how) == ("model.path", "refused")
+    assert "config.json" in change.note
+
+
+def test_what_was_decided_at_the_start_stays(model: Path) -> None:
+    running = replace(service(model), num_cpus=64, loopback=True)
+    wanted = as_running(service(model, router={"replicas": 2}), running)
+    assert (wanted.num_cpus, wanted.loopback) == (64, True)
+    assert [change.field for change in changes_between(running, wanted)] == ["router.replicas"]
+
+
+def test_every_field_of_the_schema_has_a_rule() -> None:
+    def fields(section: Any, path: str = "") -> list[str]:
+        names: list[str] = []
+        for name, field in section.model_fields.items():
+            inner = field.annotation
+            nested = isinstance(inner, type) and hasattr(inner, "model_fields") and name != "replicas"
+            names += fields(inner, f"{path}{name}.") if nested else [f"{path}{name}"]
+        return names
+
+    from cluster.changes import _matches  # pyright: ignore[reportPrivateUsage]
+
+    for name in fields(ServiceSpec):
+        assert any(_matches(name, start) for start, _, _ in RULES), name
