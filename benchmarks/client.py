@@ -79,11 +79,16 @@ def completion_body(model: str, prompt: Prompt, output_len: int) -> dict[str, An
     }
 
 
-async def complete(session: aiohttp.ClientSession, url: str, body: dict[str, Any]) -> RequestRecord:
-    """Send one request and time its chunks. A failure of any kind is in the record's `error`, never raised."""
+async def complete(
+    session: aiohttp.ClientSession, url: str, body: dict[str, Any], state: StreamState | None = None
+) -> RequestRecord:
+    """Send one request and time its chunks. A failure of any kind is in the record's `error`, never raised.
+
+    What the stream said is in `state` afterwards, for a caller who wants more than times.
+    """
     sent_s = time.perf_counter()
     chunks_s: list[float] = []
-    state = StreamState()
+    state = state or StreamState()
     try:
         async with session.post(url, json=body) as response:
             if response.status != 200:

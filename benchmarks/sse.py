@@ -1,7 +1,9 @@
 """The little of server-sent events and of the completions stream that a load generator needs."""
 
 import json
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 DONE = b"[DONE]"
 
@@ -20,13 +22,19 @@ class EventLines:
 
 @dataclass(slots=True)
 class StreamState:
-    """What a completions stream has said so far. A chunk is an event that has choices."""
+    """What a completions stream has said so far. A chunk is an event that has choices.
+
+    `token_ids` are there where the request asked for them (`return_token_ids`). `margins` are there where it asked for
+    `logprobs`: by how much the best token of each position was better than the second.
+    """
 
     num_chunks: int = 0
     empty_finish: bool = False
     usage_tokens: int | None = None
     done: bool = False
     error: str | None = None
+    token_ids: list[int] = field(default_factory=list[int])
+    margins: list[float] = field(default_factory=list[float])
 
     def take(self, payload: bytes) -> bool:
         """Read one event; True where it is a chunk, so that its time counts.
@@ -49,7 +57,11 @@ class StreamState:
         if not choices:
             return False
         self.num_chunks += 1
-        self.empty_finish = bool(choices[0].get("finish_reason")) and not choices[0].get("text")
+        choice = choices[0]
+        self.empty_finish = bool(choice.get("finish_reason")) and not choice.get("text")
+        self.token_ids += choice.get("token_ids") or ()
+        if choice.get("logprobs"):
+            self.margins += map(margin, choice["logprobs"]["top_logprobs"])
         return True
 
     @property
@@ -64,6 +76,12 @@ class StreamState:
     def num_tokens(self) -> int:
         """Tokens produced: what the server's usage says, or else the number of chunks."""
         return self.num_chunks - self.last_chunk_is_extra if self.usage_tokens is None else self.usage_tokens
+
+
+def margin(top_logprobs: Mapping[str, float]) -> float:
+    """The best log-probability of one position less the second; infinite where only one is told."""
+    best = sorted(top_logprobs.values(), reverse=True)
+    return best[0] - best[1] if len(best) > 1 else math.inf
 
 
 def error_message(body: object) -> str:

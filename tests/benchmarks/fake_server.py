@@ -23,8 +23,15 @@ def event(body: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(body).encode() + b"\n\n"
 
 
-def token(text: str, finish_reason: str | None = None) -> bytes:
-    return event({"choices": [{"index": 0, "text": text, "finish_reason": finish_reason}]})
+def token(text: str, finish_reason: str | None = None, **more: Any) -> bytes:
+    return event({"choices": [{"index": 0, "text": text, "finish_reason": finish_reason, **more}]})
+
+
+def asked_for(body: dict[str, Any], index: int) -> dict[str, Any]:
+    """What a chunk holds beside its text: the token's id is its index plus the prompt's first."""
+    logprobs = {"top_logprobs": [{"a": -0.25, "b": -0.75}]} if body.get("logprobs") else None
+    ids = {"token_ids": [body["prompt"][0] + index]} if body.get("return_token_ids") else {}
+    return {"logprobs": logprobs, **ids}
 
 
 @dataclass
@@ -49,15 +56,16 @@ class FakeServer:
         fault = self.fault if len(self.bodies) % 2 == 0 else ""
         if fault == "refuse":
             return JSONResponse({"error": {"message": "the queue is full", "type": "overloaded"}}, 429)
-        return StreamingResponse(self._stream(body["max_tokens"], fault), media_type="text/event-stream")
+        return StreamingResponse(self._stream(body, fault), media_type="text/event-stream")
 
-    async def _stream(self, count: int, fault: str) -> AsyncIterator[bytes]:
+    async def _stream(self, body: dict[str, Any], fault: str) -> AsyncIterator[bytes]:
+        count: int = body["max_tokens"]
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
         try:
             for index in range(count // 2 if fault else count):
                 await asyncio.sleep(TOKEN_S)
-                yield token(f" {index}", "length" if index == count - 1 else None)
+                yield token(f" {index}", "length" if index == count - 1 else None, **asked_for(body, index))
             if fault == "drop":
                 raise ConnectionError("the server was killed")
             if fault == "error":

@@ -1,7 +1,9 @@
 """Reading the completions stream."""
 
 import json
+import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +55,17 @@ def test_a_last_token_without_text_is_a_token() -> None:
         state.take(event)
     assert not state.last_chunk_is_extra
     assert state.num_tokens == 2
+
+
+def test_ids_and_margins_where_they_were_asked_for() -> None:
+    state = StreamState()
+    state.take(chunk("a"))
+    assert (state.token_ids, state.margins) == ([], [])
+    logprobs = {"top_logprobs": [{"x": -0.5, "y": -2.0, "z": -1.5}, {"x": -0.5}]}
+    choice = {"text": "bc", "finish_reason": None, "token_ids": [7, 8], "logprobs": logprobs}
+    state.take(json.dumps({"choices": [choice]}).encode())
+    assert state.token_ids == [7, 8]
+    assert state.margins == [pytest.approx(1.0), math.inf]
 
 
 def test_an_error_event_is_quoted() -> None:

@@ -1,0 +1,208 @@
+"""Kills a service's processes while clients stream from it, and reports what the clients felt.
+
+    python -m benchmarks.faults [--model DIR] [--clients 16] [--kill expert:10,router,node,controller] [--json FILE]
+
+It starts a service of its own (float32, two replicas of every part, a Ray of its own) and sends it greedy requests:
+each once, for what it says undisturbed; then over and over, undisturbed at first, for the calm figures, and then while
+one process after the other is killed, each at a random moment after the one before was replaced. Every output must be
+what it was undisturbed, but for near-ties (see faults_compare.py).
+
+`--signal stop` stops processes instead, as if they hung; those that nobody ends are killed after `--hang`.
+
+Exits with 1 where a request failed, an output differs and nothing excuses it, or the service did not recover; with 2
+where nothing could be measured. A gateway's streams end with it: with `--kill gateway`, 1 is to be expected.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+from collections.abc import Awaitable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+from rich.markup import escape
+
+from benchmarks.client import ServerError
+from benchmarks.disturbances import Disturbance, Happening, disturb
+from benchmarks.faults_compare import GateMargin, differences
+from benchmarks.faults_display import Display
+from benchmarks.faults_exact import ExactModel
+from benchmarks.faults_kill import Kill
+from benchmarks.faults_load import Key, Phase, Prompts, SteadyLoad
+from benchmarks.faults_options import parse
+from benchmarks.faults_report import Report, as_json, kind_table, phase_table, remarks
+from benchmarks.faults_service import ServiceError, Target, TimeLimits, attached, free_port, spec_of, started
+from benchmarks.faults_summary import summarise_kinds, summarise_phase
+from benchmarks.report import open_console
+from cluster.spec import SpecError, spec_for_model
+from manta.outcome import INTERRUPTED, sigterm_is_ctrl_c
+from manta.progress import StartDisplay
+from model.config import MixtralConfig, read_config
+from model.errors import ModelError
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What was seen: every request's first, undisturbed answer, and the two phases that are compared."""
+
+    reference: Phase
+    calm: Phase
+    disturbed: Phase
+    happenings: list[Happening]
+
+
+def make_prompts(config: MixtralConfig, arguments: argparse.Namespace) -> Prompts:
+    """Every client's prompts, drawn from the vocabulary.
+
+    Raises:
+        ServiceError: The requests are longer than the model's context.
+    """
+    length = arguments.prompt_tokens + arguments.output_tokens
+    if length > config.max_context:
+        raise ServiceError(
+            f"--prompt-tokens and --output-tokens make {length} positions; the model has {config.max_context}"
+        )
+    special = {config.bos_token_id, *config.eos_token_ids}
+    ordinary = [token_id for token_id in range(config.vocab_size) if token_id not in special]
+    rng = random.Random(f"{arguments.seed}/prompts")
+    return tuple(
+        tuple(rng.choices(ordinary, k=arguments.prompt_tokens) for _ in range(arguments.requests))
+        for _ in range(arguments.clients)
+    )
+
+
+def open_target(arguments: argparse.Namespace, console: Console) -> AbstractContextManager[Target]:
+    """The service to disturb, as the arguments say.
+
+    Raises:
+        SpecError: The service cannot be as they say.
+    """
+    limits = TimeLimits(arguments.timeout, arguments.recovery, arguments.hang)
+    if arguments.attach is not None:
+        return attached(arguments.attach, arguments.url, limits)
+    return started(spec_of(arguments.model, arguments.replicas, free_port()), limits, StartDisplay(console).update)
+
+
+async def run_phases(
+    load: SteadyLoad, disturbances: Sequence[Disturbance], calm_s: float, rng: random.Random, display: Display
+) -> Run:
+    """Runs the load once for its answers, then calm for `calm_s`, then disturbed.
+
+    Raises:
+        ServiceError: See `check_reference`.
+    """
+    num_requests = sum(map(len, load.prompts))
+    display.phase("undisturbed answers", num_requests)
+    reference = await load.run(display.request, logprobs=True)
+    check_reference(reference, load.output_len)
+    display.phase(f"calm, for {calm_s:g} s")
+    calm, _ = await load_while(load, asyncio.sleep(calm_s), display)
+    display.phase("disturbed", len(disturbances))
+    disturbed, happenings = await load_while(load, disturb(disturbances, rng, display.happening), display)
+    return Run(reference, calm, disturbed, happenings)
+
+
+def check_reference(reference: Phase, output_len: int) -> None:
+    """Raises ServiceError where an undisturbed request failed or is not whole: there is nothing to compare with."""
+    failed = [answer.record.error for answer in reference.answers if answer.record.error is not None]
+    if failed:
+        raise ServiceError(f"{len(failed)} of {len(reference.answers)} undisturbed requests failed: {failed[0]}")
+    for answer in reference.answers:
+        if len(answer.token_ids) != output_len:
+            raise ServiceError(
+                f"an undisturbed request was answered with {len(answer.token_ids)} token ids instead of {output_len}; "
+                "does the server honour return_token_ids and ignore_eos?"
+            )
+
+
+async def load_while(load: SteadyLoad, work: Awaitable[Result], display: Display) -> tuple[Phase, Result]:
+    """Runs the load for as long as `work` lasts, and every request of it to its end."""
+    over = asyncio.Event()
+
+    async def work_until_over() -> Result:
+        try:
+            return await work
+        finally:
+            over.set()
+
+    return await asyncio.gather(load.run(display.request_beside, until=over), work_until_over())
+
+
+def gate_margins(directory: Path, prompts: Prompts, max_context: int) -> GateMargin:
+    """Gate margins of requests so far, each computed once, by a model that is read when it is first needed."""
+    model = cache(lambda: ExactModel(directory, max_context))
+
+    @cache
+    def compute(key: Key, output_ids: tuple[int, ...]) -> float:
+        client, index = key
+        return model().gate_margin([*prompts[client][index], *output_ids])
+
+    return compute
+
+
+def judge(run: Run, gate_margin: GateMargin) -> Report:
+    """Compares outputs, and sums up."""
+    reference = {answer.key: answer for answer in run.reference.answers}
+    calm_differs, differs = (differences(reference, part.answers, gate_margin) for part in (run.calm, run.disturbed))
+    calm = summarise_phase("calm", run.calm, calm_differs)
+    return Report(
+        calm=calm,
+        disturbed=summarise_phase("disturbed", run.disturbed, differs),
+        kinds=tuple(summarise_kinds(calm, run.disturbed, run.happenings, differs)),
+        happenings=tuple(run.happenings),
+        differences=(*calm_differs, *differs),
+        began_s=run.disturbed.began_s,
+    )
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> Report:
+    """Does everything that the arguments ask for.
+
+    Raises:
+        ModelError: The model cannot be read.
+        SpecError: The service cannot be as they say.
+        ServiceError: There is no service, or it does not answer undisturbed requests.
+        ServerError: The same.
+    """
+    directory = spec_for_model(arguments.model).model.directory
+    prompts = make_prompts(read_config(directory), arguments)
+    rng = random.Random(f"{arguments.seed}/disturbances")
+    with open_target(arguments, console) as target, sigterm_is_ctrl_c(), Display(console) as display:
+        load = SteadyLoad(target.server, prompts, arguments.output_tokens)
+        kills = [Kill(kind, arguments.signal, target.observed, rng) for kind in arguments.kill]
+        run = asyncio.run(run_phases(load, kills, arguments.calm, rng, display))
+    # Only now, with the service gone: a model in float64 takes memory and cores that it would have missed.
+    return judge(run, gate_margins(directory, prompts, arguments.prompt_tokens + arguments.output_tokens))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit status."""
+    arguments = parse(argv)
+    progress = Console(stderr=True)
+    try:
+        with sigterm_is_ctrl_c():
+            report = measure(arguments, progress)
+    except (ModelError, SpecError, ServiceError, ServerError) as error:
+        progress.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        progress.print("Interrupted.")
+        return INTERRUPTED
+    console = open_console()
+    console.print(phase_table(report), kind_table(report.kinds))
+    for remark in remarks(report):
+        console.print(f"[yellow]note:[/yellow] {escape(remark)}", soft_wrap=True)
+    if arguments.json is not None:
+        arguments.json.write_text(as_json(report, vars(arguments)))
+    return 0 if report.clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

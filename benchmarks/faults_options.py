@@ -1,0 +1,107 @@
+"""The command line of `python -m benchmarks.faults`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.faults_census import KINDS
+from benchmarks.faults_kill import SIGNALS
+
+NUM_KILLS = {"expert": 10}  # of other kinds: 1
+PARTS: tuple[str, ...] = ("experts", "routers", "nodes", "gateways")
+NUM_REPLICAS = 2
+ATTACHED_URL = "http://127.0.0.1:8000"
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def seconds(text: str) -> float:
+    """A positive, finite number of seconds, for argparse."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise ValueError(text)
+    return number
+
+
+def kills(text: str) -> list[str]:
+    """The kinds to kill, in their order, from `KIND[:N]` with commas between: `expert:2,node` is expert, expert, node.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such kind, or no such count.
+    """
+    chosen: list[str] = []
+    for word in text.split(","):
+        kind, separator, number = word.partition(":")
+        if kind not in KINDS:
+            raise argparse.ArgumentTypeError(f"nothing is called {kind!r}; there are {', '.join(KINDS)}")
+        chosen += [kind] * (_count(word, number) if separator else NUM_KILLS.get(kind, 1))
+    return chosen
+
+
+def replicas(text: str) -> dict[str, int]:
+    """Replica counts from `PART=N` with commas between; parts that are not named have two.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such part, or no such count.
+    """
+    chosen = dict.fromkeys(PARTS, NUM_REPLICAS)
+    for word in text.split(","):
+        part, _, number = word.partition("=")
+        if part not in PARTS:
+            raise argparse.ArgumentTypeError(f"nothing is called {part!r}; there are {', '.join(PARTS)}")
+        chosen[part] = _count(word, number)
+    return chosen
+
+
+def _count(word: str, number: str) -> int:
+    if not number.isascii() or not number.isdigit() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"{word!r} needs a whole number from 1 up at its end")
+    return int(number)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults",
+        description="Kill a service's processes under load, and report what its clients felt.",
+    )
+    add = parser.add_argument
+    add("--model", default="demo", help="Hugging Face Mixtral directory, or demo (default); with --attach, its model")
+    add("--clients", type=positive, default=16, metavar="N", help="each sends one request at a time (default 16)")
+    add("--requests", type=positive, default=4, metavar="N", help="different requests of each client (default 4)")
+    add("--prompt-tokens", type=positive, default=64, metavar="N", help="of each request (default 64)")
+    add("--output-tokens", type=positive, default=64, metavar="N", help="of each request (default 64)")
+    add("--calm", type=seconds, default=20.0, metavar="S", help="of undisturbed load, for the figures (default 20)")
+    what = f"what to kill, in this order, of {', '.join(KINDS)}; default counts: 10 experts, 1 of others"
+    add("--kill", type=kills, default="expert", metavar="KIND[:N],...", help=f"{what} (default expert)")
+    add("--signal", choices=list(SIGNALS), default="kill", help="kill: SIGKILL; stop: SIGSTOP, a process that hangs")
+    add("--replicas", type=replicas, metavar="PART=N,...", help=f"of {', '.join(PARTS)} (default 2 of each)")
+    add("--attach", metavar="NAME", help="disturb this running service on this host's Ray, instead of starting one")
+    add("--url", metavar="URL", help=f"where the service of --attach answers (default {ATTACHED_URL})")
+    add("--timeout", type=seconds, default=120.0, metavar="S", help="a silent request fails after this (default 120)")
+    add("--recovery", type=seconds, default=120.0, metavar="S", help="a replacement's time-out (default 120)")
+    add("--hang", type=seconds, default=60.0, metavar="S", help="after that a stopped process is killed (default 60)")
+    add("--seed", type=int, default=1, help="of the prompts and of the kills (default 1)")
+    add("--json", type=Path, metavar="FILE", help="write everything found here")
+    return parser
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; ends the program, with what to change, where they are wrong or do not fit together."""
+    parser = build_parser()
+    arguments = parser.parse_args(argv)
+    if arguments.attach is not None and arguments.replicas is not None:
+        parser.error("--replicas is for a service that is started here; leave it out with --attach")
+    if arguments.url is not None and arguments.attach is None:
+        parser.error("--url is the address of a running service; name that with --attach")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: its folder does not exist")
+    arguments.replicas = arguments.replicas or dict.fromkeys(PARTS, NUM_REPLICAS)
+    arguments.url = arguments.url or ATTACHED_URL
+    return arguments
