@@ -96,6 +96,7 @@ def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServ
     from attention.dense import DenseModel
     from attention.node import NodeServer
     from attention.sizing import NodeSettings, batch_tokens, make_cache
+    from attention.warming import warm_up
     from checkpoint.reader import CheckpointReader
     from checkpoint.weights import read_attention_weights
     from model.dtypes import torch_dtype
@@ -116,9 +117,11 @@ def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServ
     model = DenseModel(config, weights, device)
     del weights
     use_huge_pages()
+    cache = make_cache(node, config, dtype, device)
+    warm_up(model, cache, node)
     return NodeServer(
         model,
-        make_cache(node, config, dtype, device),
+        cache,
         node,
         membership.key(),
         membership.tcp_host(),

@@ -108,6 +108,7 @@ class ExpertKeeper:
             "rows_per_s": round(self._rows_per_s, 1),
             "rows_total": self._last_rows[1],
             "queue": int(self._figures.get("queue", 0)),
+            "utilization": self._figures.get("utilization"),
             "error": self.error,
         }
 
