@@ -1,11 +1,15 @@
 """Kills a service's processes while clients stream from it, and reports what the clients felt.
 
     python -m benchmarks.faults [--model DIR] [--clients 16] [--kill expert:10,router,node,controller] [--json FILE]
+    python -m benchmarks.faults --replicas experts=1,routers=1,nodes=1 --resize experts:5,nodes:5
 
 It starts a service of its own (float32, two replicas of every part, a Ray of its own) and sends it greedy requests:
 each once, for what it says undisturbed; then over and over, undisturbed at first, for the calm figures, and then while
 one process after the other is killed, each at a random moment after the one before was replaced. Every output must be
 what it was undisturbed, but for near-ties (see faults_compare.py).
+
+`--resize` gives a part one replica more and takes it away again, as `manta apply` does, and looks at the memory and the
+descriptors of every process that stays.
 
 `--signal stop` stops processes instead, as if they hung; those that nobody ends are killed after `--hang`.
 
@@ -19,7 +23,7 @@ import random
 import sys
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
@@ -32,10 +36,12 @@ from benchmarks.disturbances import Disturbance, Happening, disturb
 from benchmarks.faults_compare import GateMargin, differences
 from benchmarks.faults_display import Display
 from benchmarks.faults_exact import ExactModel
+from benchmarks.faults_footprint import Footprints
 from benchmarks.faults_kill import Kill
 from benchmarks.faults_load import Key, Phase, Prompts, SteadyLoad
 from benchmarks.faults_options import parse
-from benchmarks.faults_report import Report, as_json, kind_table, phase_table, remarks
+from benchmarks.faults_report import Report, as_json, footprint_table, kind_table, phase_table, remarks
+from benchmarks.faults_resize import resizes
 from benchmarks.faults_service import ServiceError, Target, TimeLimits, attached, free_port, spec_of, started
 from benchmarks.faults_summary import summarise_kinds, summarise_phase
 from benchmarks.report import open_console
@@ -173,13 +179,15 @@ def measure(arguments: argparse.Namespace, console: Console) -> Report:
     """
     directory = spec_for_model(arguments.model).model.directory
     prompts = make_prompts(read_config(directory), arguments)
-    rng = random.Random(f"{arguments.seed}/disturbances")
+    rng, footprints = random.Random(f"{arguments.seed}/disturbances"), Footprints()
     with open_target(arguments, console) as target, sigterm_is_ctrl_c(), Display(console) as display:
         load = SteadyLoad(target.server, prompts, arguments.output_tokens)
         kills = [Kill(kind, arguments.signal, target.observed, rng) for kind in arguments.kill]
-        run = asyncio.run(run_phases(load, kills, arguments.calm, rng, display))
+        changes = [] if target.spec is None else resizes(arguments.resize, target.spec, target.observed, footprints)
+        run = asyncio.run(run_phases(load, [*kills, *changes], arguments.calm, rng, display))
     # Only now, with the service gone: a model in float64 takes memory and cores that it would have missed.
-    return judge(run, gate_margins(directory, prompts, arguments.prompt_tokens + arguments.output_tokens))
+    margins = gate_margins(directory, prompts, arguments.prompt_tokens + arguments.output_tokens)
+    return replace(judge(run, margins), footprints=tuple(footprints.survivors()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -197,6 +205,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     console = open_console()
     console.print(phase_table(report), kind_table(report.kinds))
+    if report.footprints:
+        console.print(footprint_table(report.footprints))
     for remark in remarks(report):
         console.print(f"[yellow]note:[/yellow] {escape(remark)}", soft_wrap=True)
     if arguments.json is not None:

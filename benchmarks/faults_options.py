@@ -1,13 +1,15 @@
 """The command line of `python -m benchmarks.faults`."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.faults_census import KINDS
 from benchmarks.faults_kill import SIGNALS
+from benchmarks.faults_resize import FIELDS
 
 NUM_KILLS = {"expert": 10}  # of other kinds: 1
+NUM_CYCLES = 5
 PARTS: tuple[str, ...] = ("experts", "routers", "nodes", "gateways")
 NUM_REPLICAS = 2
 ATTACHED_URL = "http://127.0.0.1:8000"
@@ -35,12 +37,25 @@ def kills(text: str) -> list[str]:
     Raises:
         argparse.ArgumentTypeError: There is no such kind, or no such count.
     """
+    return _repeated(text, KINDS, NUM_KILLS, 1)
+
+
+def resized(text: str) -> list[str]:
+    """The parts to resize, in their order, from `PART[:CYCLES]` with commas between.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such part, or no such count.
+    """
+    return _repeated(text, FIELDS, {}, NUM_CYCLES)
+
+
+def _repeated(text: str, names: Iterable[str], defaults: Mapping[str, int], default: int) -> list[str]:
     chosen: list[str] = []
     for word in text.split(","):
-        kind, separator, number = word.partition(":")
-        if kind not in KINDS:
-            raise argparse.ArgumentTypeError(f"nothing is called {kind!r}; there are {', '.join(KINDS)}")
-        chosen += [kind] * (_count(word, number) if separator else NUM_KILLS.get(kind, 1))
+        name, separator, number = word.partition(":")
+        if name not in names:
+            raise argparse.ArgumentTypeError(f"nothing is called {name!r}; there are {', '.join(names)}")
+        chosen += [name] * (_count(word, number) if separator else defaults.get(name, default))
     return chosen
 
 
@@ -69,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.faults",
-        description="Kill a service's processes under load, and report what its clients felt.",
+        description="Kill a service's processes (or resize its parts) under load, and report what its clients felt.",
     )
     add = parser.add_argument
     add("--model", default="demo", help="Hugging Face Mixtral directory, or demo (default); with --attach, its model")
@@ -79,7 +94,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--output-tokens", type=positive, default=64, metavar="N", help="of each request (default 64)")
     add("--calm", type=seconds, default=20.0, metavar="S", help="of undisturbed load, for the figures (default 20)")
     what = f"what to kill, in this order, of {', '.join(KINDS)}; default counts: 10 experts, 1 of others"
-    add("--kill", type=kills, default="expert", metavar="KIND[:N],...", help=f"{what} (default expert)")
+    add("--kill", type=kills, metavar="KIND[:N],...", help=f"{what} (default expert, unless --resize is given)")
+    what = f"give a part one replica more and take it away again, of {', '.join(FIELDS)}; default {NUM_CYCLES} cycles"
+    add("--resize", type=resized, default=[], metavar="PART[:N],...", help=f"{what}; after the kills, if any")
     add("--signal", choices=list(SIGNALS), default="kill", help="kill: SIGKILL; stop: SIGSTOP, a process that hangs")
     add("--replicas", type=replicas, metavar="PART=N,...", help=f"of {', '.join(PARTS)} (default 2 of each)")
     add("--attach", metavar="NAME", help="disturb this running service on this host's Ray, instead of starting one")
@@ -100,8 +117,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--replicas is for a service that is started here; leave it out with --attach")
     if arguments.url is not None and arguments.attach is None:
         parser.error("--url is the address of a running service; name that with --attach")
+    if arguments.attach is not None and arguments.resize:
+        parser.error("--resize changes a service that is started here; leave it out with --attach")
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         parser.error(f"--json {arguments.json}: its folder does not exist")
     arguments.replicas = arguments.replicas or dict.fromkeys(PARTS, NUM_REPLICAS)
     arguments.url = arguments.url or ATTACHED_URL
+    if arguments.kill is None:
+        arguments.kill = [] if arguments.resize else kills("expert")
     return arguments

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from benchmarks.disturbances import Happening
 from benchmarks.faults_compare import Difference
+from benchmarks.faults_footprint import Footprint
 from benchmarks.faults_summary import KindResult, PhaseResult
 from benchmarks.load import ratio
 
@@ -29,6 +30,7 @@ class Report:
     happenings: tuple[Happening, ...]
     differences: tuple[Difference, ...]
     began_s: float
+    footprints: tuple[Footprint, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -87,6 +89,20 @@ def kind_table(kinds: Sequence[KindResult]) -> Table:
     return shown
 
 
+def footprint_table(footprints: Sequence[Footprint]) -> Table:
+    """One row for each process that lived from the first look to the last."""
+    shown = Table(box=box.SIMPLE, caption_justify="left")
+    for heading in ("process", "pid"):
+        shown.add_column(heading, no_wrap=True)
+    for heading in ("memory MiB", "descriptors"):
+        shown.add_column(heading, justify="right")
+    shown.caption = "after each cycle of a resize, of the processes that stayed."
+    for one in footprints:
+        memory = " ".join(f"{mib:.0f}" for mib in one.memory_mib)
+        shown.add_row(one.kind, str(one.pid), memory, " ".join(map(str, one.descriptors)))
+    return shown
+
+
 def remarks(report: Report) -> list[str]:
     """What the tables do not say: why requests failed, what differed, what did not recover."""
     lines: list[str] = []
@@ -127,6 +143,7 @@ def as_json(report: Report, arguments: dict[str, Any]) -> str:
         "phases": [asdict(report.calm), asdict(report.disturbed)],
         "kinds": [asdict(kind) for kind in report.kinds],
         "disturbances": [_happening_json(one, report.began_s) for one in report.happenings],
+        "footprints": [asdict(one) for one in report.footprints],
         "differences": [_difference_json(one, report.began_s) for one in report.differences],
     }
     return json.dumps(document, indent=2, default=str) + "\n"

@@ -37,10 +37,11 @@ class TimeLimits:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A service that answers at `server` and can be watched."""
+    """A service that answers at `server` and can be watched; `spec` is its file, where it was started here."""
 
     server: Server
     observed: Observed
+    spec: ServiceSpec | None = None
 
 
 def spec_of(model: str, replicas: Mapping[str, int], port: int) -> ServiceSpec:
@@ -79,7 +80,7 @@ def started(spec: ServiceSpec, limits: TimeLimits, on_progress: OnProgress) -> G
     except (ValueError, RuntimeError, ConnectionError) as error:
         raise ServiceError(str(error)) from error
     with running, _quiet_ray():
-        yield Target(connect(running.url, None, limits.request_s), observe(spec.name, limits))
+        yield Target(connect(running.url, None, limits.request_s), observe(spec.name, limits), spec)
 
 
 @contextmanager

@@ -24,6 +24,13 @@ def test_kills_with_and_without_counts() -> None:
     assert parse(["--kill", "gateway,expert"]).kill == ["gateway"] + ["expert"] * 10
 
 
+def test_resizes_take_the_place_of_kills() -> None:
+    arguments = parse(["--resize", "experts:2,nodes"])
+    assert arguments.resize == ["experts"] * 2 + ["nodes"] * 5
+    assert arguments.kill == []
+    assert parse(["--resize", "routers:1", "--kill", "node"]).kill == ["node"]
+
+
 def test_replicas_that_are_not_named_stay_two() -> None:
     assert parse(["--replicas", "experts=3,nodes=1"]).replicas == {
         "experts": 3,
@@ -45,6 +52,8 @@ def test_replicas_that_are_not_named_stay_two() -> None:
         (["--kill", ""], "nothing is called ''"),
         (["--replicas", "experts"], "'experts' needs a whole number"),
         (["--replicas", "controllers=2"], "nothing is called 'controllers'; there are experts, routers, nodes"),
+        (["--resize", "gateways"], "nothing is called 'gateways'; there are experts, routers, nodes"),
+        (["--attach", "demo", "--resize", "nodes"], "leave it out with --attach"),
         (["--signal", "hup"], "--signal"),
         (["--clients", "0"], "--clients"),
         (["--hang", "-1"], "--hang"),
