@@ -1,15 +1,16 @@
-"""Ray Serve asks our policy, and does what it says."""
+"""Parts grow and shrink with their load: Ray Serve asks our policy and does what it says; so does the controller."""
 
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
-pytestmark = [
-    pytest.mark.cluster,
-    # Serve's own warning about its own field, see `cluster.serve_policy.autoscaling_config`.
-    pytest.mark.filterwarnings("ignore:The `metrics_interval_s` field:DeprecationWarning"),
-]
+from tests.integration.ray_service import complete, running_service, wait_until
+from tests.random_checkpoint import make_checkpoint
+
+pytestmark = pytest.mark.cluster
 
 APP = "autoscaled"
 TIMEOUT_S = 60.0
@@ -56,3 +57,40 @@ def test_replicas_follow_the_stats_that_they_record(ray_port: int, tmp_path: Pat
         wait_for(1)
     finally:
         serve.delete(APP)
+
+
+@pytest.fixture
+def skewed(tmp_path: Path, seed: int) -> Path:
+    """A checkpoint whose rows all go to experts 0 and 1: their gates are opposite, those of the others zero."""
+    model = make_checkpoint(tmp_path / "skewed", seed=seed, num_experts=4, top_k=1)
+    for name, parameter in model.named_parameters():
+        if name.endswith("gate.weight"):
+            with torch.no_grad():
+                parameter[1] = -parameter[0]
+                parameter[2:] = 0
+    model.save_pretrained(tmp_path / "skewed", save_original_format=True)
+    return tmp_path / "skewed"
+
+
+def test_a_skewed_load_replicates_the_hot_shard_and_no_other(ray_port: int, skewed: Path) -> None:
+    experts = {"replicas": {"min": 1, "max": 2}}
+    autoscaling = {"interval_s": 0.5, "target_utilization": 0.005, "downscale_delay_s": 3}
+    with running_service(skewed, ray_port, "skewed", experts=experts, autoscaling=autoscaling) as service:
+        client, done = service.client(), threading.Event()
+
+        def load() -> None:
+            while not done.is_set():
+                complete(client, [5, 6, 7], 200)
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        try:
+            wait_until(lambda: len(service.replicas(0)) == 2, TIMEOUT_S, "the hot shard grows", service.show)
+            assert len(service.replicas(1)) == 1
+            assert complete(client, [5, 6, 7], 200).finish_reason == "length"
+        finally:
+            done.set()
+            thread.join()
+        wait_until(lambda: len(service.replicas(0)) == 1, TIMEOUT_S, "it shrinks again", service.show)
+        reasons = [event["text"] for event in service.status()["events"] if "→" in event["text"]]
+        assert [reason.partition(":")[0] for reason in reasons] == ["shard 0", "shard 0"], service.show()
