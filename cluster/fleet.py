@@ -95,7 +95,8 @@ class ExpertFleet:
 
     async def adopt(self) -> int:
         """Takes over what an earlier controller has started of this layout; returns how many replicas serve."""
-        found = sorted(_running_replicas(self._service.name, self._layout.version))
+        known = {(keeper.shard.index, keeper.replica) for keeper in self._all_of(self._layout)}
+        found = sorted(_running_replicas(self._service.name, self._layout.version) - known)
         for (shard, replica), core in zip(found, self._cores_for(len(found)), strict=True):
             self._add(self._layout, self._layout.shards[shard], replica, core)
         return sum(await asyncio.gather(*(keeper.adopt() for keeper in self._keepers)))

@@ -38,13 +38,17 @@ class Router:
         self.num_degraded_rows = 0
 
     def update(self, shards: tuple[ShardEntry, ...]) -> None:
-        """Takes over a new routing table.
+        """Takes over a new routing table; if its shards are others, once each of them can be reached.
 
         Raises:
             ValueError: Its shards do not cover the experts.
         """
-        self._ranges = expert_ranges(shards, self._num_experts)
-        self._experts.update({entry.key: entry.replicas for entry in shards})
+        ranges = expert_ranges(shards, self._num_experts)
+
+        def change_over() -> None:
+            self._ranges = ranges
+
+        self._experts.update({entry.key: entry.replicas for entry in shards}, change_over)
 
     @property
     def ready(self) -> bool:
@@ -103,8 +107,9 @@ class Router:
             if part.exchange.finished:
                 self._latest = part.shard
 
-        on_none = functools.partial(self._start_again, part.exchange) if self._degrade else None
-        self._experts.call(part.shard, part.header, part.rows_ND, answered, on_none)
+        start_again = functools.partial(self._start_again, part.exchange)
+        on_none = start_again if self._degrade else None
+        self._experts.call(part.shard, part.header, part.rows_ND, answered, on_none, start_again)
 
     def _missing_experts(self) -> tuple[int, ...]:
         """Returns the experts that cannot be asked now, ascending: no replica of theirs, or of a slice, is ready."""
@@ -126,7 +131,7 @@ class Router:
         )
 
     def _start_again(self, exchange: Exchange) -> None:
-        """Routes a request anew: the last replica of a shard that it needs has been lost since it was routed."""
+        """Routes a request anew: since it was routed, a shard that it needs was given up or lost its last replica."""
         if exchange.abandon():
             self._start(exchange.request)
 

@@ -14,6 +14,12 @@ from transport.errors import CallError, PeerLost
 from transport.loop import Timer
 
 CallLater = Callable[[float, Callable[[], None]], Timer]
+# Groups of other names take over once each has a replica that is ready; after so long, they do in any case.
+CHANGE_OVER_TIMEOUT_S = 10.0
+
+
+def _nothing() -> None:
+    """What a change of groups means to whoever does not care."""
 
 
 @dataclass(eq=False, slots=True)
@@ -46,15 +52,44 @@ class Replicas:
         self._peers: dict[Address, Peer] = {}
         self._groups: dict[Hashable, tuple[Address, ...]] = {}
         self._waiting: list[_Waiting] = []
+        self._next: tuple[Mapping[Hashable, tuple[Address, ...]], Callable[[], None]] | None = None
+        self._change_over_timer: Timer | None = None
 
-    def update(self, groups: Mapping[Hashable, tuple[Address, ...]]) -> None:
-        """Connects to replicas that appeared and lets go of those that left."""
-        wanted = {address for addresses in groups.values() for address in addresses}
-        # The new groups are in place before the old peers close: calls that a closing peer gives back find them.
-        self._groups = dict(groups)
-        for address in wanted - self._peers.keys():
+    def update(
+        self, groups: Mapping[Hashable, tuple[Address, ...]], on_change_over: Callable[[], None] = _nothing
+    ) -> None:
+        """Connects to replicas that appeared and lets go of those that left.
+
+        Where the groups themselves are others than before, the present ones are used until the new ones are ready.
+
+        Args:
+            on_change_over: Called when the new groups are used, before calls of the old ones are given back.
+        """
+        if self._change_over_timer is not None:
+            self._change_over_timer.cancel()
+        self._next = groups, on_change_over
+        for address in _addresses(groups) - self._peers.keys():
             self._peers[address] = self._connect(address)
-        gone = [self._peers.pop(address) for address in self._peers.keys() - wanted]
+        if not self._groups or not groups or groups.keys() == self._groups.keys():
+            self._change_over()
+        else:
+            self._change_over_timer = self._call_later(CHANGE_OVER_TIMEOUT_S, self._change_over)
+            self._change_over_if_ready()
+
+    def _change_over_if_ready(self) -> None:
+        if self._next is not None and all(self._choose_of(addresses) for addresses in self._next[0].values()):
+            self._change_over()
+
+    def _change_over(self) -> None:
+        if self._next is None:
+            return
+        # The new groups are in place before the old peers close: calls that a closing peer gives back find them.
+        (groups, on_change_over), self._next = self._next, None
+        if self._change_over_timer is not None:
+            self._change_over_timer.cancel()
+        self._groups = dict(groups)
+        on_change_over()
+        gone = [self._peers.pop(address) for address in self._peers.keys() - _addresses(groups)]
         for peer in gone:
             peer.close()
         self.retry_waiting()
@@ -75,23 +110,27 @@ class Replicas:
         rows_TD: Tensor,
         on_reply: OnReply,
         on_none: Callable[[], None] | None = None,
+        on_gone: Callable[[], None] | None = None,
     ) -> None:
         """Sends rows to one replica of `group`; `on_reply` gets rows, or an error that no other replica would cure.
 
         Args:
             on_none: Called instead of waiting, when no replica is there, or none is left; then there is no reply.
+            on_gone: Called instead of waiting, when there is no such group (any more); then there is no reply.
         """
         peer = self._choose(group)
         if peer is None:
-            if on_none is None:
-                self._wait_and_call(group, header, rows_TD, on_reply)
+            if on_gone is not None and group not in self._groups:
+                on_gone()
+            elif on_none is None:
+                self._wait_and_call(group, header, rows_TD, on_reply, on_gone)
             else:
                 on_none()
             return
 
         def answered(answer: Answer) -> None:
             if isinstance(answer, PeerLost):
-                self.call(group, header, rows_TD, on_reply, on_none)
+                self.call(group, header, rows_TD, on_reply, on_none, on_gone)
             else:
                 on_reply(answer)
 
@@ -116,6 +155,7 @@ class Replicas:
 
     def retry_waiting(self) -> None:
         """Does what waits and has become possible; called when a peer has become ready."""
+        self._change_over_if_ready()
         waiting, self._waiting = self._waiting, []
         for item in waiting:
             if item.possible():
@@ -129,8 +169,10 @@ class Replicas:
         self.update({})
 
     def _choose(self, group: Hashable) -> Peer | None:
+        return self._choose_of(self._groups.get(group, ()))
+
+    def _choose_of(self, addresses: tuple[Address, ...]) -> Peer | None:
         best: Peer | None = None
-        addresses = self._groups.get(group, ())
         # A node has one call under way at a time: if it asked the first of equals, all nodes would ask the same router.
         start = int(random.random() * len(addresses)) if len(addresses) > 1 else 0
         for index in range(start, start + len(addresses)):
@@ -139,11 +181,18 @@ class Replicas:
                 best = peer
         return best
 
-    def _wait_and_call(self, group: Hashable, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+    def _wait_and_call(
+        self,
+        group: Hashable,
+        header: Header,
+        rows_TD: Tensor,
+        on_reply: OnReply,
+        on_gone: Callable[[], None] | None,
+    ) -> None:
         self.wait(
             f"replica of {group}",
-            lambda: self.has_ready(group),
-            lambda: self.call(group, header, rows_TD, on_reply),
+            lambda: self.has_ready(group) or (on_gone is not None and group not in self._groups),
+            lambda: self.call(group, header, rows_TD, on_reply, None, on_gone),
             on_reply,
         )
 
@@ -156,3 +205,7 @@ class Replicas:
                     f"no {item.awaited} came back within {self._recovery_timeout_s:g} s (limits.recovery_timeout_s)",
                 )
             )
+
+
+def _addresses(groups: Mapping[Hashable, tuple[Address, ...]]) -> set[Address]:
+    return {address for addresses in groups.values() for address in addresses}

@@ -191,3 +191,40 @@ def test_without_the_experts_that_are_gone(layers: list[Weights], seed: int) -> 
         check(0, rows_TD, missing=())
         node.close()
     loop.close()
+
+
+@pytest.mark.parametrize("degrade", [False, True], ids=["wait", "degrade"])
+def test_another_layout_takes_over_while_rows_are_under_way(layers: list[Weights], degrade: bool, seed: int) -> None:
+    loop = Loop()
+    generator = torch.Generator().manual_seed(seed)
+    with ExitStack() as stack:
+
+        def start(num_slices: int) -> dict[tuple[int, int], list[ExpertThread]]:
+            entries = cut(4, 2, num_slices)
+            return {(entry.expert_ids[0], entry.slice_index): [ExpertThread(layers, entry)] for entry in entries}
+
+        router = stack.enter_context(running_router(layers, 20.0, degrade))
+        present = start(2)
+        router.update(table_of(present, 1, 2))
+        assert router.wait_ready(20.0)
+        node = connected(loop, router.address)
+        for version in range(2, 8):
+            num_slices = 1 + version % 2
+            following = start(num_slices)
+            asked = [torch.randn(3, 8, generator=generator) for _ in range(8)]
+            answers: list[list[object]] = [[] for _ in asked]
+            for number, (rows_TD, answer) in enumerate(zip(asked, answers, strict=True)):
+                node.call(layer_header(number % 2, rows_TD), rows_TD, answer.append)
+                if number == 3:
+                    router.update(table_of(following, version, num_slices))
+            turn_until(lambda now=answers: all(now), loop)
+            for number, (rows_TD, answer) in enumerate(zip(asked, answers, strict=True)):
+                assert isinstance(answer[0], torch.Tensor), answer[0]
+                assert torch.allclose(answer[0], layers[number % 2].naive(rows_TD, 2), atol=1e-5)
+            for threads in present.values():
+                threads[0].kill()
+            present = following
+        for threads in present.values():
+            threads[0].kill()
+        node.close()
+    loop.close()

@@ -11,7 +11,7 @@ from transport.address import Address
 from transport.base import OnReply
 from transport.errors import CallError, PeerLost
 from transport.loop import Timer
-from transport.replicas import Replicas
+from transport.replicas import CHANGE_OVER_TIMEOUT_S, Replicas
 
 ROWS_TD = torch.ones(2, 3)
 
@@ -68,7 +68,7 @@ class Fleet:
         return self.peers.setdefault(where.unix_path, FakePeer())
 
     def _call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        assert delay_s == 30.0
+        assert delay_s in (30.0, CHANGE_OVER_TIMEOUT_S)
         self.timers.append(Timer(delay_s, callback))
         return self.timers[-1]
 
@@ -272,3 +272,58 @@ def test_waiting_for_something_else_than_one_group(fleet: Fleet) -> None:
     fleet.expire()
     assert isinstance(fleet.answers[0], CallError)
     assert fleet.answers[0].message == "no luck came back within 30 s (limits.recovery_timeout_s)"
+
+
+def test_other_groups_take_over_once_each_has_a_replica_that_is_ready() -> None:
+    fleet = Fleet()
+    fleet.set(g="a")
+    fleet.peers |= {"b": FakePeer(ready=False), "c": FakePeer()}
+    changed: list[str] = []
+    new = {"h": (address("b"),), "i": (address("c"),)}
+    fleet.replicas.update(new, lambda: changed.append("now"))
+    fleet.call()
+    assert len(fleet.peers["a"].calls) == 1
+    assert not changed
+    fleet.peers["b"].ready = True
+    fleet.replicas.retry_waiting()
+    assert changed == ["now"]
+    assert fleet.peers["a"].closed
+    fleet.call("h")
+    assert len(fleet.peers["b"].calls) == 1
+
+
+def test_other_groups_take_over_in_any_case_after_a_while() -> None:
+    fleet = Fleet()
+    fleet.set(g="a")
+    fleet.peers["b"] = FakePeer(ready=False)
+    fleet.set(h="b")
+    assert fleet.replicas.has_ready("g")
+    callback = fleet.timers[-1].callback
+    assert callback is not None
+    callback()
+    assert not fleet.replicas.has_ready("g")
+    assert fleet.peers["a"].closed
+
+
+def test_a_change_of_groups_can_be_taken_back() -> None:
+    fleet = Fleet()
+    fleet.set(g="a")
+    fleet.peers["b"] = FakePeer(ready=False)
+    fleet.set(h="b")
+    fleet.set(g="a")
+    assert fleet.peers["b"].closed
+    assert fleet.replicas.has_ready("g")
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["in flight", "waiting"])
+def test_a_call_of_a_group_that_is_gone_is_given_back(waits: bool) -> None:
+    fleet = Fleet()
+    fleet.set(g="a")
+    given_back: list[str] = []
+    if waits:
+        fleet.peers["a"].lose()
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda: given_back.append("gone"))
+    assert not given_back
+    fleet.set(h="b")
+    assert given_back == ["gone"]
+    assert fleet.answers == []
