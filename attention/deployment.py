@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from attention.node import NodeServer
 
 READY_CHECK_S = 60.0
-ANNOUNCE_PATIENCE_S = 10.0
+ANNOUNCED_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ class AttentionNode:
         self._thread.start()
         threading.Thread(target=self._announce, name="manta-announce", daemon=True).start()
         membership.watch(self._server.update)
-        # While a service starts, its parts wait for each other; later, an old replica leaves once this one is up.
-        await asyncio.to_thread(membership.wait_announced, ANNOUNCE_PATIENCE_S)
+        # Serve lets an old replica go once this one is up: not before the others have been told of it.
+        while self._thread.alive and not await asyncio.to_thread(membership.wait_announced, ANNOUNCED_CHECK_S):
+            continue
 
     def _run(self) -> None:
         import torch

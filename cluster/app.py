@@ -4,6 +4,7 @@ serve run cluster.app:build model=PATH
 serve deploy deploy/serve.yaml
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,14 @@ def _options(
         ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
     )
     # Serve replaces replicas of another version only; of itself, it would give each `serve.run` a random one.
-    return options.options(version=fingerprint(settings), _internal=True)
+    return options.options(version=_version(settings), _internal=True)
+
+
+def _version(settings: object) -> str:
+    """Returns a name for a part's settings; of the API keys, which no settings show, a hash is part of it."""
+    keys = settings.gateway.api_keys if isinstance(settings, GatewayDeploymentSettings) else ()
+    hidden = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
+    return fingerprint((settings, hidden))
 
 
 def gateway_settings(service: Service) -> GatewayDeploymentSettings:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
+from ray.serve import Application
 
 from cluster.causes import cause_in, cause_of
 from cluster.resolve import Service
@@ -13,6 +14,7 @@ from cluster.spec import Replicas, ServiceSpec
 # Serve gives a replica several tries; whoever waits gives up after the first, whose reason is the others' too.
 FAILED_REPLICA = "A replica failed to start"
 FAILED = "DEPLOY_FAILED"
+SETTLED = ("HEALTHY", "UPSCALING", "DOWNSCALING")  # UPDATING: replicas of another version are being exchanged
 
 
 @dataclass(frozen=True)
@@ -30,26 +32,46 @@ class ApplicationState:
     settled: bool
 
 
-def hand_over(service: Service) -> None:
+def hand_over(service: Service, application: Application | None = None) -> None:
     """Gives Serve the application, new or changed, without waiting for it.
 
     What stays the same keeps running: each deployment's version says which settings its replicas were made with.
 
+    Args:
+        application: What `make_application` has made of the service; None: made now.
+
     Raises:
         ValueError: The route prefix is another application's.
+        RuntimeError: Serve's controller does not answer.
     """
     from ray import serve
     from ray.serve.api import RunTarget
 
-    from cluster.app import build_service
     from cluster.ingress import quiet_serve
 
     quiet_serve()
-    target = RunTarget(build_service(service), name=service.name, route_prefix=service.spec.api.route_prefix)
+    made = application or make_application(service)
+    target = RunTarget(made, name=service.name, route_prefix=service.spec.api.route_prefix)
     try:
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    except RayError as error:
+    except RayTaskError as error:
         raise ValueError(f"api.route_prefix: {cause_of(error)}") from error
+    except RayError as error:
+        raise RuntimeError(f"Serve's controller does not answer: {cause_of(error)}") from error
+
+
+def make_application(service: Service) -> Application:
+    """Returns the application of a service, for `hand_over`.
+
+    Raises:
+        ValueError: A file that it needs cannot be read on this host.
+    """
+    from cluster.app import build_service
+
+    try:
+        return build_service(service)
+    except OSError as error:
+        raise ValueError(f"the controller's host cannot read {error.filename}: {error.strerror}") from error
 
 
 def application_exists(name: str) -> bool:
@@ -78,17 +100,21 @@ def application_state(spec: ServiceSpec) -> ApplicationState:
             raise RuntimeError(f"{deployment} did not start: {cause_in(found.message)}")
     if application.status == FAILED:
         raise RuntimeError(f"the Serve application did not start: {cause_in(application.message)}")
-    running = {name: _plain(found.replica_states) for name, found in application.deployments.items()}
-    settled = application.status == "RUNNING" and all(
-        _as_wanted(running.get(name, {}), replicas) for name, replicas in wanted.items()
+    deployments = application.deployments
+    running = {name: _plain(found.replica_states) for name, found in deployments.items()}
+    settled = all(
+        name in deployments and _as_wanted(str(deployments[name].status.value), running[name], replicas)
+        for name, replicas in wanted.items()
     )
     serving = sum(min(states.get("RUNNING", 0), wanted[name].num) for name, states in running.items() if name in wanted)
     return ApplicationState(serving, num_wanted, settled)
 
 
-def _as_wanted(states: dict[str, int], replicas: Replicas) -> bool:
-    """Whether a deployment's replicas all run, and are as many as allowed."""
-    return set(states) == {"RUNNING"} and replicas.min <= states["RUNNING"] <= replicas.max
+def _as_wanted(status: str, states: dict[str, int], replicas: Replicas) -> bool:
+    """Whether a deployment has the replicas that it should; how many of a range is autoscaling's affair."""
+    if replicas.min == replicas.max:
+        return status == "HEALTHY" and states == {"RUNNING": replicas.max}
+    return status in SETTLED and replicas.min <= states.get("RUNNING", 0)
 
 
 def _plain(states: Mapping[Any, int]) -> dict[str, int]:

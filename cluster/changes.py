@@ -71,7 +71,8 @@ def changes_between(before: Service, after: Service) -> tuple[Change, ...]:
     old, new = dict(_fields(before.spec.model_dump())), dict(_fields(after.spec.model_dump()))
     names = list(dict.fromkeys([*old, *new]))
     found = [_change(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
-    if before.config != after.config and not any(change.field.startswith("model.") for change in found):
+    explained = any(change.field.startswith("model.") and change.how == "refused" for change in found)
+    if before.config != after.config and not explained:
         note = f"its config.json is another one now; {ANOTHER_MODEL}"
         found.append(Change("model.path", str(before.directory), str(after.directory), "refused", note))
     return tuple(found)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from cluster.backoff import Backoff
 from cluster.causes import cause_of
@@ -87,6 +88,7 @@ class Controller:
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
         self._scaler = ExpertScaler(self._fleet, self._event)
         self._resize: ResizeStatus | None = None
+        self._restarted = restarted
         self._settled = self._stopping = False
         self._table = RoutingTable(version=int(time.time() * 1000))
         self._changed = asyncio.Condition()
@@ -142,7 +144,8 @@ class Controller:
             raise ValueError(f"service {self._service.name} {what}; try again when it is done (manta status)")
         if self._accepted.version != seen_version:
             raise ValueError(f"service {self._service.name} was changed meanwhile; look at the plan again")
-        self._start_resize(service)
+        failed_before = self._resize is not None and self._resize.state == "failed"
+        self._start_resize(service, uncertain=failed_before)
 
     async def status(self) -> dict[str, object]:
         """Returns what runs, where, how loaded, and the last events, as plain data."""
@@ -201,19 +204,26 @@ class Controller:
 
     async def _keep_experts(self) -> None:
         num_adopted = await self._fleet.adopt()
-        wanted = {shard.index: shard.num_replicas for shard in self._fleet.layout.shards}
-        present = self._fleet.counts
         if num_adopted:
             self._event(f"took over {num_adopted} of {self._fleet.num_keepers} expert actors")
+        if num_adopted or self._restarted:
             await asyncio.sleep(SETTLE_S)
+        present = self._fleet.counts
+        wanted = {shard.index: max(present[shard.index], shard.num_replicas) for shard in self._fleet.layout.shards}
+        self._fleet.grow(self._fleet.layout, wanted)
+        if self._accepted.version != self._service.version and not self._is_resizing:
+            self._event(f"goes on with the change to version {self._accepted.version}")
+            self._start_resize(self._accepted, uncertain=True)
         self._settled = True
-        self._fleet.grow(self._fleet.layout, {shard: max(present[shard], count) for shard, count in wanted.items()})
         await self._publish()
-        if self._accepted.version != self._service.version:
-            self._event(f"goes on with the resize to version {self._accepted.version}")
-            self._start_resize(self._accepted)
-        else:
+        if not self._is_resizing:
+            self._sweep()
+
+    def _sweep(self) -> None:
+        try:
             self._fleet.sweep()
+        except RayError as error:  # what is left over then goes with the next change, or at the end
+            self._event(f"leftovers could not be ended: {cause_of(error)}", failed=True)
 
     @property
     def _is_resizing(self) -> bool:
@@ -229,22 +239,26 @@ class Controller:
             else:
                 await self._scaler.scale(autoscaling)
 
-    def _start_resize(self, service: Service) -> None:
-        resize = Resize(self._fleet, self._service, service, self._event)
-        self._resize, self._accepted = resize.status, service
-        self._store()
-        self._event(f"resize from version {self._service.version} to {service.version}")
-        self._resizing = asyncio.get_running_loop().create_task(self._run_resize(resize, service))
+    def _start_resize(self, service: Service, uncertain: bool) -> None:
+        def commit() -> None:
+            store_service(service, "good")
+            self._service = service
 
-    async def _run_resize(self, resize: Resize, service: Service) -> None:
+        resize = Resize(self._fleet, self._service, service, self._event, commit, uncertain)
+        store_service(service, "accepted")
+        self._resize, self._accepted = resize.status, service
+        self._event(f"change from version {self._service.version} to {service.version}")
+        self._resizing = asyncio.get_running_loop().create_task(self._run_resize(resize))
+
+    async def _run_resize(self, resize: Resize) -> None:
         try:
-            if await resize.run():
-                self._service = service
+            await resize.run()
         finally:
-            self._accepted = self._service
             if not self._stopping:
+                self._accepted = self._service
                 self._store()
-                self._fleet.sweep()
+                self._scaler.forget()
+                self._sweep()
 
     def _store(self) -> None:
         store_service(self._service, "good")

@@ -4,11 +4,12 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
 from typing import Any
 
 import ray
 
+from cluster.causes import cause_of
 from cluster.keeper import ExpertKeeper, Report
 from cluster.layout import Layout, cores_for, layout_of
 from cluster.names import NAMESPACE, experts_prefix
@@ -97,7 +98,7 @@ class ExpertFleet:
         """Takes over what an earlier controller has started of this layout; returns how many replicas serve."""
         known = {(keeper.shard.index, keeper.replica) for keeper in self._all_of(self._layout)}
         found = sorted(_running_replicas(self._service.name, self._layout.version) - known)
-        for (shard, replica), core in zip(found, self._cores_for(len(found)), strict=True):
+        for (shard, replica), core in zip(found, self._cores_for(self._layout, len(found)), strict=True):
             self._add(self._layout, self._layout.shards[shard], replica, core)
         return sum(await asyncio.gather(*(keeper.adopt() for keeper in self._keepers)))
 
@@ -111,7 +112,7 @@ class ExpertFleet:
                 replica = next(number for number in range(len(taken) + 1) if number not in taken)
                 taken.add(replica)
                 new.append((shard, replica))
-        cores = self._cores_for(len(new))
+        cores = self._cores_for(layout, len(new))
         added = [self._add(layout, shard, replica, core) for (shard, replica), core in zip(new, cores, strict=True)]
         self._start()
         return added
@@ -139,43 +140,43 @@ class ExpertFleet:
         on_progress(len(wanted))
 
     def beyond(self, counts: Counts) -> list[ExpertKeeper]:
-        """The replicas of the layout in use that are more than `counts` says, the latest first."""
-        return [
-            keeper
-            for shard in self._layout.shards
-            for keeper in sorted(self.keepers_of(shard.index), key=lambda one: -one.replica)[
-                : max(0, len(self.keepers_of(shard.index)) - counts[shard.index])
-            ]
-        ]
+        """Which replicas of the layout in use are more than `counts` says: those that do not serve, then the latest."""
+        found: list[ExpertKeeper] = []
+        for shard in self._layout.shards:
+            keepers = sorted(self.keepers_of(shard.index), key=lambda one: (one.address is not None, -one.replica))
+            found += keepers[: max(0, len(keepers) - counts[shard.index])]
+        return found
+
+    def all_of(self, layout: Layout) -> list[ExpertKeeper]:
+        """The replicas of a layout, those that leave not counted."""
+        return self._of(layout)
 
     async def use(self, layout: Layout) -> list[ExpertKeeper]:
-        """Tells routers to use `layout` from now on; returns the replicas of all others."""
+        """Tells routers to use `layout` from now on; returns the replicas of all others that do not leave yet."""
         self._layout = layout
         await self._publish()
-        return [keeper for keeper in self._keepers if keeper.layout.version != layout.version]
+        others = [keeper for keeper in self._keepers if keeper.layout.version != layout.version]
+        return [keeper for keeper in others if not keeper.leaving]
 
     async def retire(self, keepers: Iterable[ExpertKeeper]) -> None:
-        """Ends replicas: routers are told first, and what they had sent before is still answered."""
-        leaving = list(keepers)
+        """Ends replicas: routers are told first, and send what is not answered by then elsewhere. Never raises."""
+        leaving = [keeper for keeper in keepers if not keeper.leaving]
         for keeper in leaving:
             keeper.leaving = True
         if leaving:
             await self._publish()
-        await asyncio.gather(*(self._retire(keeper) for keeper in leaving))
+        results = await asyncio.gather(*(self._retire(keeper) for keeper in leaving), return_exceptions=True)
+        for keeper, result in zip(leaving, results, strict=True):
+            if isinstance(result, Exception):
+                self._report(f"{keeper.name} did not leave as it should: {cause_of(result)}", failed=True)
 
     async def stop(self) -> None:
-        """Ends every replica at once, and whatever else an earlier controller has left."""
+        """Ends every replica at once."""
         await asyncio.gather(*(self._end(keeper) for keeper in list(self._keepers)))
 
     def sweep(self) -> None:
         """Ends what runs or is reserved under this service's name and belongs to no replica here."""
-        known = {keeper.name for keeper in self._keepers}
-        for name in expert_actors(self._service.name):
-            if name not in known:
-                try:
-                    ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
-                except ValueError:
-                    continue  # it has just gone
+        kill_experts(self._service.name, {keeper.name for keeper in self._keepers})
         for version in layouts_reserved(self._service.name) - {keeper.layout.version for keeper in self._keepers}:
             release_layout(self._service.name, version)
 
@@ -190,10 +191,10 @@ class ExpertFleet:
             if keeper not in self._running:
                 self._running[keeper] = asyncio.get_running_loop().create_task(keeper.run())
 
-    def _cores_for(self, num_new: int) -> list[int | None]:
+    def _cores_for(self, layout: Layout, num_new: int) -> list[int | None]:
         experts = self._service.spec.experts
         pin = experts.pin_cores if experts.num_gpus == 0 else False
-        return cores_for(num_new, [keeper.core for keeper in self._keepers], pin, os.cpu_count() or 1)
+        return cores_for(num_new, [keeper.core for keeper in self._of(layout)], pin, os.cpu_count() or 1)
 
     def _add(self, layout: Layout, shard: ShardPlan, replica: int, core: int | None) -> ExpertKeeper:
         keeper = ExpertKeeper(
@@ -211,9 +212,8 @@ class ExpertFleet:
 
     async def _reserve(self, layout: Layout, shard: ShardPlan, replica: int) -> Reservation:
         if replica == 0:
-            return Reservation(await reserve_first(self._service, layout), shard.index)
-        async with self._placing:  # one after the other: each looks where the others are
-            return await reserve_further(self._service, layout, shard, replica)
+            return await reserve_first(self._service, layout, shard)
+        return await reserve_further(self._service, layout, shard, replica, self._placing)
 
     async def _retire(self, keeper: ExpertKeeper) -> None:
         await keeper.drain()
@@ -231,6 +231,15 @@ class ExpertFleet:
             self._keepers.remove(keeper)
         if keeper.replica:
             release(self._service.name, keeper.layout.version, keeper.shard.index, keeper.replica)
+
+
+def kill_experts(service: str, spared: Set[str] = frozenset()) -> None:
+    """Ends the expert actors of a service, but for those of the names `spared`."""
+    for name in set(expert_actors(service)) - spared:
+        try:
+            ray.kill(ray.get_actor(name, NAMESPACE), no_restart=True)
+        except ValueError:
+            continue  # it has just gone
 
 
 def expert_actors(service: str) -> list[str]:

@@ -135,18 +135,18 @@ class ExpertKeeper:
             await asyncio.sleep(self._backoff.pause_s(self._worked_s()))
 
     async def drain(self) -> None:
-        """Waits until the replica has answered what it got before routers heard that it leaves."""
+        """Waits until the replica has answered what it got before routers heard that it leaves; never raises."""
         deadline_s = time.monotonic() + self._service.spec.limits.drain_timeout_s
         rows = -1
-        while self._actor is not None and time.monotonic() < deadline_s:
-            await asyncio.sleep(DRAIN_POLL_S)
+        while (actor := self._actor) is not None and time.monotonic() < deadline_s:
             try:
-                figures = await asyncio.wait_for(self._actor.snapshot.remote(), ADOPT_TIMEOUT_S)
+                figures = await asyncio.wait_for(actor.snapshot.remote(), ADOPT_TIMEOUT_S)
             except (RayError, TimeoutError):
                 return
             before, rows = rows, int(figures.get("rows_total", 0))
             if rows == before and not figures.get("queue", 0):
                 return
+            await asyncio.sleep(DRAIN_POLL_S)
 
     def stop(self) -> None:
         """Ends the replica for good."""
@@ -182,11 +182,14 @@ class ExpertKeeper:
             TimeoutError: It was not loaded within `limits.load_timeout_s`, or it hangs.
             CheckpointError: It cannot be loaded.
         """
-        self._state = "placing"
-        reservation = await self._reserve()
         key, settings = data_plane_key(self._service.name), expert_settings(self._service, self.shard)
-        self._state = "starting"
-        self._actor = actor = self._start_actor(settings, reservation)
+        actor = await self._find_running()
+        if actor is None:
+            self._state = "placing"
+            reservation = await self._reserve()
+            self._state = "starting"
+            actor = self._start_actor(settings, reservation)
+        self._actor = actor
         timeout_s = self._service.spec.limits.load_timeout_s
         self._host, self._pid = await _within(timeout_s, actor.host.remote(), "did not start")
         if not await _within(timeout_s, actor.belongs_to.remote(settings, key), "did not answer"):
@@ -207,6 +210,23 @@ class ExpertKeeper:
         finally:
             for watcher in watchers:
                 watcher.cancel()
+
+    async def _find_running(self) -> Any:
+        """Returns the replica's actor if an earlier controller has started it; None if not. One that hangs is ended."""
+        try:
+            actor: Any = ray.get_actor(self._name, NAMESPACE)
+        except ValueError:
+            return None
+        for _ in range(2):
+            try:
+                await asyncio.wait_for(actor.host.remote(), ADOPT_TIMEOUT_S)
+                return actor
+            except TimeoutError:
+                continue
+            except RayError:
+                break
+        ray.kill(actor, no_restart=True)
+        return None
 
     def _start_actor(self, settings: ExpertSettings, reservation: Reservation) -> Any:
         strategy = PlacementGroupSchedulingStrategy(reservation.group, placement_group_bundle_index=reservation.bundle)

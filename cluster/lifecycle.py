@@ -178,22 +178,40 @@ def apply(planned: Plan, address: str | None, on_progress: OnProgress) -> None:
     if planned.refused:
         fields = ", ".join(change.field for change in planned.refused)
         raise ValueError(f"{fields}: cannot be changed while the service runs; nothing was changed")
-    if not planned.changes:
-        return
     name = planned.wanted.name
     with joined(address):
+        if not planned.changes and _last_change(name).get("state") != "failed":
+            return
         controller = find_controller(name)
         if controller is None:
             raise ValueError(f"service {name} is gone")
         _start_change(controller, planned)
-        while True:
-            resize = ask_controller(name, "status")["resize"]
-            if resize["state"] != "running":
-                break
-            on_progress(Progress(resize["stage"], resize["done"], resize["total"]))
-            time.sleep(APPLY_POLL_S)
-    if resize["state"] != "done":
-        raise RuntimeError(f"the change was not made ({resize['state']}): {resize['error']}")
+        change = _follow(name, planned.wanted.version, on_progress)
+    if change["state"] != "done":
+        raise RuntimeError(f"the change was not made ({change['state']}): {change['error']}")
+
+
+def _follow(name: str, version: str, on_progress: OnProgress) -> dict[str, Any]:
+    """Returns how the change to `version` has ended; a controller that is restarted meanwhile goes on with it."""
+    while True:
+        change = _last_change(name)
+        if not change:  # the controller was restarted: it is about to go on, or there was nothing left to do
+            running: Service = ask_controller(name, "service")
+            if running.version != version:
+                return {"state": "rolled back", "error": "the controller was restarted meanwhile; see manta status"}
+            if ask_controller(name, "status")["spec_version"] == version:
+                return {"state": "done", "error": ""}
+        elif change["version"] != version:
+            return {"state": "replaced", "error": "another change was made meanwhile; see manta status"}
+        elif change["state"] != "running":
+            return change
+        else:
+            on_progress(Progress(change["stage"], change["done"], change["total"]))
+        time.sleep(APPLY_POLL_S)
+
+
+def _last_change(name: str) -> dict[str, Any]:
+    return ask_controller(name, "status")["resize"] or {}
 
 
 def _start_change(controller: Any, planned: Plan) -> None:

@@ -129,7 +129,8 @@ class ControllerMembership:
                 controller = self._controller()
                 ray.get(controller.announce.remote(self._member_id, said), timeout=ANNOUNCE_TIMEOUT_S)
             except UNREACHABLE as error:
-                unanswered = unanswered + 1 if isinstance(error, GetTimeoutError) else 0
+                # One that has not answered yet may just be starting.
+                unanswered = unanswered + 1 if isinstance(error, GetTimeoutError) and self._announced.is_set() else 0
                 if unanswered == MAX_UNANSWERED:
                     self._end_hung(controller)
                 self._lost_controller(error, "announcing again")

@@ -6,7 +6,9 @@ further replica has a group of its own, so that it can come and go alone; label 
 """
 
 import asyncio
-from collections.abc import Iterator, Set
+import time
+from collections.abc import Iterator, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from cluster.resolve import Service
 from cluster.spec import ShardPlan
 
 HOST_LABEL = "ray.io/node-id"  # every Ray node has it
+PLACING_S = 1.0  # a place that is free is found in milliseconds
 
 
 @dataclass(frozen=True)
@@ -36,36 +39,55 @@ class Reservation:
     bundle: int
 
 
-async def reserve_first(service: Service, layout: Layout) -> PlacementGroup:
-    """Reserves the first replica of every shard, in their order; an earlier controller's reservation is taken over.
+async def reserve_first(service: Service, layout: Layout, shard: ShardPlan) -> Reservation:
+    """Reserves the first replica of every shard together; an earlier controller's reservation is taken over.
+
+    Returns:
+        That of `shard`, as soon as it has a host: after a host was lost, the others need not have one again.
 
     Raises:
         RuntimeError: It cannot be placed within `limits.load_timeout_s`; says what was asked for.
     """
     name = first_group_name(service.name, layout.version)
-    bundles = [bundle_of(service, shard) for shard in layout.shards]
-    selectors = [dict(shard.labels) for shard in layout.shards]
+    bundles = [bundle_of(service, each) for each in layout.shards]
+    selectors = [dict(each.labels) for each in layout.shards]
     group = _existing(name) or _new(name, bundles, selectors, service.spec.experts.placement)
-    return await _placed(service, group, bundles)
+    await _wait_placed(service, group, shard.index, bundles)
+    return Reservation(group, shard.index)
 
 
-async def reserve_further(service: Service, layout: Layout, shard: ShardPlan, replica: int) -> Reservation:
-    """Reserves one more replica of a shard; an earlier controller's reservation is taken over.
+async def reserve_further(
+    service: Service, layout: Layout, shard: ShardPlan, replica: int, in_turn: asyncio.Lock
+) -> Reservation:
+    """Reserves one more replica of a shard; an earlier controller's reservation is taken over, if it has a host.
+
+    Args:
+        in_turn: Held while a host is chosen: each looks where the others are.
 
     Raises:
         RuntimeError: It cannot be placed within `limits.load_timeout_s`; says what was asked for.
     """
-    name = group_name(service.name, layout.version, shard.index, replica)
-    bundle = bundle_of(service, shard)
-    group = _existing(name)
-    if group is None:
-        placement = service.spec.experts.placement
-        beside = set(_hosts(service.name, layout.version, None))
-        of_shard = set(_hosts(service.name, layout.version, shard.index))
-        rule = host_rule(placement, beside, of_shard, _hosts_with_room(bundle))
-        selector = dict(shard.labels) if rule is None else {**shard.labels, HOST_LABEL: rule}
-        group = _new(name, [bundle], [selector], "pack")
-    return Reservation(await _placed(service, group, [bundle]), 0)
+    name, bundle = group_name(service.name, layout.version, shard.index, replica), bundle_of(service, shard)
+    async with in_turn:
+        group = _existing(name)
+        if group is not None and not _is_placed(group, 0):
+            remove_placement_group(group)  # its host is gone, or was never found: other hosts may do now
+            group = None
+        if group is None:
+            group = _new(name, [bundle], [_selector(service, layout, shard, bundle)], "pack")
+            with suppress(TimeoutError):
+                await asyncio.wait_for(_ready(group), PLACING_S)
+    await _wait_placed(service, group, 0, [bundle])
+    return Reservation(group, 0)
+
+
+def _selector(service: Service, layout: Layout, shard: ShardPlan, bundle: Bundle) -> dict[str, str]:
+    """Returns the labels of the hosts that a further replica of a shard may run on."""
+    beside = set(_hosts(service.name, layout.version, None))
+    of_shard = set(_hosts(service.name, layout.version, shard.index))
+    with_room = _hosts_with_room(bundle, shard.labels)
+    rule = host_rule(service.spec.experts.placement, beside, of_shard, with_room)
+    return dict(shard.labels) if rule is None else {**shard.labels, HOST_LABEL: rule}
 
 
 def host_rule(placement: str, beside: Set[str], of_shard: Set[str], with_room: Set[str]) -> str | None:
@@ -115,18 +137,41 @@ def layouts_reserved(service: str) -> set[str]:
     return {name.removeprefix(prefix).partition("/")[0] for name, _, _ in _groups(prefix)}
 
 
-async def _placed(service: Service, group: PlacementGroup, bundles: list[Bundle]) -> PlacementGroup:
-    try:
-        # Ray's answer to `ready` comes from its own control plane; no worker is started for it.
-        await asyncio.wait_for(group.ready(), service.spec.limits.load_timeout_s)  # pyright: ignore[reportArgumentType]
-    except TimeoutError:
-        raise RuntimeError(
-            f"{len(bundles)} expert actor{'s' * (len(bundles) > 1)} with {bundles[0]} each "
-            f"({service.spec.experts.placement}) could not be placed within "
-            f"{service.spec.limits.load_timeout_s:g} s (limits.load_timeout_s); the cluster has "
-            f"{ray.cluster_resources()}, of which {ray.available_resources()} are free"
-        ) from None
-    return group
+async def _wait_placed(service: Service, group: PlacementGroup, index: int, bundles: list[Bundle]) -> None:
+    """Waits until a bundle of a group has a host.
+
+    Raises:
+        RuntimeError: Not within `limits.load_timeout_s`; says what was asked for.
+    """
+    limit_s = service.spec.limits.load_timeout_s
+    deadline_s = time.monotonic() + limit_s
+    while not _is_placed(group, index):
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(
+                f"{len(bundles)} expert actor{'s' * (len(bundles) > 1)} with {bundles[index]} each "
+                f"({service.spec.experts.placement}) could not be placed within {limit_s:g} s "
+                f"(limits.load_timeout_s); the cluster has {ray.cluster_resources()}, of which "
+                f"{ray.available_resources()} are free"
+            )
+        with suppress(TimeoutError):
+            await asyncio.wait_for(_ready(group), PLACING_S)
+
+
+async def _ready(group: PlacementGroup) -> None:
+    await group.ready()  # pyright: ignore[reportGeneralTypeIssues] - from Ray's control plane; no worker starts for it
+
+
+def _is_placed(group: PlacementGroup, index: int) -> bool:
+    """Whether a bundle has a host that lives."""
+    found: dict[str, Any] = placement_group_table(group)
+    hosts = {str(bundle): host for bundle, host in found.get("bundles_to_node_id", {}).items()}
+    host = hosts.get(str(index), "")
+    return found.get("state") in ("CREATED", "RESCHEDULING") and host in _living_hosts()
+
+
+def _living_hosts() -> dict[str, dict[str, str]]:
+    """Returns the hosts that live, with their labels."""
+    return {str(node["NodeID"]): dict(node.get("Labels") or {}) for node in ray.nodes() if node["Alive"]}
 
 
 def _new(name: str, bundles: list[Bundle], selectors: list[dict[str, str]], strategy: str) -> PlacementGroup:
@@ -161,12 +206,14 @@ def _hosts(service: str, layout: str, shard: int | None) -> Iterator[str]:
                 yield host
 
 
-def _hosts_with_room(bundle: Bundle) -> set[str]:
+def _hosts_with_room(bundle: Bundle, labels: Mapping[str, str]) -> set[str]:
+    """Returns the hosts that have these labels and so much free now; of label rules, plain values are understood."""
     free: dict[str, dict[str, float]] = available_resources_per_node()
     return {
         host
-        for host, amounts in free.items()
-        if all(amounts.get(name, 0.0) >= amount for name, amount in bundle.items())
+        for host, found in _living_hosts().items()
+        if labels.items() <= found.items()
+        and all(free.get(host, {}).get(name, 0.0) >= amount for name, amount in bundle.items())
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from cluster.application import application_state, hand_over
+from cluster.application import application_state, hand_over, make_application
 from cluster.causes import cause_of
 from cluster.fleet import ExpertFleet
 from cluster.keeper import ExpertKeeper
@@ -17,6 +17,8 @@ from cluster.layout import Layout, layout_of
 from cluster.resolve import Service
 
 POLL_S = 0.2
+# Serve takes an application over in its next turn (0.5 s, on a Ray of Manta's own); until then it tells of the old one.
+TAKEN_OVER_S = 2.0
 GRACE_S = 5.0  # beyond `limits.load_timeout_s`: a part that is late says itself what it waits for
 
 LOADING, STARTING, LEAVING, ROLLING_BACK = (
@@ -57,65 +59,84 @@ class Resize:
         old: What runs: the last good state.
         new: What is to run.
         note: Notes an event (text, whether something failed).
+        commit: Makes the new service the good one: from then on there is no way back.
+        uncertain: Whether Serve may have something else than `old`: an earlier change was interrupted, or failed.
     """
 
-    def __init__(self, fleet: ExpertFleet, old: Service, new: Service, note: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self,
+        fleet: ExpertFleet,
+        old: Service,
+        new: Service,
+        note: Callable[[str, bool], None],
+        commit: Callable[[], None],
+        uncertain: bool,
+    ) -> None:
         self.status = ResizeStatus(new.version)
         self._fleet = fleet
         self._old = old
         self._new = new
         self._note = note
+        self._commit = commit
+        self._concerns_serve = uncertain or _of_application(old) != _of_application(new)
         self._added: list[ExpertKeeper] = []
-        self._handed_over = False
+        self._handed_over = uncertain
 
-    async def run(self) -> bool:
-        """Makes the change; returns whether it holds. If not, everything is as before, and `status.error` says why."""
+    async def run(self) -> None:
+        """Makes the change. If it fails, everything is as before, and `status.error` says why."""
+        layout = layout_of(self._new)
+        counts = self._counts(layout)
         try:
-            await self._make()
+            await self._make(layout, counts)
+            self._commit()
         except Exception as error:
             self.status.error = cause_of(error)
             await self._roll_back()
-            return False
+            return
+        self._stage(LEAVING)
+        leaving = [*await self._fleet.use(layout), *self._fleet.beyond(counts)]
+        await self._fleet.retire(leaving)
         self._end("done")
-        return True
 
-    async def _make(self) -> None:
-        layout = layout_of(self._new)
-        counts = self._counts(layout)
+    async def _make(self, layout: Layout, counts: dict[int, int]) -> None:
+        """Starts everything that is new, and waits until it serves."""
         self._fleet.take_service(self._new)
         self._stage(LOADING)
         self._added = self._fleet.grow(layout, counts)
         timeout_s = self._new.spec.limits.load_timeout_s + GRACE_S
-        await self._fleet.wait_serving(self._added, timeout_s, lambda done: self._count(done, len(self._added)))
-        if _of_application(self._old) != _of_application(self._new):
+        wanted = self._fleet.all_of(layout)
+        await self._fleet.wait_serving(wanted, timeout_s, lambda done: self._count(done, len(wanted)))
+        if self._concerns_serve:
             self._stage(STARTING)
-            self._handed_over = True
             await self._exchange(self._new)
-        self._stage(LEAVING)
-        leaving = [*await self._fleet.use(layout), *self._fleet.beyond(counts)]
-        await self._fleet.retire(leaving)
 
     def _counts(self, layout: Layout) -> dict[int, int]:
         """Returns how many replicas each shard is to have: a range keeps the number that the load has brought."""
-        present = self._fleet.counts if layout.version == self._fleet.layout.version else {}
+        counts, shards = self._fleet.counts, self._fleet.layout.shards
+        present = {(shard.expert_ids, shard.slice_index): counts[shard.index] for shard in shards}
         return {
-            shard.index: min(max(present.get(shard.index, 0), shard.replicas.min), shard.replicas.max)
+            shard.index: min(
+                max(present.get((shard.expert_ids, shard.slice_index), 0), shard.replicas.min), shard.replicas.max
+            )
             for shard in layout.shards
         }
 
     async def _exchange(self, service: Service) -> None:
-        """Hands the application to Serve and waits until exactly its replicas run.
+        """Hands the application to Serve and waits until its replicas run, and none of another version.
 
         Raises:
             RuntimeError: A replica failed to start.
             TimeoutError: They were not there within `limits.load_timeout_s`.
         """
         limits = service.spec.limits
-        deadline_s = time.monotonic() + limits.load_timeout_s + limits.drain_timeout_s + GRACE_S
-        await asyncio.to_thread(hand_over, service)
+        limit_s = limits.load_timeout_s + limits.drain_timeout_s + GRACE_S
+        deadline_s = time.monotonic() + limit_s
+        application = await asyncio.to_thread(make_application, service)
+        self._handed_over = True
+        await asyncio.wait_for(asyncio.to_thread(hand_over, service, application), limit_s)
+        await asyncio.sleep(TAKEN_OVER_S)
         while True:
-            await asyncio.sleep(POLL_S)  # Serve takes it over in its next turn
-            state = await asyncio.to_thread(application_state, service.spec)
+            state = await asyncio.wait_for(asyncio.to_thread(application_state, service.spec), limit_s)
             self._count(state.serving, state.wanted)
             if state.settled:
                 return
@@ -124,9 +145,10 @@ class Resize:
                     f"{state.serving} of {state.wanted} gateways, routers and attention nodes serve after "
                     f"{limits.load_timeout_s:g} s (limits.load_timeout_s); perhaps the cluster has no room for more"
                 )
+            await asyncio.sleep(POLL_S)
 
     async def _roll_back(self) -> None:
-        self._note(f"the resize failed: {self.status.error}; going back", True)
+        self._note(f"the change failed: {self.status.error}; going back", True)
         self._stage(ROLLING_BACK)
         self._fleet.take_service(self._old)
         try:
@@ -147,7 +169,7 @@ class Resize:
 
     def _end(self, state: OutcomeState) -> None:
         self.status.state = state
-        self._note(f"resize to version {self._new.version}: {state}", state != "done")
+        self._note(f"change to version {self._new.version}: {state}", state != "done")
 
 
 def _of_application(service: Service) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.causes import cause_of
-from cluster.fleet import expert_actors
+from cluster.fleet import kill_experts
 from cluster.ingress import quiet_serve
 from cluster.names import NAMESPACE, controller_name
 from cluster.placement import release_all
@@ -35,7 +35,7 @@ def stop_service(name: str) -> None:
         # Does nothing after a complete stop. The controller goes last: while it answers that the service is being
         # stopped, no gateway, node or router that still runs starts another one.
         _delete_apps(apps, wait=False)
-        _kill_experts(name)
+        kill_experts(name)
         release_all(name)
         forget_data_plane_key(name)
         forget_service(name)
@@ -97,15 +97,6 @@ def _delete_apps(apps: set[str], wait: bool) -> None:
     quiet_serve()
     for app in apps & serve.status().applications.keys():
         serve.delete(app, _blocking=wait)
-
-
-def _kill_experts(name: str) -> None:
-    """Kills what the controller did not end: it was itself gone."""
-    for actor in expert_actors(name):
-        try:
-            ray.kill(ray.get_actor(actor, NAMESPACE), no_restart=True)
-        except ValueError:
-            continue  # it has just gone
 
 
 def _wait_gone(name: str, controller: Any) -> None:

@@ -55,6 +55,11 @@ class Router:
         """Whether every shard has a connected replica."""
         return self._experts.complete
 
+    @property
+    def degraded(self) -> bool:
+        """Whether it serves without some of the experts."""
+        return self._degrade and 0 < len(self._missing_experts()) < self._num_experts
+
     def serve(self, requests: Sequence[Request]) -> None:
         """Starts on each request; the answers follow when the experts have answered."""
         for request in requests:

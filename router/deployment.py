@@ -16,8 +16,8 @@ from transport.worker import DataPlaneThread
 if TYPE_CHECKING:
     from router.server import RouterServer
 
-READY_CHECK_S = 60.0
-ANNOUNCE_PATIENCE_S = 10.0
+READY_CHECK_S = 10.0
+ANNOUNCED_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class RouterReplica:
         self._thread.start()
         threading.Thread(target=self._announce, name="manta-announce", daemon=True).start()
         membership.watch(self._server.update)
-        # While a service starts, its parts wait for each other; later, an old replica leaves once this one is up.
-        await asyncio.to_thread(membership.wait_announced, ANNOUNCE_PATIENCE_S)
+        # Serve lets an old replica go once this one is up: not before the others have been told of it.
+        while self._thread.alive and not await asyncio.to_thread(membership.wait_announced, ANNOUNCED_CHECK_S):
+            continue
 
     def _run(self) -> None:
         import torch
@@ -58,10 +59,15 @@ class RouterReplica:
             self._server.run()
 
     def _announce(self) -> None:
-        """Tells the nodes only once every expert is connected: what is announced can serve."""
+        """Tells the nodes only once every expert is connected: what is announced can serve.
+
+        Where rows may go without missing experts, some must do after a while.
+        """
         while not self._server.wait_ready(READY_CHECK_S):
             if not self._thread.alive:
                 return
+            if self._server.degraded:
+                break
         self._membership.announce("router", self._server.address, self._server.snapshot)
 
     def check_health(self) -> None:

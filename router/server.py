@@ -39,6 +39,8 @@ class RouterServer:
         self._router = Router(gates, top_k, self._experts, degrade)
         self._server = RequestServer(self._loop, "router", key, tcp_host, self._router.serve)
         self._ready = threading.Event()
+        self.degraded = False
+        """Whether it can serve, but not with all experts; readable from any thread."""
         self._busy = BusyClock()
 
     @property
@@ -88,4 +90,5 @@ class RouterServer:
     def _expert_changed(self) -> None:
         if self._router.ready:
             self._ready.set()
+        self.degraded = self._router.degraded
         self._experts.retry_waiting()

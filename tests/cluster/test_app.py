@@ -111,3 +111,17 @@ def test_what_does_not_describe_a_service(args: dict[str, Any]) -> None:
 def test_experts_that_the_checkpoint_does_not_have(model: Path) -> None:
     with pytest.raises(SpecError, match="per_actor"):
         build({"model": str(model), "experts.per_actor": 5})
+
+
+def test_other_keys_in_the_same_file_make_another_version(model: Path, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+
+    def version() -> str | None:
+        spec = spec_for_model(model, {"api.keys_file": str(keys)})
+        return deployments(build_service(resolve(spec)))["Gateway"].version
+
+    keys.write_text("one\n")
+    before = version()
+    assert version() == before
+    keys.write_text("two\n")
+    assert version() != before
