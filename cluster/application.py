@@ -25,11 +25,13 @@ class ApplicationState:
         serving: Replicas that run and are wanted.
         wanted: The replicas that are to run.
         settled: Whether exactly those run, and none starts or stops.
+        unsettled: The deployments that are not as they should be, in words.
     """
 
     serving: int
     wanted: int
     settled: bool
+    unsettled: str = ""
 
 
 def hand_over(service: Service, application: Application | None = None) -> None:
@@ -102,12 +104,14 @@ def application_state(spec: ServiceSpec) -> ApplicationState:
         raise RuntimeError(f"the Serve application did not start: {cause_in(application.message)}")
     deployments = application.deployments
     running = {name: _plain(found.replica_states) for name, found in deployments.items()}
-    settled = all(
-        name in deployments and _as_wanted(str(deployments[name].status.value), running[name], replicas)
+    statuses = {name: str(found.status.value) for name, found in deployments.items()}
+    unsettled = [
+        f"{name} is {statuses.get(name, 'missing')} with {_shown(running.get(name, {}))}"
         for name, replicas in wanted.items()
-    )
+        if not _as_wanted(statuses.get(name, ""), running.get(name, {}), replicas)
+    ]
     serving = sum(min(states.get("RUNNING", 0), wanted[name].num) for name, states in running.items() if name in wanted)
-    return ApplicationState(serving, num_wanted, settled)
+    return ApplicationState(serving, num_wanted, not unsettled, "; ".join(unsettled))
 
 
 def _as_wanted(status: str, states: dict[str, int], replicas: Replicas) -> bool:
@@ -115,6 +119,10 @@ def _as_wanted(status: str, states: dict[str, int], replicas: Replicas) -> bool:
     if replicas.min == replicas.max:
         return status == "HEALTHY" and states == {"RUNNING": replicas.max}
     return status in SETTLED and replicas.min <= states.get("RUNNING", 0)
+
+
+def _shown(states: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state.lower()}" for state, count in states.items()) or "no replica"
 
 
 def _plain(states: Mapping[Any, int]) -> dict[str, int]:

@@ -28,6 +28,7 @@ from cluster.resolve import Service
 from cluster.spec import ShardPlan
 
 HOST_LABEL = "ray.io/node-id"  # every Ray node has it
+SHOWN = ("CPU", "GPU")
 PLACING_S = 1.0  # a place that is free is found in milliseconds
 
 
@@ -148,10 +149,10 @@ async def _wait_placed(service: Service, group: PlacementGroup, index: int, bund
     while not _is_placed(group, index):
         if time.monotonic() > deadline_s:
             raise RuntimeError(
-                f"{len(bundles)} expert actor{'s' * (len(bundles) > 1)} with {bundles[index]} each "
+                f"{len(bundles)} expert actor{'s' * (len(bundles) > 1)} with {_words(bundles[index])} each "
                 f"({service.spec.experts.placement}) could not be placed within {limit_s:g} s "
-                f"(limits.load_timeout_s); the cluster has {ray.cluster_resources()}, of which "
-                f"{ray.available_resources()} are free"
+                f"(limits.load_timeout_s); the cluster has {_words(ray.cluster_resources())}, of which "
+                f"{_words(ray.available_resources())} are free"
             )
         with suppress(TimeoutError):
             await asyncio.wait_for(_ready(group), PLACING_S)
@@ -215,6 +216,12 @@ def _hosts_with_room(bundle: Bundle, labels: Mapping[str, str]) -> set[str]:
         if labels.items() <= found.items()
         and all(free.get(host, {}).get(name, 0.0) >= amount for name, amount in bundle.items())
     }
+
+
+def _words(amounts: Mapping[str, float]) -> str:
+    """Resources as a service file names them: without what Ray keeps books of for itself."""
+    kept = {name: amount for name, amount in amounts.items() if name in SHOWN or name.startswith("accelerator_type:")}
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(kept.items())) or "nothing"
 
 
 def _rule(word: str, hosts: Set[str]) -> str | None:

@@ -142,8 +142,8 @@ class Resize:
                 return
             if time.monotonic() > deadline_s:
                 raise TimeoutError(
-                    f"{state.serving} of {state.wanted} gateways, routers and attention nodes serve after "
-                    f"{limits.load_timeout_s:g} s (limits.load_timeout_s); perhaps the cluster has no room for more"
+                    f"not within {limits.load_timeout_s:g} s (limits.load_timeout_s): {state.unsettled}; perhaps the "
+                    "cluster has no room for it"
                 )
             await asyncio.sleep(POLL_S)
 
