@@ -186,27 +186,31 @@ def apply(planned: Plan, address: str | None, on_progress: OnProgress) -> None:
         if controller is None:
             raise ValueError(f"service {name} is gone")
         _start_change(controller, planned)
-        change = _follow(name, planned.wanted.version, on_progress)
-    if change["state"] != "done":
-        raise RuntimeError(f"the change was not made ({change['state']}): {change['error']}")
+        _follow(planned, on_progress)
 
 
-def _follow(name: str, version: str, on_progress: OnProgress) -> dict[str, Any]:
-    """Returns how the change to `version` has ended; a controller that is restarted meanwhile goes on with it."""
+def _follow(planned: Plan, on_progress: OnProgress) -> None:
+    """Returns once the change has been made; a controller that is restarted meanwhile goes on with it.
+
+    Raises:
+        RuntimeError: It was not made; says why. Or the controller does not answer.
+    """
+    name, version = planned.wanted.name, planned.wanted.version
     while True:
-        change = _last_change(name)
-        if not change:  # the controller was restarted: it is about to go on, or there was nothing left to do
-            running: Service = ask_controller(name, "service")
-            if running.version != version:
-                return {"state": "rolled back", "error": "the controller was restarted meanwhile; see manta status"}
-            if ask_controller(name, "status")["spec_version"] == version:
-                return {"state": "done", "error": ""}
-        elif change["version"] != version:
-            return {"state": "replaced", "error": "another change was made meanwhile; see manta status"}
-        elif change["state"] != "running":
-            return change
-        else:
+        # In this order: if it ends in between, the status says so.
+        accepted: Service = ask_controller(name, "service")
+        status = ask_controller(name, "status")
+        change = status["resize"] or {}
+        if change.get("version") == version:
+            if change["state"] == "done":
+                return
+            if change["state"] != "running":
+                raise RuntimeError(f"the change was not made ({change['state']}): {change['error']}")
             on_progress(Progress(change["stage"], change["done"], change["total"]))
+        elif accepted.version != version:  # a restarted controller knows what holds, and not how it came to that
+            raise RuntimeError("the change was not made: it was rolled back, or another one followed (manta status)")
+        elif status["spec_version"] == version:
+            return
         time.sleep(APPLY_POLL_S)
 
 

@@ -36,9 +36,7 @@ def apply_file(file: str, yes: bool, address: str | None) -> None:
     console = Console()
     found = plan(load_spec(file), address)
     print_plan(found, console)
-    if not found.changes:
-        return
-    if not (yes or found.refused):
+    if found.changes and not (yes or found.refused):
         if not sys.stdin.isatty():
             raise ValueError("apply asks before it changes anything, and there is nobody to ask: give --yes")
         typer.confirm("Make these changes?", abort=True)

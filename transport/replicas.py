@@ -120,7 +120,7 @@ class Replicas:
         """
         peer = self._choose(group)
         if peer is None:
-            if on_gone is not None and group not in self._groups:
+            if on_gone is not None and self._is_gone(group):
                 on_gone()
             elif on_none is None:
                 self._wait_and_call(group, header, rows_TD, on_reply, on_gone)
@@ -181,6 +181,10 @@ class Replicas:
                 best = peer
         return best
 
+    def _is_gone(self, group: Hashable) -> bool:
+        """Whether there are groups, and this one is not among them (any more)."""
+        return bool(self._groups) and group not in self._groups
+
     def _wait_and_call(
         self,
         group: Hashable,
@@ -191,7 +195,7 @@ class Replicas:
     ) -> None:
         self.wait(
             f"replica of {group}",
-            lambda: self.has_ready(group) or (on_gone is not None and group not in self._groups),
+            lambda: self.has_ready(group) or (on_gone is not None and self._is_gone(group)),
             lambda: self.call(group, header, rows_TD, on_reply, None, on_gone),
             on_reply,
         )

@@ -15,6 +15,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from cluster.changes import Change
 from cluster.spec import ServiceSpec, SpecError, spec_from_dict
 from manta.cli import app
 
@@ -70,6 +71,8 @@ class FakeLifecycle:
     calls: list[tuple[Any, ...]] = field(default_factory=list)
     service: FakeService = field(default_factory=FakeService)
     failure: BaseException | None = None
+    changed: bool = True
+    refused: bool = False
 
     def _note(self, *call: Any) -> None:
         self.calls.append(call)
@@ -85,7 +88,22 @@ class FakeLifecycle:
 
     def status(self, name: str | None, address: str | None) -> dict[str, Any]:
         self._note("status", name, address)
-        return {"name": "demo", "parts": [{"part": "router", "replicas": 1}, {"part": "experts", "healthy": True}]}
+        parts = {key: [] for key in ("experts", "routers", "attention_nodes", "gateways", "events")}
+        heading = {"name": "demo", "state": "running", "model": "demo", "spec_version": "v1", "resize": None}
+        return {**heading, "controller": {"pid": 1, "host": "abcdef"}, **parts}
+
+    def plan(self, spec: ServiceSpec, address: str | None) -> Any:
+        self._note("plan", spec.name, address)
+        change = Change("router.replicas", 1, 2, "refused" if self.refused else "live", "what happens")
+        found = types.SimpleNamespace(wanted=spec, changes=(change,) if self.changed else ())
+        found.refused = found.changes if self.refused else ()
+        return found
+
+    def apply(self, planned: Any, address: str | None, on_progress: Callable[[Any], None]) -> None:
+        self._note("apply", planned.wanted.name, address)
+        if planned.refused:
+            raise ValueError("router.replicas: cannot be changed while the service runs")
+        on_progress(FakeProgress("starting", 1, 2))
 
     def down(self, name: str | None, address: str | None) -> None:
         self._note("down", name, address)
@@ -95,12 +113,16 @@ class FakeLifecycle:
 def lifecycle(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLifecycle]:
     fake = FakeLifecycle()
     module = types.ModuleType("cluster.lifecycle")
-    for name in ("serve", "status", "down"):
+    for name in ("serve", "status", "down", "plan", "apply"):
         setattr(module, name, getattr(fake, name))
+    module.Change, module.Plan = Change, object  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "cluster.lifecycle", module)
-    monkeypatch.delitem(sys.modules, "manta.foreground", raising=False)
+    shells = ("manta.foreground", "manta.change")
+    for shell in shells:
+        monkeypatch.delitem(sys.modules, shell, raising=False)
     yield fake
-    sys.modules.pop("manta.foreground", None)
+    for shell in shells:
+        sys.modules.pop(shell, None)
 
 
 @pytest.fixture
@@ -250,11 +272,40 @@ def test_a_traceback_is_shown_on_demand(
 
 def test_status_as_text_and_as_json(lifecycle: FakeLifecycle) -> None:
     text = run("status", "demo", "--address", "auto").output
-    assert re.search(r"name: demo\n", text)
-    assert re.search(r"part +replicas +healthy", text)
-    assert re.search(r"experts +- +yes", text)
+    assert "demo (running): model demo, version v1" in text
     assert json.loads(run("status", "--json").output)["name"] == "demo"
     assert lifecycle.calls == [("status", "demo", "auto"), ("status", None, None)]
+
+
+@pytest.fixture
+def service_file(tmp_path: Path) -> str:
+    path = tmp_path / "service.yaml"
+    path.write_text("name: one\nmodel: {path: demo}\n")
+    return str(path)
+
+
+def test_a_plan_as_text_and_as_json(lifecycle: FakeLifecycle, service_file: str) -> None:
+    text = run("plan", service_file).output
+    assert re.search(r"router\.replicas +1 +2 +live +what happens", text)
+    change = {"field": "router.replicas", "before": 1, "after": 2, "how": "live", "note": "what happens"}
+    assert json.loads(run("plan", service_file, "--json").output) == {"service": "one", "changes": [change]}
+    lifecycle.changed = False
+    assert "nothing to change" in run("plan", service_file).output
+
+
+def test_apply_asks_first_unless_told_not_to(lifecycle: FakeLifecycle, service_file: str) -> None:
+    refused = run("apply", service_file)
+    assert (refused.exit_code, "give --yes" in refused.output) == (2, True)
+    assert ("apply", "one", None) not in lifecycle.calls
+    done = run("apply", service_file, "--yes")
+    assert (done.exit_code, "one is what" in done.output) == (0, True)
+    assert lifecycle.calls[-1] == ("apply", "one", None)
+
+
+def test_apply_of_what_is_refused_says_so(lifecycle: FakeLifecycle, service_file: str) -> None:
+    lifecycle.refused = True
+    ended = run("apply", service_file)
+    assert (ended.exit_code, "cannot be changed" in ended.output) == (2, True)
 
 
 def test_down_stops_one_service(lifecycle: FakeLifecycle) -> None:

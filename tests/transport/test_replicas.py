@@ -327,3 +327,13 @@ def test_a_call_of_a_group_that_is_gone_is_given_back(waits: bool) -> None:
     fleet.set(h="b")
     assert given_back == ["gone"]
     assert fleet.answers == []
+
+
+def test_closing_gives_no_call_back_for_another_try() -> None:
+    fleet = Fleet()
+    fleet.set(g="a")
+    given_back: list[str] = []
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda: given_back.append("gone"))
+    fleet.replicas.close()
+    assert given_back == []
+    assert fleet.peers["a"].closed
