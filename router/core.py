@@ -103,8 +103,9 @@ class Router:
             if part.exchange.finished:
                 self._latest = part.shard
 
-        on_none = functools.partial(self._start_again, part.exchange) if self._degrade else None
-        self._experts.call(part.shard, part.header, part.rows_ND, answered, on_none)
+        start_again = functools.partial(self._start_again, part.exchange)
+        on_none = start_again if self._degrade else None
+        self._experts.call(part.shard, part.header, part.rows_ND, answered, on_none, on_gone=start_again)
 
     def _missing_experts(self) -> tuple[int, ...]:
         """Returns the experts that cannot be asked now, ascending: no replica of theirs, or of a slice, is ready."""
@@ -126,7 +127,10 @@ class Router:
         )
 
     def _start_again(self, exchange: Exchange) -> None:
-        """Routes a request anew: the last replica of a shard that it needs has been lost since it was routed."""
+        """Routes a request anew: since it was routed, a shard that it needs has lost its last replica, or its place.
+
+        It loses its place when the experts are cut in other shards, while the service is changed.
+        """
         if exchange.abandon():
             self._start(exchange.request)
 

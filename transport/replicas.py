@@ -75,23 +75,27 @@ class Replicas:
         rows_TD: Tensor,
         on_reply: OnReply,
         on_none: Callable[[], None] | None = None,
+        on_gone: Callable[[], None] | None = None,
     ) -> None:
         """Sends rows to one replica of `group`; `on_reply` gets rows, or an error that no other replica would cure.
 
         Args:
             on_none: Called instead of waiting, when no replica is there, or none is left; then there is no reply.
+            on_gone: The same, when there is no such group any more; then no replica would ever come back.
         """
         peer = self._choose(group)
         if peer is None:
-            if on_none is None:
-                self._wait_and_call(group, header, rows_TD, on_reply)
+            if on_gone is not None and self._is_gone(group):
+                on_gone()
+            elif on_none is None:
+                self._wait_and_call(group, header, rows_TD, on_reply, on_gone)
             else:
                 on_none()
             return
 
         def answered(answer: Answer) -> None:
             if isinstance(answer, PeerLost):
-                self.call(group, header, rows_TD, on_reply, on_none)
+                self.call(group, header, rows_TD, on_reply, on_none, on_gone)
             else:
                 on_reply(answer)
 
@@ -139,11 +143,17 @@ class Replicas:
                 best = peer
         return best
 
-    def _wait_and_call(self, group: Hashable, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+    def _is_gone(self, group: Hashable) -> bool:
+        """Whether there are groups, and this one is not among them any more."""
+        return bool(self._groups) and group not in self._groups
+
+    def _wait_and_call(
+        self, group: Hashable, header: Header, rows_TD: Tensor, on_reply: OnReply, on_gone: Callable[[], None] | None
+    ) -> None:
         self.wait(
             f"replica of {group}",
-            lambda: self.has_ready(group),
-            lambda: self.call(group, header, rows_TD, on_reply),
+            lambda: self.has_ready(group) or (on_gone is not None and self._is_gone(group)),
+            lambda: self.call(group, header, rows_TD, on_reply, on_gone=on_gone),
             on_reply,
         )
 

@@ -10,10 +10,11 @@ from transport.address import Address
 
 @dataclass(frozen=True, order=True)
 class ShardKey:
-    """A shard's identity: which experts, and which slice of their FFN columns."""
+    """A shard's identity: which experts, and which slice of their FFN columns, out of how many."""
 
     expert_ids: tuple[int, ...]
     slice_index: int
+    num_slices: int
 
     def __str__(self) -> str:
         first, last = self.expert_ids[0], self.expert_ids[-1]
@@ -39,7 +40,7 @@ class ShardEntry:
     @property
     def key(self) -> ShardKey:
         """What stays the same while replicas come and go."""
-        return ShardKey(self.expert_ids, self.slice_index)
+        return ShardKey(self.expert_ids, self.slice_index, self.num_slices)
 
 
 @dataclass(frozen=True)
