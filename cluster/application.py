@@ -1,6 +1,6 @@
 """The Serve application of a service, as Serve runs it: handing it over, and seeing whether it is as it should be."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +59,27 @@ def application_exists(name: str) -> bool:
     return name in serve.status().applications
 
 
-def application_state(spec: ServiceSpec) -> ApplicationState:
+def failed_deployments(name: str) -> dict[str, str]:
+    """Returns the deployments of an application of which a replica failed to start, and what Serve says of it.
+
+    Serve forgets it a turn after it was given another version.
+    """
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    found = {} if application is None else application.deployments
+    return {
+        deployment: one.message
+        for deployment, one in found.items()
+        if one.status == FAILED or one.message.startswith(FAILED_REPLICA)
+    }
+
+
+def application_state(spec: ServiceSpec, forgiven: Collection[str] = ()) -> ApplicationState:
     """Returns how far Serve has come with a service's application.
+
+    Args:
+        forgiven: Deployments whose failure is still that of an earlier version.
 
     Raises:
         RuntimeError: A replica failed to start; says why.
@@ -73,10 +92,10 @@ def application_state(spec: ServiceSpec) -> ApplicationState:
     num_wanted = sum(replicas.num for replicas in wanted.values())
     if application is None:
         return ApplicationState(0, num_wanted, settled=False)
-    for deployment, found in application.deployments.items():
-        if found.status == FAILED or found.message.startswith(FAILED_REPLICA):
-            raise RuntimeError(f"{deployment} did not start: {cause_in(found.message)}")
-    if application.status == FAILED:
+    failed = failed_deployments(spec.name)
+    for deployment in failed.keys() - forgiven:
+        raise RuntimeError(f"{deployment} did not start: {cause_in(failed[deployment])}")
+    if application.status == FAILED and not forgiven:
         raise RuntimeError(f"the Serve application did not start: {cause_in(application.message)}")
     running = {name: _plain(found.replica_states) for name, found in application.deployments.items()}
     settled = application.status == "RUNNING" and all(

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from cluster.application import application_state, hand_over
+from cluster.application import application_state, failed_deployments, hand_over
 from cluster.causes import cause_of
 from cluster.fleet import ExpertFleet
 from cluster.keeper import ExpertKeeper
@@ -112,10 +112,13 @@ class Resize:
         """
         limits = service.spec.limits
         deadline_s = time.monotonic() + limits.load_timeout_s + limits.drain_timeout_s + GRACE_S
+        # Until Serve takes it over, in its next turn, it tells why an earlier version failed: the one that is undone.
+        forgiven = set(await asyncio.to_thread(failed_deployments, service.name))
         await asyncio.to_thread(hand_over, service)
         while True:
-            await asyncio.sleep(POLL_S)  # Serve takes it over in its next turn
-            state = await asyncio.to_thread(application_state, service.spec)
+            await asyncio.sleep(POLL_S)
+            forgiven &= (await asyncio.to_thread(failed_deployments, service.name)).keys()
+            state = await asyncio.to_thread(application_state, service.spec, forgiven)
             self._count(state.serving, state.wanted)
             if state.settled:
                 return
