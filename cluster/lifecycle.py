@@ -186,14 +186,7 @@ def apply(planned: Plan, address: str | None, on_progress: OnProgress) -> None:
         if controller is None:
             raise ValueError(f"service {name} is gone")
         _start_change(controller, planned)
-        while True:
-            resize = ask_controller(name, "status")["resize"]
-            if resize["state"] != "running":
-                break
-            on_progress(Progress(resize["stage"], resize["done"], resize["total"]))
-            time.sleep(APPLY_POLL_S)
-    if resize["state"] != "done":
-        raise RuntimeError(f"the change was not made ({resize['state']}): {resize['error']}")
+        _follow_change(planned, on_progress)
 
 
 def _start_change(controller: Any, planned: Plan) -> None:
@@ -203,6 +196,31 @@ def _start_change(controller: Any, planned: Plan) -> None:
         raise ValueError(cause_of(error)) from error
     except (RayError, GetTimeoutError) as error:
         raise RuntimeError(f"the controller of {planned.wanted.name} does not answer: {cause_of(error)}") from error
+
+
+def _follow_change(planned: Plan, on_progress: OnProgress) -> None:
+    """Returns once the change has been made.
+
+    Raises:
+        RuntimeError: It was not; says why. Or the controller does not answer.
+    """
+    name, version = planned.wanted.name, planned.wanted.version
+    while True:
+        # In this order: if it ends in between, the status says so.
+        accepted: Service = ask_controller(name, "service")
+        status = ask_controller(name, "status")
+        resize = status["resize"]
+        if resize is not None and resize["version"] == version:
+            if resize["state"] == "done":
+                return
+            if resize["state"] != "running":
+                raise RuntimeError(f"the change was not made ({resize['state']}): {resize['error']}")
+            on_progress(Progress(resize["stage"], resize["done"], resize["total"]))
+        elif accepted.version != version:  # a restarted controller knows what holds, and not how it came to that
+            raise RuntimeError("the change was not made: it was rolled back, or another one followed (manta status)")
+        elif status["spec_version"] == version:
+            return
+        time.sleep(APPLY_POLL_S)
 
 
 def _find(name: str | None) -> str:
