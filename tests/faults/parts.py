@@ -2,7 +2,6 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +12,7 @@ from cluster.layout import layout_of
 from cluster.names import SERVE_NAMESPACE
 from cluster.resolve import Service
 from cluster.teardown import ask_controller
+from tests.faults.inside import own_pid
 from tests.integration.ray_service import RayService, alive, named_actors, placement_groups, wait_until
 
 RECOVERY_S = 60.0
@@ -116,19 +116,3 @@ def actors(service: RayService, part: str) -> dict[int, Any]:
         names = [name for name in serve_replicas(service.name) if name.startswith(prefix)]
         found = [ray.get_actor(name, SERVE_NAMESPACE) for name in names]
     return {call_in(actor, own_pid): actor for actor in found}
-
-
-def own_pid(actor: object) -> int:
-    """Runs in an actor."""
-    del actor
-    return os.getpid()
-
-
-def end_thread(actor: object, name: str) -> bool:
-    """Runs in an actor: raises SystemExit in the thread of that name, as soon as it runs Python again."""
-    import ctypes
-
-    del actor
-    thread = next(one for one in threading.enumerate() if one.name == name)
-    assert thread.ident is not None
-    return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)) == 1

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from tests.faults.inside import end_thread
 from tests.faults.load import NUM_TOKENS, a_prompt, load
 from tests.faults.parts import (
     RECOVERY_S,
     actors,
     call_in,
-    end_thread,
     processes,
     wait_gone,
     wait_replaced,

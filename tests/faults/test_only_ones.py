@@ -1,0 +1,31 @@
+"""The only one of its kind dies: requests wait for its replacement."""
+
+import pytest
+
+from tests.faults.load import load
+from tests.faults.parts import wait_replaced
+from tests.integration.ray_service import RayService, kill
+from tests.oracle import Oracle
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.parametrize("part", ["routers", "attention_nodes"])
+def test_the_only_router_or_node_is_killed(solo: RayService, oracle: Oracle, seed: int, part: str) -> None:
+    (victim,) = solo.pids(part)
+    with load(solo, oracle, seed, num_streams=2) as streams:
+        kill(victim)
+        streams.wait_flowing()
+    wait_replaced(solo, victim)
+
+
+@pytest.mark.full
+def test_everything_but_the_gateway_is_killed_at_once(solo: RayService, oracle: Oracle, seed: int) -> None:
+    experts = {one["pid"] for shard in solo.status()["experts"] for one in shard["replicas"]}
+    victims = {*experts, *solo.pids("routers"), *solo.pids("attention_nodes"), solo.status()["controller"]["pid"]}
+    with load(solo, oracle, seed, num_streams=2) as streams:
+        for victim in victims:
+            kill(victim)
+        streams.wait_flowing()
+    for victim in victims:
+        wait_replaced(solo, victim)
