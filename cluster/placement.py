@@ -26,6 +26,7 @@ from cluster.resolve import Service
 from cluster.spec import ShardPlan
 
 HOST_LABEL = "ray.io/node-id"  # every Ray node has it
+PLACED = "CREATED"  # Ray's word for a placement group that holds what it asked for
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,18 @@ async def reserve_first(service: Service, layout: Layout) -> PlacementGroup:
 async def reserve_further(service: Service, layout: Layout, shard: ShardPlan, replica: int) -> Reservation:
     """Reserves one more replica of a shard; an earlier controller's reservation is taken over.
 
+    One that holds nothing (any more: its host was lost) is made anew, by where the others are now: its label selector
+    says where they were.
+
     Raises:
         RuntimeError: It cannot be placed within `limits.load_timeout_s`; says what was asked for.
     """
     name = group_name(service.name, layout.version, shard.index, replica)
     bundle = bundle_of(service, shard)
     group = _existing(name)
+    if group is not None and not _is_placed(name):
+        remove_placement_group(group)
+        group = None
     if group is None:
         placement = service.spec.experts.placement
         beside = set(_hosts(service.name, layout.version, None))
@@ -141,6 +148,10 @@ def _new(name: str, bundles: list[Bundle], selectors: list[dict[str, str]], stra
 
 def _existing(name: str) -> PlacementGroup | None:
     return next((PlacementGroup(group_id) for found, group_id, _ in _groups(name) if found == name), None)
+
+
+def _is_placed(name: str) -> bool:
+    return any(found == name and group["state"] == PLACED for found, _, group in _groups(name))
 
 
 def _groups(prefix: str) -> Iterator[tuple[str, PlacementGroupID, dict[str, Any]]]:
