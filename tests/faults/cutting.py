@@ -25,7 +25,8 @@ def cut_next_call(actor: object, role: str) -> int:
 def cut_next_answer(actor: object, role: str) -> int:
     """Cuts each connection that a `role` has made to this process, when it next sends on it; returns how many."""
     del actor
-    sessions = [one for one in instances("transport.socket", "Session") if one.role == role and not one._connection.closed]
+    found = instances("transport.socket", "Session")
+    sessions = [one for one in found if one.role == role and not one._connection.closed]
     for session in sessions:
         _cut_next(session, session._connection)
     return len(sessions)

@@ -10,13 +10,22 @@ from tests.oracle import Oracle
 pytestmark = pytest.mark.cluster
 
 
-@pytest.mark.parametrize("part", ["routers", "attention_nodes"])
-def test_the_only_router_or_node_is_killed(solo: RayService, oracle: Oracle, seed: int, part: str) -> None:
-    (victim,) = solo.pids(part)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(["routers", "attention_nodes"], id="both"),
+        pytest.param(["routers"], id="router", marks=pytest.mark.full),
+        pytest.param(["attention_nodes"], id="node", marks=pytest.mark.full),
+    ],
+)
+def test_the_only_router_and_node_are_killed(solo: RayService, oracle: Oracle, seed: int, parts: list[str]) -> None:
+    victims = {pid for part in parts for pid in solo.pids(part)}
     with load(solo, oracle, seed, num_streams=2) as streams:
-        kill(victim)
+        for victim in victims:
+            kill(victim)
         streams.wait_flowing()
-    wait_replaced(solo, victim)
+    for victim in victims:
+        wait_replaced(solo, victim)
 
 
 @pytest.mark.full

@@ -19,6 +19,11 @@ IMPATIENT = {"limits": {"load_timeout_s": 2}}
 LARGE = {"api": TWO, "router": TWO, "attention": TWO, "experts": TWO}
 
 
+def full(*values: object) -> Any:
+    """Parameters that belong to the full matrix."""
+    return pytest.param(*values, marks=pytest.mark.full)
+
+
 @pytest.fixture
 def changes(solo: RayService, checkpoint: tuple[Path, Oracle], ray_port: int) -> Iterator[Changes]:
     """Changes of the service of one of everything, which is that again at the end."""
@@ -65,16 +70,15 @@ def test_up_and_down(
 
 
 @pytest.mark.parametrize(
-    ("section", "fields", "replaced"),
+    ("sections", "replaced"),
     [
-        pytest.param(
-            "limits", {"request_timeout_s": 300}, {"attention_nodes", "gateways"}, marks=pytest.mark.full
-        ),
-        pytest.param("limits", {"recovery_timeout_s": 50}, set(MEMBERS), marks=pytest.mark.full),
-        pytest.param("attention", {"max_sequences": 32}, {"attention_nodes"}),
-        pytest.param("experts", {"per_actor": 1}, {"experts"}),
-        pytest.param("experts", {"per_actor": 4, "slices": 2}, {"experts"}, marks=pytest.mark.full),
-        pytest.param("experts", {"on_missing": "degrade"}, {"routers"}, marks=pytest.mark.full),
+        ({"attention": {"max_sequences": 32}, "experts": {"per_actor": 1}}, {"attention_nodes", "experts"}),
+        full({"limits": {"request_timeout_s": 300}}, {"attention_nodes", "gateways"}),
+        full({"limits": {"recovery_timeout_s": 50}}, set(MEMBERS)),
+        full({"attention": {"max_sequences": 32}}, {"attention_nodes"}),
+        full({"experts": {"per_actor": 1}}, {"experts"}),
+        full({"experts": {"per_actor": 2, "slices": 2}}, {"experts"}),
+        full({"experts": {"on_missing": "degrade"}}, {"routers"}),
     ],
 )
 def test_a_rolling_change(
@@ -82,13 +86,12 @@ def test_a_rolling_change(
     changes: Changes,
     oracle: Oracle,
     seed: int,
-    section: str,
-    fields: dict[str, Any],
+    sections: dict[str, dict[str, Any]],
     replaced: set[str],
 ) -> None:
     before = processes(solo)
     with load(solo, oracle, seed, num_streams=2) as streams:
-        planned = changes.plan(**{section: fields})
+        planned = changes.plan(**sections)
         assert {change.how for change in planned.changes} == {"rolling"}
         changes.start(planned).wait()
         check_made(solo, planned.wanted.version)
