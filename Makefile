@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check format protos docs
+.PHONY: help install serve test faults check format protos docs
 
 help:
 	@echo "make install   create $(VENV) with the pinned dependencies"
 	@echo "make serve     install, then serve the bundled demo model on http://127.0.0.1:8000"
 	@echo "make test      install, make check, then every test"
+	@echo "make faults    every test of tests/faults: processes are killed, stopped, cut off and resized (15 minutes)"
 	@echo "make check     style, formatting, types, import layers"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make protos    generate the protobuf stubs again"
@@ -34,6 +35,10 @@ serve: install
 
 test: install check
 	$(BIN)/python -m pytest
+
+# The short form of it belongs to `make test`.
+faults: install
+	$(BIN)/python -m pytest tests/faults --full
 
 check: install
 	$(BIN)/ruff check .

@@ -14,6 +14,21 @@ SESSION_SEED = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().randra
 settings.register_profile("manta", deadline=None, print_blob=True)  # shared cores make single examples slow at times
 settings.load_profile("manta")
 
+pytest_plugins = ["tests.integration.ray_fixtures"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--full`, for `make faults`."""
+    parser.addoption("--full", action="store_true", help="also run the tests marked full: every fault, every layout")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves the tests marked `full` out unless they are asked for."""
+    if not config.getoption("--full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+
 
 def pytest_report_header() -> str:
     """Names the seed of this run."""

@@ -14,7 +14,7 @@ import pytest
 
 from manta.local import LocalModel
 from protos.generation_pb2 import Sampling, TokenLogprob
-from tests.integration.conftest import MAX_CONTEXT, VOCABULARY, WINDOW
+from tests.integration.ray_fixtures import MAX_CONTEXT, VOCABULARY, WINDOW
 from tests.integration.ray_service import (
     MODEL,
     Answer,

@@ -15,7 +15,7 @@ from cluster.lifecycle import serve as start_service
 from cluster.membership import JoinService
 from cluster.names import NAMESPACE, controller_name
 from cluster.resolve import resolve
-from tests.integration.conftest import MAX_CONTEXT
+from tests.integration.ray_fixtures import MAX_CONTEXT
 from tests.integration.ray_service import (
     SHARE,
     RayService,

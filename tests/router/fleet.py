@@ -60,12 +60,12 @@ def random_weights(num_experts: int, width: int, ffn_size: int, generator: torch
 
 
 def cut(num_experts: int, per_actor: int, num_slices: int, num_replicas: int = 1) -> tuple[ShardEntry, ...]:
-    """A routing table's shards; the replica's address says which shard and which replica it is."""
+    """A routing table's shards; the replica's address says which cut, shard and replica it is."""
     shards: list[ShardEntry] = []
     for start in range(0, num_experts, per_actor):
         expert_ids = tuple(range(start, min(start + per_actor, num_experts)))
         for index in range(num_slices):
-            names = [f"{start}/{index}/{replica}" for replica in range(num_replicas)]
+            names = [f"{per_actor}/{num_slices}/{start}/{index}/{replica}" for replica in range(num_replicas)]
             replicas = tuple(Address("here", name, "", 0) for name in names)
             shards.append(ShardEntry(expert_ids, index, num_slices, replicas))
     return tuple(shards)
@@ -102,9 +102,11 @@ def make_router(
     wrap: Callable[[ShardKey, Peer], Peer] = lambda key, peer: peer,
     degrade: bool = False,
     call_later: CallLater = never,
+    later: tuple[ShardEntry, ...] = (),
 ) -> Router:
-    """A router whose experts are in this process."""
-    services = {address: (entry.key, serve_shard(layers, entry)) for entry in shards for address in entry.replicas}
+    """A router whose experts are in this process; `later`: shards that another routing table may name."""
+    known = (*shards, *later)
+    services = {address: (entry.key, serve_shard(layers, entry)) for entry in known for address in entry.replicas}
 
     def connect(address: Address) -> Peer:
         key, service = services[address]

@@ -164,3 +164,37 @@ def test_the_shard_that_answered_last_is_asked_first(seed: int) -> None:
     first, second = asked[:2]
     assert first != second
     assert asked == [first, second, second, first, first, second]
+
+
+class Held(Faulty):
+    """Keeps its calls until it is closed, which loses them."""
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__(peer, PeerLost("removed"), times=0)
+        self._kept: list[OnReply] = []
+
+    def call(self, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
+        self._kept.append(on_reply)
+
+    def close(self) -> None:
+        self.ready = False
+        for on_reply in self._kept:
+            on_reply(PeerLost("removed"))
+
+
+@pytest.mark.parametrize("after", [(1, 1), (4, 1), (2, 2), (4, 3)])
+@pytest.mark.parametrize("before", [(2, 1), (4, 2)])
+def test_rows_under_way_are_routed_anew_when_the_experts_are_cut_otherwise(
+    before: tuple[int, int], after: tuple[int, int], seed: int
+) -> None:
+    """A slice of the old cut and one of the new cut may have the same experts and number, and hold other columns."""
+    generator = torch.Generator().manual_seed(seed)
+    layers = [random_weights(4, 8, 16, generator)]
+    old, new = cut(4, *before), cut(4, *after)
+    held = {entry.key for entry in old}
+    router = make_router(layers, 2, old, lambda key, peer: Held(peer) if key in held else peer, later=new)
+    request, answers = layer_request(0, torch.randn(5, 8, generator=generator))
+    router.serve([request])
+    assert not answers.received
+    router.update(new)
+    assert torch.allclose(answers.rows, layers[0].naive(request.rows_TD, 2), atol=1e-5)

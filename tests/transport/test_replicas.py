@@ -337,3 +337,33 @@ def test_closing_gives_no_call_back_for_another_try() -> None:
     fleet.replicas.close()
     assert given_back == []
     assert fleet.peers["a"].closed
+
+
+def test_a_call_to_a_group_that_is_gone_is_given_back(fleet: Fleet) -> None:
+    """Whether it is under way, waits for a replica, or is made too late."""
+    gone: list[str] = []
+
+    def call(name: str) -> None:
+        fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda: gone.append(name))
+
+    fleet.set(g="a", h="b")
+    call("under way")
+    fleet.set(g="", h="b")
+    assert not gone, "its only replica is lost: it may come back"
+    fleet.set(h="b")
+    assert gone == ["under way"]
+    call("late")
+    assert gone == ["under way", "late"]
+    assert not fleet.answers
+
+
+def test_what_waits_when_all_is_closed_is_not_given_back(fleet: Fleet) -> None:
+    gone: list[str] = []
+    fleet.set(g="")
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda: gone.append("g"))
+    fleet.replicas.close()
+    assert not gone
+    (timer,) = fleet.timers
+    assert timer.callback is not None
+    timer.callback()
+    assert [getattr(answer, "code", "") for answer in fleet.answers] == ["expert_unavailable"]

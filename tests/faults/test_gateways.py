@@ -1,0 +1,68 @@
+"""A gateway is killed: its streams end, everything else goes on, and what it had at the nodes is freed."""
+
+import random
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+
+from tests.faults.inside import num_open
+from tests.faults.load import a_prompt
+from tests.faults.parts import RECOVERY_S, actors, call_in, wait_replaced
+from tests.integration.ray_fixtures import MAX_CONTEXT
+from tests.integration.ray_service import Answer, RayService, complete, complete_streaming, kill, wait_until
+from tests.oracle import Oracle
+
+pytestmark = pytest.mark.cluster
+
+NUM_STREAMS = 8
+NUM_TOKENS = MAX_CONTEXT - 100
+
+
+def test_a_gateway_is_killed(service: RayService, oracle: Oracle, seed: int) -> None:
+    rng = random.Random(seed)
+    client = service.client()
+    prompts = [a_prompt(rng) for _ in range(NUM_STREAMS)]
+    num_tokens, begun = [0] * NUM_STREAMS, threading.Barrier(NUM_STREAMS + 1, timeout=RECOVERY_S)
+
+    def ask(number: int) -> Answer:
+        def note(count: int) -> None:
+            if num_tokens[number] == 0:
+                begun.wait()
+            num_tokens[number] = count
+
+        return complete_streaming(client, prompts[number], NUM_TOKENS, note)
+
+    gateways, nodes = actors(service, "gateways"), actors(service, "attention_nodes").values()
+    with ThreadPoolExecutor(NUM_STREAMS) as pool:
+        work = [pool.submit(ask, number) for number in range(NUM_STREAMS)]
+        begun.wait()
+        held = {pid: call_in(actor, num_open) for pid, actor in gateways.items()}
+        victim = min(held, key=lambda pid: held[pid])
+        assert sum(held.values()) == NUM_STREAMS, num_tokens
+        assert held[victim] > 0, "Serve gave every stream to one gateway"
+        kill(victim)
+        wait_until(
+            lambda: sum(call_in(node, num_open) for node in nodes) <= NUM_STREAMS - held[victim],
+            RECOVERY_S,
+            "the sequences of the dead gateway are freed",
+            lambda: (num_tokens, held),
+        )
+        alive = [count for count, one in zip(num_tokens, work, strict=True) if not one.done()]
+        assert len(alive) == NUM_STREAMS - held[victim], "the others are still under way"
+        answers = [ended(one) for one in work]
+        assert complete(service.client(), prompts[0], 4).finish_reason == "length"
+    assert answers.count(None) == held[victim]
+    for prompt, answer in zip(prompts, answers, strict=True):
+        if answer is not None:
+            assert (len(answer.token_ids), answer.finish_reason) == (NUM_TOKENS, "length")
+            oracle.check_greedy(prompt, answer.token_ids)
+    wait_replaced(service, victim)
+
+
+def ended(work: Future[Answer]) -> Answer | None:
+    """What a stream got; None: it was cut off."""
+    try:
+        return work.result(RECOVERY_S)
+    except Exception:
+        return None
