@@ -14,7 +14,7 @@ from cluster.backoff import Backoff
 from cluster.causes import cause_of
 from cluster.layout import Layout, cpus_of, expert_settings
 from cluster.names import NAMESPACE, expert_name
-from cluster.placement import Reservation
+from cluster.placement import Reservation, is_placed
 from cluster.resolve import Service
 from cluster.secret import data_plane_key
 from cluster.spec import ShardPlan
@@ -27,6 +27,7 @@ POLL_INTERVAL_S = 1.0
 SECOND_CHANCE_S = 1.0  # for an answer that was late because this process was held up, not the other one
 ADOPT_TIMEOUT_S = 5.0  # an expert that runs answers in milliseconds
 DRAIN_POLL_S = 0.1
+START_CHECK_S = 5.0
 
 
 class Report(Protocol):
@@ -183,15 +184,15 @@ class ExpertKeeper:
             CheckpointError: It cannot be loaded.
         """
         key, settings = data_plane_key(self._service.name), expert_settings(self._service, self.shard)
-        actor = await self._find_running()
+        timeout_s = self._service.spec.limits.load_timeout_s
+        self._actor = actor = await self._find_running()
         if actor is None:
             self._state = "placing"
             reservation = await self._reserve()
             self._state = "starting"
-            actor = self._start_actor(settings, reservation)
-        self._actor = actor
-        timeout_s = self._service.spec.limits.load_timeout_s
-        self._host, self._pid = await _within(timeout_s, actor.host.remote(), "did not start")
+            self._actor = actor = self._start_actor(settings, reservation)
+            await _within(timeout_s, _started(actor, reservation), "did not start")
+        self._host, self._pid = await _within(timeout_s, actor.host.remote(), "did not answer")
         if not await _within(timeout_s, actor.belongs_to.remote(settings, key), "did not answer"):
             raise RuntimeError("it was left over from another service of this name")
         self._state = "loading"
@@ -278,6 +279,26 @@ class ExpertKeeper:
             if before_s and rows >= before:
                 self._rows_per_s = (rows - before) / max(now_s - before_s, 1e-6)
             self._last_rows = (now_s, rows)
+
+
+async def _started(actor: Any, reservation: Reservation) -> None:
+    """Waits until an actor answers for the first time.
+
+    Raises:
+        RuntimeError: The host that it was to start on is gone.
+    """
+    answer = asyncio.ensure_future(_host_of(actor))
+    try:
+        while not (await asyncio.wait({answer}, timeout=START_CHECK_S))[0]:
+            if not is_placed(reservation):
+                raise RuntimeError("the host that it was to start on is gone")
+        await answer
+    finally:
+        answer.cancel()
+
+
+async def _host_of(actor: Any) -> object:
+    return await actor.host.remote()
 
 
 async def _until_it_ends(actor: Any) -> None:

@@ -158,6 +158,11 @@ async def _wait_placed(service: Service, group: PlacementGroup, index: int, bund
             await asyncio.wait_for(_ready(group), PLACING_S)
 
 
+def is_placed(reservation: Reservation) -> bool:
+    """Whether a reservation has (still) a host that lives."""
+    return _is_placed(reservation.group, reservation.bundle)
+
+
 async def _ready(group: PlacementGroup) -> None:
     await group.ready()  # pyright: ignore[reportGeneralTypeIssues] - from Ray's control plane; no worker starts for it
 

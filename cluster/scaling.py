@@ -38,7 +38,7 @@ class Rules:
 
     Args:
         fewest, most: Bounds of the number of replicas.
-        target_utilization: How busy a replica should be, above 0 and at most 1.
+        target_utilization: How busy a replica should be, above 0 and below 1: nothing is ever busier than 1.
         downscale_delay_s: How long a part must ask for fewer replicas before any leaves.
     """
 

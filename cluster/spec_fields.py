@@ -132,7 +132,7 @@ AutoBool = Annotated[bool | Auto, Rule("auto | true | false", or_auto(lambda val
 NumCpus = Annotated[float | Auto, Rule("auto or a number of at least 0", or_auto(is_number))]
 NumGpus = Annotated[float, Rule("0, a fraction of one GPU, or a whole number of GPUs", _is_gpu_share)]
 Seconds = Annotated[float, Rule("a number of seconds above 0", lambda value: is_number(value) and value > 0)]
-Share = Annotated[float, Rule("a number above 0 and at most 1", lambda value: is_number(value) and 0 < value <= 1)]
+Share = Annotated[float, Rule("a number above 0 and below 1", lambda value: is_number(value) and 0 < value < 1)]
 Labels = Annotated[dict[str, str], Rule("a mapping of text to text", _is_labels)]
 ExpertId = Annotated[
     int,

@@ -213,7 +213,7 @@ class AutoscalingSpec(Section):
     interval_s: Seconds = 5
     """Time between two decisions."""
     target_utilization: Share = 0.7
-    """How busy replicas should be: the share of time they compute, or of an attention node's `max_sequences` taken."""
+    """How busy replicas should be, at most 1: the share of time they compute, or of a node's `max_sequences` taken."""
     downscale_delay_s: Seconds = 60
     """How long the load must stay low before replicas leave."""
 

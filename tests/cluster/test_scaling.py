@@ -114,7 +114,7 @@ ALL_RULES = st.builds(
     lambda fewest, more, target, delay_s: Rules(fewest, fewest + more, target, delay_s),
     st.integers(1, 8),
     st.integers(0, 40),
-    st.floats(0.05, 1.0),
+    st.floats(0.05, 0.99),
     st.floats(0.1, 300),
 )
 

@@ -160,4 +160,4 @@ def test_the_controller_is_killed_in_the_middle(solo: RayService, changes: Chang
         change.wait()
         check_made(solo, planned.wanted.version)
         streams.wait_flowing()
-    assert any("goes on with the resize" in event["text"] for event in solo.status()["events"]), solo.show()
+    assert any("goes on with the change" in event["text"] for event in solo.status()["events"]), solo.show()
