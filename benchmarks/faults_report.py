@@ -1,8 +1,6 @@
 """Shows what a run with disturbances found, as tables and as JSON."""
 
 import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from statistics import median
@@ -16,6 +14,7 @@ from benchmarks.faults_compare import Difference
 from benchmarks.faults_footprint import Footprint
 from benchmarks.faults_summary import KindResult, PhaseResult
 from benchmarks.load import ratio
+from benchmarks.machine import machine
 
 MOST_SHOWN = 10  # differences; the JSON has all
 
@@ -130,15 +129,9 @@ def _difference_words(one: Difference) -> str:
 
 def as_json(report: Report, arguments: dict[str, Any]) -> str:
     """Everything found, with the arguments and the machine."""
-    machine = {
-        "processors": os.cpu_count(),
-        "architecture": platform.machine(),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg(),
-    }
     document = {
         "arguments": arguments,
-        "machine": machine,
+        "machine": machine(),
         "clean": report.clean,
         "phases": [asdict(report.calm), asdict(report.disturbed)],
         "kinds": [asdict(kind) for kind in report.kinds],

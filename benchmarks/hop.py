@@ -14,8 +14,6 @@ other things, the best run is the one that they disturbed least.
 
 import argparse
 import json
-import os
-import platform
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -26,6 +24,7 @@ from rich.console import Console
 from benchmarks.hop_report import TABLE_WIDTH, table
 from benchmarks.hop_runner import HopResult, HopSettings, Skipped, measure
 from benchmarks.hop_transports import TRANSPORTS
+from benchmarks.machine import machine
 
 
 def positive(text: str) -> int:
@@ -81,15 +80,9 @@ def run_all(chosen: Sequence[str], repeats: int, settings: HopSettings) -> tuple
 
 def as_json(results: Sequence[HopResult], skipped: dict[str, str], settings: HopSettings) -> str:
     """Every run, with the settings and the machine."""
-    machine = {
-        "processors": os.cpu_count(),
-        "architecture": platform.machine(),
-        "python": platform.python_version(),
-        "load_average": os.getloadavg(),
-    }
     document = {
         "settings": asdict(settings),
-        "machine": machine,
+        "machine": machine(),
         "runs": [asdict(result) for result in results],
         "skipped": skipped,
     }

@@ -1,8 +1,6 @@
 """Shows load results as a table with ratios against the first target, and as JSON."""
 
 import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.load import LoadResult, Spread, ratio
+from benchmarks.machine import machine
 
 TABLE_WIDTH = 128
 
@@ -82,6 +81,5 @@ def remarks(results: Sequence[LoadResult]) -> list[str]:
 
 def as_json(results: Sequence[LoadResult], arguments: dict[str, Any]) -> str:
     """Everything measured, with the arguments and the machine it was measured on."""
-    machine = {"processors": os.cpu_count(), "architecture": platform.machine(), "python": platform.python_version()}
-    document = {"arguments": arguments, "machine": machine, "results": [asdict(result) for result in results]}
+    document = {"arguments": arguments, "machine": machine(), "results": [asdict(result) for result in results]}
     return json.dumps(document, indent=2, default=str) + "\n"
