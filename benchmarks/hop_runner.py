@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -22,6 +23,7 @@ import torch
 WARM_UP_S = 0.5
 START_TIMEOUT_S = 120.0
 DEATH_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 5.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -148,11 +150,22 @@ def _time_death(hop: Hop, processes: list[BaseProcess]) -> float | None:
     pid = processes[0].pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)  # so that it does not answer before it dies
+    _wait_stopped(pid)
     hop.ask_first()
     time.sleep(0.1)
     os.kill(pid, signal.SIGKILL)
     killed_s = time.perf_counter()
     return time.perf_counter() - killed_s if hop.watch_death(DEATH_TIMEOUT_S) else None
+
+
+def _wait_stopped(pid: int) -> None:
+    """Waits until each of a process's threads has stopped: on a busy machine that takes a moment."""
+    deadline_s = time.perf_counter() + STOP_TIMEOUT_S
+    while time.perf_counter() < deadline_s:
+        states = {path.read_text().rpartition(")")[2].split()[0] for path in Path(f"/proc/{pid}/task").glob("*/stat")}
+        if states == {"T"}:
+            return
+        time.sleep(0.001)
 
 
 def _summary(name: str, times_s: list[float], death_s: float | None) -> HopResult:
