@@ -36,7 +36,11 @@ RULES: tuple[tuple[str, How, str], ...] = (
     ("attention.", "rolling", f"attention nodes {IN_TURN}; their streams move"),
     ("router.replicas", "live", "the rows of a router that leaves go to another one"),
     ("router.", "rolling", f"routers {IN_TURN}"),
-    ("experts.replicas", "live", "new ones get rows once they are loaded; those that leave answer what they have"),
+    (
+        "experts.replicas",
+        "live",
+        "new ones get rows once loaded; what leaving ones have not answered goes to others",
+    ),
     ("experts.on_missing", "rolling", f"routers {IN_TURN}"),
     ("experts.overrides.*.replicas", "live", "as experts.replicas, for one shard"),
     ("experts.", "rolling", NEW_EXPERTS),

@@ -32,19 +32,18 @@ class ExpertScaler:
         """Decides once for every shard and makes it so; returns when what leaves has left."""
         counts = self._fleet.counts
         for shard in self._fleet.layout.shards:
-            wanted = self._decide(shard, counts[shard.index], autoscaling)
-            if wanted != counts[shard.index]:
-                counts[shard.index] = wanted
+            counts[shard.index] = self._decide(shard, counts[shard.index], autoscaling)
         self._fleet.grow(self._fleet.layout, counts)
-        hopeless = [keeper for keeper in self._keepers() if not keeper.served and keeper.num_failures >= NUM_TRIES]
-        extra = [keeper for keeper in hopeless if keeper.replica >= keeper.shard.replicas.min]
-        for keeper in extra:
+        hopeless = [keeper for shard in self._fleet.layout.shards for keeper in self._hopeless(shard)]
+        for keeper in hopeless:
             self._report(f"{keeper.name} cannot be had and is given up: {keeper.error}", failed=True)
-        leaving = {*self._fleet.beyond(counts), *extra}
-        await asyncio.shield(self._fleet.retire(leaving))
+        await asyncio.shield(self._fleet.retire({*self._fleet.beyond(counts), *hopeless}))
 
-    def _keepers(self) -> list[ExpertKeeper]:
-        return [keeper for shard in self._fleet.layout.shards for keeper in self._fleet.keepers_of(shard.index)]
+    def _hopeless(self, shard: ShardPlan) -> list[ExpertKeeper]:
+        """The replicas that the load asked for, beyond the fewest allowed, and that do not come up."""
+        keepers = self._fleet.keepers_of(shard.index)
+        failing = [keeper for keeper in keepers if not keeper.served and keeper.num_failures >= NUM_TRIES]
+        return failing[: max(0, len(keepers) - shard.replicas.min)]
 
     def _decide(self, shard: ShardPlan, count: int, autoscaling: AutoscalingSpec) -> int:
         rules = Rules(

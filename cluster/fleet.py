@@ -57,33 +57,40 @@ class ExpertFleet:
     @property
     def counts(self) -> dict[int, int]:
         """How many replicas each shard of the layout in use has, those that leave not counted."""
-        found = Counter(keeper.shard.index for keeper in self._of(self._layout))
+        found = Counter(keeper.shard.index for keeper in self.replicas_of(self._layout))
         return {shard.index: found[shard.index] for shard in self._layout.shards}
 
     @property
     def num_keepers(self) -> int:
         return len(self._keepers)
 
+    def replicas_of(self, layout: Layout) -> list[ExpertKeeper]:
+        """The replicas of a layout, those that leave not counted."""
+        return [keeper for keeper in self._all_of(layout) if not keeper.leaving]
+
     def keepers_of(self, shard: int) -> list[ExpertKeeper]:
         """The replicas of one shard of the layout in use, those that leave not counted."""
-        return [keeper for keeper in self._of(self._layout) if keeper.shard.index == shard]
+        return [keeper for keeper in self.replicas_of(self._layout) if keeper.shard.index == shard]
 
     def in_use(self) -> list[tuple[ShardPlan, Address | None]]:
         """What routers are to know: each replica's shard, and where it listens (None: it does not serve at present)."""
-        return [(keeper.shard, keeper.address) for keeper in self._of(self._layout)]
+        return [(keeper.shard, keeper.address) for keeper in self.replicas_of(self._layout)]
 
     def status(self) -> list[dict[str, object]]:
         """Returns what `manta status` shows of the experts."""
-        shards = {keeper.shard.index: keeper.shard for keeper in self._keepers}
+        # While layouts are exchanged there are two; their shards have the same numbers and hold other experts.
+        shards: dict[tuple[str, int], list[ExpertKeeper]] = {}
+        for keeper in self._keepers:
+            shards.setdefault((keeper.layout.version, keeper.shard.index), []).append(keeper)
         return [
             {
-                "shard": shard.index,
-                "experts": list(shard.expert_ids),
-                "slice": shard.slice_index,
-                "num_slices": shard.num_slices,
-                "replicas": [keeper.status() for keeper in self._keepers if keeper.shard.index == shard.index],
+                "shard": index,
+                "experts": list(keepers[0].shard.expert_ids),
+                "slice": keepers[0].shard.slice_index,
+                "num_slices": keepers[0].shard.num_slices,
+                "replicas": [keeper.status() for keeper in keepers],
             }
-            for _, shard in sorted(shards.items())
+            for (_, index), keepers in sorted(shards.items(), key=lambda item: item[0])
         ]
 
     def take_service(self, service: Service) -> None:
@@ -91,7 +98,7 @@ class ExpertFleet:
         self._service = service
         if layout_of(service).version == self._layout.version:
             self._layout = layout_of(service)
-            for keeper in self._of(self._layout):
+            for keeper in self.replicas_of(self._layout):
                 keeper.take_service(service)
 
     async def adopt(self) -> int:
@@ -107,7 +114,7 @@ class ExpertFleet:
         new: list[tuple[ShardPlan, int]] = []
         for shard in layout.shards:
             taken = {keeper.replica for keeper in self._all_of(layout) if keeper.shard.index == shard.index}
-            present = [keeper for keeper in self._of(layout) if keeper.shard.index == shard.index]
+            present = [keeper for keeper in self.replicas_of(layout) if keeper.shard.index == shard.index]
             for _ in range(counts[shard.index] - len(present)):
                 replica = next(number for number in range(len(taken) + 1) if number not in taken)
                 taken.add(replica)
@@ -147,10 +154,6 @@ class ExpertFleet:
             found += keepers[: max(0, len(keepers) - counts[shard.index])]
         return found
 
-    def all_of(self, layout: Layout) -> list[ExpertKeeper]:
-        """The replicas of a layout, those that leave not counted."""
-        return self._of(layout)
-
     async def use(self, layout: Layout) -> list[ExpertKeeper]:
         """Tells routers to use `layout` from now on; returns the replicas of all others that do not leave yet."""
         self._layout = layout
@@ -180,9 +183,6 @@ class ExpertFleet:
         for version in layouts_reserved(self._service.name) - {keeper.layout.version for keeper in self._keepers}:
             release_layout(self._service.name, version)
 
-    def _of(self, layout: Layout) -> list[ExpertKeeper]:
-        return [keeper for keeper in self._all_of(layout) if not keeper.leaving]
-
     def _all_of(self, layout: Layout) -> list[ExpertKeeper]:
         return [keeper for keeper in self._keepers if keeper.layout.version == layout.version]
 
@@ -194,7 +194,7 @@ class ExpertFleet:
     def _cores_for(self, layout: Layout, num_new: int) -> list[int | None]:
         experts = self._service.spec.experts
         pin = experts.pin_cores if experts.num_gpus == 0 else False
-        return cores_for(num_new, [keeper.core for keeper in self._of(layout)], pin, os.cpu_count() or 1)
+        return cores_for(num_new, [keeper.core for keeper in self.replicas_of(layout)], pin, os.cpu_count() or 1)
 
     def _add(self, layout: Layout, shard: ShardPlan, replica: int, core: int | None) -> ExpertKeeper:
         keeper = ExpertKeeper(

@@ -14,7 +14,7 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.causes import cause_of
-from cluster.controller import News, start_controller
+from cluster.controller import ANNOUNCE_INTERVAL_S, News, start_controller
 from cluster.members import Announcement
 from cluster.names import NAMESPACE, controller_name
 from cluster.resolve import Service
@@ -26,7 +26,6 @@ from transport.table import RoutingTable
 
 logger = logging.getLogger(__name__)
 
-ANNOUNCE_INTERVAL_S = 1.0
 ANNOUNCE_TIMEOUT_S = 5.0
 # A controller that has not answered so many announcements in a row hangs: it is ended, and Ray starts it again.
 MAX_UNANSWERED = 2

@@ -104,7 +104,7 @@ class Resize:
         self._stage(LOADING)
         self._added = self._fleet.grow(layout, counts)
         timeout_s = self._new.spec.limits.load_timeout_s + GRACE_S
-        wanted = self._fleet.all_of(layout)
+        wanted = self._fleet.replicas_of(layout)
         await self._fleet.wait_serving(wanted, timeout_s, lambda done: self._count(done, len(wanted)))
         if self._concerns_serve:
             self._stage(STARTING)
@@ -151,15 +151,15 @@ class Resize:
         self._note(f"the change failed: {self.status.error}; going back", True)
         self._stage(ROLLING_BACK)
         self._fleet.take_service(self._old)
+        outcome: OutcomeState = "rolled back"
         try:
             if self._handed_over:
                 await self._exchange(self._old)
         except Exception as error:
             self.status.error += f"; and going back failed: {cause_of(error)}"
-            self._end("failed")
-        else:
-            self._end("rolled back")
+            outcome = "failed"
         await self._fleet.retire(self._added)
+        self._end(outcome)
 
     def _stage(self, stage: str) -> None:
         self.status.stage, self.status.done, self.status.total = stage, 0, 0

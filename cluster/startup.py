@@ -12,13 +12,13 @@ from ray.exceptions import GetTimeoutError, RayError
 from cluster.application import application_exists, application_state, hand_over
 from cluster.controller import start_controller
 from cluster.ingress import on_head_host, start_serve
+from cluster.resize import GRACE_S
 from cluster.resolve import Service
 from cluster.spec import ServiceSpec
 
 POLL_S = 0.1
 CONTROL_TIMEOUT_S = 30.0
 HEALTH_TIMEOUT_S = 5.0
-GRACE_S = 5.0  # beyond `limits.load_timeout_s`: a part that is late says itself what it waits for
 
 Status = Mapping[str, Any]
 
