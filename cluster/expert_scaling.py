@@ -61,5 +61,6 @@ class ExpertScaler:
         read = [
             self._meters.setdefault(keeper, ExpertMeter()).read(keeper.figures)
             for keeper in self._fleet.keepers_of(shard.index)
+            if keeper.address is not None  # else the figures are those of a process that has ended
         ]
         return [load for load in read if load is not None]

@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.metering import ExpertMeter
-from cluster.scaling import Load
+from cluster.scaling import Load, Rules, decide
 
 
 def figures(uptime_s: float, busy_s: float, rows: int, queue: int = 0) -> dict[str, float]:
@@ -32,7 +32,21 @@ def test_another_process_under_the_same_name_is_measured_anew() -> None:
     assert meter.read(figures(4.0, 1.5, 20)) == Load(pytest.approx(0.5))  # pyright: ignore[reportArgumentType]
 
 
-def test_an_unchanged_snapshot_says_nothing() -> None:
+def test_an_unchanged_snapshot_says_the_same_again() -> None:
     meter = ExpertMeter()
     meter.read(figures(1.0, 0.5, 10))
     assert meter.read(figures(1.0, 0.5, 10)) is None
+    load = meter.read(figures(2.0, 0.75, 20))
+    assert load == Load(pytest.approx(0.25))  # pyright: ignore[reportArgumentType]
+    assert meter.read(figures(2.0, 0.75, 20)) == load
+
+
+def test_a_part_shrinks_though_it_is_asked_more_often_than_it_is_measured() -> None:
+    rules = Rules(fewest=1, most=2, target_utilization=0.5, downscale_delay_s=3)
+    meters, history, num_replicas = [ExpertMeter(), ExpertMeter()], (), 2
+    for half_s in range(2, 20):  # both are measured once a second, at the same moment, and read twice as often
+        read = [meter.read(figures(half_s // 2, 1.0, 100)) for meter in meters[:num_replicas]]
+        loads = [load for load in read if load is not None]
+        decision = decide("shard 0", num_replicas, loads, rules, history, half_s / 2)
+        num_replicas, history = decision.num_replicas, decision.history
+    assert num_replicas == 1
