@@ -1,7 +1,5 @@
 """The AttentionNode Serve deployment: loads the dense model, then serves on the data plane in a thread of its own."""
 
-import asyncio
-import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,14 +8,11 @@ from ray import serve
 
 from model.config import MixtralConfig
 from transport.membership import Join, Membership
-from transport.worker import DataPlaneThread
+from transport.part import Part
 
 # Whoever builds the application imports this file and needs no torch, which takes seconds to import: only loading does.
 if TYPE_CHECKING:
     from attention.node import NodeServer
-
-READY_CHECK_S = 60.0
-ANNOUNCED_CHECK_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,28 +45,10 @@ class AttentionNode:
     """Embedding, attention, norms, LM head and sampling, with the rolling cache of the sequences it serves."""
 
     async def __init__(self, settings: NodeDeploymentSettings, join: Join) -> None:
-        self._membership = membership = join()
-        self._server = _load(settings, membership)
-        self._thread = DataPlaneThread("node", self._run, on_end=membership.leave)
-        self._thread.start()
-        threading.Thread(target=self._announce, name="manta-announce", daemon=True).start()
-        membership.watch(self._server.update)
-        # Serve lets an old replica go once this one is up: not before the others have been told of it.
-        while self._thread.alive and not await asyncio.to_thread(membership.wait_announced, ANNOUNCED_CHECK_S):
-            continue
-
-    def _run(self) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self._server.run()
-
-    def _announce(self) -> None:
-        """Tells the gateways only once a router is connected: what is announced can serve."""
-        while not self._server.wait_ready(READY_CHECK_S):
-            if not self._thread.alive:
-                return
-        self._membership.announce("node", self._server.address, self._server.snapshot)
+        membership = join()
+        self._server = server = _load(settings, membership)
+        self._part = Part("node", server, membership)
+        await self._part.start()
 
     def check_health(self) -> None:
         """Called by Serve.
@@ -79,16 +56,15 @@ class AttentionNode:
         Raises:
             RuntimeError: The engine's thread has died; Serve then replaces this replica.
         """
-        self._thread.check()
+        self._part.check()
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve, if the number of nodes follows the load."""
         return self._server.load()
 
     def __del__(self) -> None:
-        if hasattr(self, "_thread"):  # else it was not loaded
-            self._membership.leave()
-            self._server.stop()
+        if hasattr(self, "_part"):  # else it was not loaded
+            self._part.leave()
 
 
 def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServer":

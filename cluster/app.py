@@ -67,8 +67,9 @@ def build_service(service: Service) -> Application:
     cpus, attention = auto_cpus(service.num_cpus), spec.attention
     small, node_cpus = min(SMALL_CPUS, cpus), cpus if attention.num_cpus == "auto" else attention.num_cpus
     gateways = {"num_replicas": spec.api.replicas.num}
-    routers = {"autoscaling_config": autoscaling_config("router", spec.router.replicas, spec.autoscaling)}
-    nodes = {"autoscaling_config": autoscaling_config("attention", attention.replicas, spec.autoscaling)}
+    routers = {"autoscaling_config": autoscaling_config(spec.name, "routers", spec.router.replicas, spec.autoscaling)}
+    scaled = autoscaling_config(spec.name, "attention nodes", attention.replicas, spec.autoscaling)
+    nodes = {"autoscaling_config": scaled}
     return _options(Gateway, service, gateways, gateway, small, 0).bind(
         gateway,
         join,

@@ -147,6 +147,10 @@ class Controller:
         failed_before = self._resize is not None and self._resize.state == "failed"
         self._start_resize(service, uncertain=failed_before)
 
+    async def note(self, text: str) -> None:
+        """Adds an event: what somebody else has decided for this service."""
+        self._event(text)
+
     async def status(self) -> dict[str, object]:
         """Returns what runs, where, how loaded, and the last events, as plain data."""
         return {

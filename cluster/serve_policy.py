@@ -7,13 +7,17 @@ stays as it is, and must not fail: that would hold up every application of the c
 """
 
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
+from cluster.names import NAMESPACE, controller_name
 from cluster.scaling import History, Load, Rules, decide
 from cluster.spec import AutoscalingSpec, Replicas
 
@@ -24,16 +28,18 @@ POLICY = "cluster.serve_policy:UtilizationPolicy"
 REPORTS_PER_INTERVAL = 4
 
 
-def autoscaling_config(part: str, replicas: Replicas, autoscaling: AutoscalingSpec) -> AutoscalingConfig:
+def autoscaling_config(service: str, part: str, replicas: Replicas, autoscaling: AutoscalingSpec) -> AutoscalingConfig:
     """Returns what makes Serve scale a deployment that records `utilization` and `queued`, see `cluster.scaling.Load`.
 
     A fixed number is a range too: a replica that was started without this would never report its load, and a number
     could not become a range while the service runs.
 
     Args:
-        part: What to call it in the log, such as `router`.
+        service: Whose events are to tell the reasons.
+        part: What to call it there, such as `router`.
     """
     rules = {
+        "service": service,
         "part": part,
         "interval_s": autoscaling.interval_s,
         "target_utilization": autoscaling.target_utilization,
@@ -57,11 +63,15 @@ class UtilizationPolicy:
     """Decides every `interval_s` by `cluster.scaling`. Made once for each deployment, in Serve's controller.
 
     Args:
-        part: What to call the deployment in the log.
+        service: Whose controller is told the reasons.
+        part: What to call the deployment in them.
         interval_s, target_utilization, downscale_delay_s: As in the service file.
     """
 
-    def __init__(self, part: str, interval_s: float, target_utilization: float, downscale_delay_s: float) -> None:
+    def __init__(
+        self, service: str, part: str, interval_s: float, target_utilization: float, downscale_delay_s: float
+    ) -> None:
+        self._service = service
         self._part = part
         self._interval_s = interval_s
         self._target_utilization = target_utilization
@@ -86,7 +96,20 @@ class UtilizationPolicy:
         self._history = decision.history
         if decision.reason:
             logger.info("%s", decision.reason)
+            # In a thread: Serve's controller serves every application, and finding an actor may take its time.
+            threading.Thread(target=_tell, args=(self._service, decision.reason), daemon=True).start()
         return decision.num_replicas, {}
+
+
+def _tell(service: str, reason: str) -> None:
+    """Notes a decision among the service's events, if its controller is there."""
+    if not ray.is_initialized():
+        return
+    try:
+        controller: Any = ray.get_actor(controller_name(service), NAMESPACE)
+        controller.note.remote(reason)
+    except (ValueError, RayError) as error:
+        logger.info("the controller of %s was not told: %s", service, error)
 
 
 def _loads(stats: Mapping[str, Mapping[Any, float]]) -> list[Load]:

@@ -123,7 +123,7 @@ class ApiSpec(Section):
     grpc_port: Annotated[PortOrNull, NotYet("leave it out and use the HTTP API")] = None
     """The port of the public gRPC API."""
     keys_file: TextOrNull = None
-    """A file with one API key a line; null: no keys, loopback only."""
+    """A file with one API key a line, read by whoever starts or changes the service; null: no keys, loopback only."""
     replicas: FixedReplicaCount = ONE
     """Gateways."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from benchmarks.disturbances import DisturbanceError, Happening, disturb
+from benchmarks.faults.disturbances import DisturbanceError, Happening, disturb
 
 
 @dataclass

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.faults_compare import TIE, Difference, differences, first_difference
-from benchmarks.faults_load import Answer, Key
+from benchmarks.faults.compare import TIE, Difference, differences, first_difference
+from benchmarks.faults.load import Answer, Key
 from benchmarks.load import RequestRecord
 
 KEY = (0, 0)

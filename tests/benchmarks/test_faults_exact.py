@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.faults_exact import ExactModel, smallest_gap
+from benchmarks.faults.exact import ExactModel, smallest_gap
 from tests.random_checkpoint import make_checkpoint
 
 VOCABULARY = 97

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-from benchmarks.faults_census import Process
-from benchmarks.faults_footprint import Footprints
+from benchmarks.faults.census import Process
+from benchmarks.faults.footprint import Footprints
 
 
 def test_only_those_that_every_look_found_are_told_of() -> None:

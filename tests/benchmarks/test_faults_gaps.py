@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.faults_gaps import Span, first_token_gaps, latest_before, longest_s, spans_between, token_gaps
+from benchmarks.faults.gaps import Span, first_token_gaps, latest_before, longest_s, spans_between, token_gaps
 from benchmarks.load import RequestRecord
 
 STREAM = RequestRecord(1.0, (2.0, 2.25, 5.0))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.disturbances import Happening
-from benchmarks.faults import Run, check_reference, gate_margins, judge
-from benchmarks.faults_exact import ExactModel
-from benchmarks.faults_load import Answer, Phase
-from benchmarks.faults_service import ServiceError
+from benchmarks.faults.command import Run, check_reference, gate_margins, judge
+from benchmarks.faults.disturbances import Happening
+from benchmarks.faults.exact import ExactModel
+from benchmarks.faults.load import Answer, Phase
+from benchmarks.faults.service import ServiceError
 from benchmarks.load import RequestRecord
 from tests.random_checkpoint import make_checkpoint
 

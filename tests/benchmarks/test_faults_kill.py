@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from benchmarks.disturbances import DisturbanceError, disturb
-from benchmarks.faults_census import KINDS, counts, serving
-from benchmarks.faults_kill import Kill, Observed
+from benchmarks.faults.census import KINDS, counts, serving
+from benchmarks.faults.disturbances import DisturbanceError, disturb
+from benchmarks.faults.kill import Kill, Observed
 from tests.benchmarks.fake_service import HOST, NUMBERS, FakeService
 
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from benchmarks.client import Server
-from benchmarks.faults_load import Answer, Phase, SteadyLoad
+from benchmarks.faults.load import Answer, Phase, SteadyLoad
 from tests.benchmarks.fake_server import FakeServer
 
 OUTPUT_LEN = 6

@@ -2,8 +2,8 @@
 
 import pytest
 
-from benchmarks.faults import main
-from benchmarks.faults_options import parse
+from benchmarks.faults.command import main
+from benchmarks.faults.options import parse
 
 
 def test_the_defaults() -> None:

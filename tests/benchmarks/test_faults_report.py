@@ -6,11 +6,11 @@ import json
 import pytest
 from rich.console import Console
 
-from benchmarks.disturbances import Happening
-from benchmarks.faults_compare import Difference
-from benchmarks.faults_load import Answer, Phase
-from benchmarks.faults_report import Report, as_json, kind_table, phase_table, remarks
-from benchmarks.faults_summary import summarise_kinds, summarise_phase
+from benchmarks.faults.compare import Difference
+from benchmarks.faults.disturbances import Happening
+from benchmarks.faults.load import Answer, Phase
+from benchmarks.faults.report import Report, as_json, kind_table, phase_table, remarks
+from benchmarks.faults.summary import summarise_kinds, summarise_phase
 from benchmarks.load import RequestRecord
 
 

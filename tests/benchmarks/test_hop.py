@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import hop
-from benchmarks.hop_report import best_runs
-from benchmarks.hop_runner import HopResult
+from benchmarks.hop import command as hop
+from benchmarks.hop.report import best_runs
+from benchmarks.hop.runner import HopResult
 
 
 def result(name: str, median_ms: float) -> HopResult:

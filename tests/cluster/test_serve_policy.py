@@ -23,7 +23,7 @@ SPEC = AutoscalingSpec(interval_s=5, target_utilization=0.5, downscale_delay_s=6
 
 
 def config(least: int = 1, most: int = 4) -> AutoscalingConfig:
-    return autoscaling_config("router", Replicas(min=least, max=most), SPEC)
+    return autoscaling_config("manta", "router", Replicas(min=least, max=most), SPEC)
 
 
 class ServeController:
@@ -77,7 +77,7 @@ def stats(utilization: float, queued: float = 0.0) -> dict[str, float]:
 
 
 def test_a_fixed_number_is_a_range_too() -> None:
-    config = autoscaling_config("router", Replicas(min=2, max=2), SPEC)
+    config = autoscaling_config("manta", "router", Replicas(min=2, max=2), SPEC)
     assert (config.min_replicas, config.max_replicas) == (2, 2)
 
 
@@ -124,5 +124,5 @@ def test_a_queue_counts_and_a_replica_that_has_not_reported_does_not() -> None:
         capacity_adjusted_max_replicas = 20
         aggregated_metrics: ClassVar = {"utilization": {"a": 0.5, "b": 0.25}, "queued": {"a": 1.5}}
 
-    policy: Any = UtilizationPolicy("router", 5, 0.5, 60)
+    policy: Any = UtilizationPolicy("manta", "router", 5, 0.5, 60)
     assert policy(Context) == (5, {})

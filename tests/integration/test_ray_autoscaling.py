@@ -44,7 +44,7 @@ def test_replicas_follow_the_stats_that_they_record(ray_port: int, tmp_path: Pat
     busy.write_text("1.0")
     autoscaling = AutoscalingSpec(interval_s=1, target_utilization=0.7, downscale_delay_s=2)
     scaled = Recorder.options(
-        autoscaling_config=autoscaling_config("recorder", Replicas(min=1, max=2), autoscaling),
+        autoscaling_config=autoscaling_config("no such service", "recorder", Replicas(min=1, max=2), autoscaling),
         ray_actor_options={"num_cpus": 0},
         graceful_shutdown_timeout_s=1,
         graceful_shutdown_wait_loop_s=0.1,
@@ -75,7 +75,13 @@ def skewed(tmp_path: Path, seed: int) -> Path:
 def test_a_skewed_load_replicates_the_hot_shard_and_no_other(ray_port: int, skewed: Path) -> None:
     experts = {"replicas": {"min": 1, "max": 2}}
     autoscaling = {"interval_s": 0.5, "target_utilization": 0.005, "downscale_delay_s": 3}
-    with running_service(skewed, ray_port, "skewed", experts=experts, autoscaling=autoscaling) as service:
+    sections = {"experts": experts, "autoscaling": autoscaling, "router": {"replicas": {"min": 1, "max": 2}}}
+    with running_service(skewed, ray_port, "skewed", **sections) as service:
+
+        def reasons(part: str) -> list[str]:
+            texts = [str(event["text"]) for event in service.status()["events"]]
+            return [text for text in texts if text.startswith(part) and "→" in text]
+
         client, done = service.client(), threading.Event()
 
         def load() -> None:
@@ -88,9 +94,9 @@ def test_a_skewed_load_replicates_the_hot_shard_and_no_other(ray_port: int, skew
             wait_until(lambda: len(service.replicas(0)) == 2, TIMEOUT_S, "the hot shard grows", service.show)
             assert len(service.replicas(1)) == 1
             assert complete(client, [5, 6, 7], 200).finish_reason == "length"
+            wait_until(lambda: reasons("routers: "), TIMEOUT_S, "Serve's controller tells why", service.show)
         finally:
             done.set()
             thread.join()
         wait_until(lambda: len(service.replicas(0)) == 1, TIMEOUT_S, "it shrinks again", service.show)
-        reasons = [event["text"] for event in service.status()["events"] if "→" in event["text"]]
-        assert [reason.partition(":")[0] for reason in reasons] == ["shard 0", "shard 0"], service.show()
+        assert [len(reasons("shard 0: ")), len(reasons("shard 1: "))] == [2, 0], service.show()

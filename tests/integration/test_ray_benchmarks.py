@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults import main
+from benchmarks.faults.command import main
 from tests.integration.ray_service import RayService
 from tests.oracle import Oracle
 

@@ -18,7 +18,7 @@ def actor(ray_port: int) -> Iterator[Any]:
     del ray_port  # only what it starts is needed
     import ray
 
-    from benchmarks.hop_ray import EchoActor
+    from benchmarks.hop.ray import EchoActor
 
     made = EchoActor.options(num_cpus=0).remote()  # pyright: ignore[reportFunctionMemberAccess]
     yield made

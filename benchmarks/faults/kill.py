@@ -14,8 +14,8 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from benchmarks.disturbances import DisturbanceError
-from benchmarks.faults_census import Process, counts, is_replaced, is_whole, serving
+from benchmarks.faults.census import Process, counts, is_replaced, is_whole, serving
+from benchmarks.faults.disturbances import DisturbanceError
 
 POLL_S = 0.2
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}

@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from benchmarks.disturbances import Happening
-from benchmarks.faults_compare import Difference
-from benchmarks.faults_gaps import Span, first_token_gaps, latest_before, longest_s, spans_between, token_gaps
-from benchmarks.faults_load import Phase
+from benchmarks.faults.compare import Difference
+from benchmarks.faults.disturbances import Happening
+from benchmarks.faults.gaps import Span, first_token_gaps, latest_before, longest_s, spans_between, token_gaps
+from benchmarks.faults.load import Phase
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from benchmarks.disturbances import DisturbanceError
-from benchmarks.faults_footprint import Footprints
-from benchmarks.faults_kill import Observed
+from benchmarks.faults.disturbances import DisturbanceError
+from benchmarks.faults.footprint import Footprints
+from benchmarks.faults.kill import Observed
 from cluster.lifecycle import Progress, apply, plan
 from cluster.spec import ServiceSpec, spec_from_dict
 

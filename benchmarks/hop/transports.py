@@ -1,4 +1,4 @@
-"""The transports that `benchmarks.hop` compares: the measuring end of each. The other ends are in `hop_echo.py`.
+"""The transports that `benchmarks.hop` compares: the measuring end of each. The other ends are in `echo.py`.
 
 T rows, D elements each.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks import hop_echo
-from benchmarks.hop_runner import Transport
+from benchmarks.hop import echo
+from benchmarks.hop.runner import Transport
 from protos.dispatch_pb2 import Header
 from transport.address import Address
 from transport.base import Answer, Peer
@@ -69,14 +69,14 @@ class PeersHop:
 
 def connect_local(addresses: list[Any], rows_TD: Tensor) -> PeersHop:
     """In this process: what is left when nothing is moved."""
-    return PeersHop([LocalPeer(hop_echo.echo_requests) for _ in addresses], rows_TD, lambda: None)
+    return PeersHop([LocalPeer(echo.echo_requests) for _ in addresses], rows_TD, lambda: None)
 
 
 def connect_sockets(over_tcp: bool, addresses: list[Address], rows_TD: Tensor) -> PeersHop:
     """Manta's data plane."""
     loop = Loop()
     reached = [replace(address, host_id="elsewhere") if over_tcp else address for address in addresses]
-    peers = [SocketPeer(loop, address, hop_echo.KEY, "router") for address in reached]
+    peers = [SocketPeer(loop, address, echo.KEY, "router") for address in reached]
     end_s = time.monotonic() + CONNECT_TIMEOUT_S
     while not all(peer.ready for peer in peers):
         if time.monotonic() > end_s:
@@ -89,7 +89,7 @@ def connect_ray(addresses: list[Any], rows_TD: Tensor) -> PeersHop:
     """Plain Ray actor calls, on a Ray of its own."""
     import ray
 
-    from benchmarks.hop_ray import start_actors
+    from benchmarks.hop.ray import start_actors
     from transport.ray import RayPeer
 
     peers = [RayPeer(actor, timeout_s=30.0) for actor in start_actors(len(addresses))]
@@ -113,14 +113,14 @@ class RawHop:
         self._num_bytes = sum(map(len, self._parts))
         self._buffer = bytearray(self._num_bytes)
         for sock in self._sockets:
-            sock.sendall(hop_echo.SIZE.pack(self._num_bytes))
+            sock.sendall(echo.SIZE.pack(self._num_bytes))
 
     def round(self) -> None:
         for sock in self._sockets:
             if sock.sendmsg(self._parts) < self._num_bytes:
                 raise ValueError("rows of this size need a sender that can wait; choose fewer for the raw transports")
         for sock in self._sockets:
-            hop_echo.receive_exactly(sock, memoryview(self._buffer))
+            echo.receive_exactly(sock, memoryview(self._buffer))
 
     def ask_first(self) -> None:
         self._sockets[0].sendmsg(self._parts)
@@ -137,7 +137,7 @@ class RawHop:
 def _connect_raw(address: str | tuple[str, int]) -> socket.socket:
     family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
-    hop_echo.tune(sock)
+    echo.tune(sock)
     sock.connect(address)
     return sock
 
@@ -193,11 +193,11 @@ class GrpcHop:
     def __init__(self, streams: bool, addresses: list[int], rows_TD: Tensor) -> None:
         import grpc
 
-        self._channels = [grpc.insecure_channel(f"127.0.0.1:{port}", hop_echo.GRPC_OPTIONS) for port in addresses]
+        self._channels = [grpc.insecure_channel(f"127.0.0.1:{port}", echo.GRPC_OPTIONS) for port in addresses]
         body = rows_to_body(rows_TD)
         self._message = encode_head(make_header(rows_TD), len(body)) + bytes(body)
         self._streams = [_GrpcStream(channel) for channel in self._channels] if streams else []
-        self._calls = [channel.unary_unary(hop_echo.GRPC_UNARY) for channel in self._channels]
+        self._calls = [channel.unary_unary(echo.GRPC_UNARY) for channel in self._channels]
         self._asked: Any = None
 
     def round(self) -> None:
@@ -241,7 +241,7 @@ class _GrpcStream:
     def __init__(self, channel: Any) -> None:
         self._ready = threading.Semaphore(0)
         self._waiting: list[bytes | None] = []
-        self.answers = channel.stream_stream(hop_echo.GRPC_STREAM)(iter(self._next, None))
+        self.answers = channel.stream_stream(echo.GRPC_STREAM)(iter(self._next, None))
 
     def send(self, message: bytes | None) -> None:
         self._waiting.append(message)
@@ -256,13 +256,13 @@ class _GrpcStream:
 
 
 _ALL = [
-    Transport("unix", "Manta, same host", hop_echo.serve_sockets, functools.partial(connect_sockets, False)),
-    Transport("tcp", "Manta, between hosts", hop_echo.serve_sockets, functools.partial(connect_sockets, True)),
-    Transport("raw-unix", "the floor: bytes only", hop_echo.serve_raw_unix, RawHop),
-    Transport("raw-tcp", "the floor: bytes only", hop_echo.serve_raw_tcp, RawHop),
-    Transport("zmq", "ZeroMQ, as Manta would use it", hop_echo.serve_zmq, ZmqHop, "zmq"),
-    Transport("grpc", "gRPC, bytes only", hop_echo.serve_grpc, functools.partial(GrpcHop, False), "grpc"),
-    Transport("grpc-stream", "gRPC streams, bytes only", hop_echo.serve_grpc, functools.partial(GrpcHop, True), "grpc"),
+    Transport("unix", "Manta, same host", echo.serve_sockets, functools.partial(connect_sockets, False)),
+    Transport("tcp", "Manta, between hosts", echo.serve_sockets, functools.partial(connect_sockets, True)),
+    Transport("raw-unix", "the floor: bytes only", echo.serve_raw_unix, RawHop),
+    Transport("raw-tcp", "the floor: bytes only", echo.serve_raw_tcp, RawHop),
+    Transport("zmq", "ZeroMQ, as Manta would use it", echo.serve_zmq, ZmqHop, "zmq"),
+    Transport("grpc", "gRPC, bytes only", echo.serve_grpc, functools.partial(GrpcHop, False), "grpc"),
+    Transport("grpc-stream", "gRPC streams, bytes only", echo.serve_grpc, functools.partial(GrpcHop, True), "grpc"),
     Transport("ray", "Ray actor calls", None, connect_ray, "ray"),
     Transport("local", "no process, no bytes moved", None, connect_local),
 ]

@@ -14,16 +14,15 @@ other things, the best run is the one that they disturbed least.
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.hop_report import TABLE_WIDTH, table
-from benchmarks.hop_runner import HopResult, HopSettings, Skipped, measure
-from benchmarks.hop_transports import TRANSPORTS
+from benchmarks.hop.report import TABLE_WIDTH, table
+from benchmarks.hop.runner import HopResult, HopSettings, Skipped, measure
+from benchmarks.hop.transports import TRANSPORTS
 from benchmarks.machine import machine
 
 
@@ -107,7 +106,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None:
         arguments.json.write_text(as_json(results, skipped, settings))
     return 0 if results else 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

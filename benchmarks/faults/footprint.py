@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.faults_census import Process
+from benchmarks.faults.census import Process
 
 MIB = 1 << 20
 

@@ -9,10 +9,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from benchmarks.disturbances import Happening
-from benchmarks.faults_compare import Difference
-from benchmarks.faults_footprint import Footprint
-from benchmarks.faults_summary import KindResult, PhaseResult
+from benchmarks.faults.compare import Difference
+from benchmarks.faults.disturbances import Happening
+from benchmarks.faults.footprint import Footprint
+from benchmarks.faults.summary import KindResult, PhaseResult
 from benchmarks.load import ratio
 from benchmarks.machine import machine
 

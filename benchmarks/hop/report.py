@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from benchmarks.hop_runner import HopResult, HopSettings
-from benchmarks.hop_transports import TRANSPORTS
+from benchmarks.hop.runner import HopResult, HopSettings
+from benchmarks.hop.transports import TRANSPORTS
 
 TABLE_WIDTH = 100
 

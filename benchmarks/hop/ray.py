@@ -6,7 +6,7 @@ from typing import Any
 import ray
 import torch
 
-from benchmarks.hop_echo import echo_requests
+from benchmarks.hop.echo import echo_requests
 from transport.ray import Bytes, serve_ray_call
 
 

@@ -11,8 +11,8 @@ import ray
 from ray._private import worker as ray_worker
 
 from benchmarks.client import Server, connect
-from benchmarks.faults_census import counts, serving
-from benchmarks.faults_kill import Observed
+from benchmarks.faults.census import counts, serving
+from benchmarks.faults.kill import Observed
 from cluster.lifecycle import OnProgress, serve, status
 from cluster.ray_session import open_session
 from cluster.spec import ServiceSpec, spec_from_dict

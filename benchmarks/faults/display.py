@@ -7,8 +7,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from benchmarks.disturbances import Happening
-from benchmarks.faults_load import Answer
+from benchmarks.faults.disturbances import Happening
+from benchmarks.faults.load import Answer
 
 
 class Display:

@@ -6,7 +6,7 @@
 It starts a service of its own (float32, two replicas of every part, a Ray of its own) and sends it greedy requests:
 each once, for what it says undisturbed; then over and over, undisturbed at first, for the calm figures, and then while
 one process after the other is killed, each at a random moment after the one before was replaced. Every output must be
-what it was undisturbed, but for near-ties (see faults_compare.py).
+what it was undisturbed, but for near-ties (see compare.py).
 
 `--resize` gives a part one replica more and takes it away again, as `manta apply` does, and looks at the memory and the
 descriptors of every process that stays.
@@ -20,7 +20,6 @@ where nothing could be measured. A gateway's streams end with it: with `--kill g
 import argparse
 import asyncio
 import random
-import sys
 from collections.abc import Awaitable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -32,18 +31,18 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.client import ServerError
-from benchmarks.disturbances import Disturbance, Happening, disturb
-from benchmarks.faults_compare import GateMargin, differences
-from benchmarks.faults_display import Display
-from benchmarks.faults_exact import ExactModel
-from benchmarks.faults_footprint import Footprints
-from benchmarks.faults_kill import Kill
-from benchmarks.faults_load import Key, Phase, Prompts, SteadyLoad
-from benchmarks.faults_options import parse
-from benchmarks.faults_report import Report, as_json, footprint_table, kind_table, phase_table, remarks
-from benchmarks.faults_resize import resizes
-from benchmarks.faults_service import ServiceError, Target, TimeLimits, attached, free_port, spec_of, started
-from benchmarks.faults_summary import summarise_kinds, summarise_phase
+from benchmarks.faults.compare import GateMargin, differences
+from benchmarks.faults.display import Display
+from benchmarks.faults.disturbances import Disturbance, Happening, disturb
+from benchmarks.faults.exact import ExactModel
+from benchmarks.faults.footprint import Footprints
+from benchmarks.faults.kill import Kill
+from benchmarks.faults.load import Key, Phase, Prompts, SteadyLoad
+from benchmarks.faults.options import parse
+from benchmarks.faults.report import Report, as_json, footprint_table, kind_table, phase_table, remarks
+from benchmarks.faults.resize import resizes
+from benchmarks.faults.service import ServiceError, Target, TimeLimits, attached, free_port, spec_of, started
+from benchmarks.faults.summary import summarise_kinds, summarise_phase
 from benchmarks.report import open_console
 from cluster.spec import SpecError, spec_for_model
 from manta.outcome import INTERRUPTED, sigterm_is_ctrl_c
@@ -212,7 +211,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None:
         arguments.json.write_text(as_json(report, vars(arguments)))
     return 0 if report.clean else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks.faults_load import Answer, Key
+from benchmarks.faults.load import Answer, Key
 
 TIE = 1e-5  # of log-probabilities or gate logits: closer than float32 can tell apart
 

@@ -4,9 +4,9 @@ import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.faults_census import KINDS
-from benchmarks.faults_kill import SIGNALS
-from benchmarks.faults_resize import FIELDS
+from benchmarks.faults.census import KINDS
+from benchmarks.faults.kill import SIGNALS
+from benchmarks.faults.resize import FIELDS
 
 NUM_KILLS = {"expert": 10}  # of other kinds: 1
 NUM_CYCLES = 5

@@ -1,0 +1,1 @@
+"""What clients feel while a service's processes are killed, stopped or resized: `python -m benchmarks.faults`."""

@@ -1,0 +1,1 @@
+"""One hop over every transport, side by side: `python -m benchmarks.hop`."""
