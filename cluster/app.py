@@ -5,7 +5,9 @@ serve deploy deploy/serve.yaml
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -15,7 +17,7 @@ from attention.deployment import AttentionNode, NodeDeploymentSettings
 from cluster.membership import JoinService
 from cluster.resolve import SMALL_CPUS, Service, auto_cpus, fingerprint, resolve
 from cluster.serve_policy import autoscaling_config
-from cluster.spec import ServiceSpec, load_spec, spec_for_model, spec_from_dict
+from cluster.spec import Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
 from router.deployment import RouterDeploymentSettings, RouterReplica
 from serving.deployment import Gateway, GatewayDeploymentSettings
 from serving.settings import GatewaySettings
@@ -60,16 +62,25 @@ def _value(given: Any) -> Any:
     return yaml.safe_load(given) if isinstance(given, str) else given
 
 
-def build_service(service: Service) -> Application:
-    """Returns the application of a resolved service."""
+def build_service(service: Service, held: Mapping[str, int] = MappingProxyType({})) -> Application:
+    """Returns the application of a resolved service.
+
+    Args:
+        held: How many replicas a deployment is to have for now, instead of what its range allows.
+    """
+
+    def scaled(deployment: str, part: str, replicas: Replicas) -> dict[str, Any]:
+        number = held.get(deployment)
+        replicas = replicas if number is None else Replicas(min=number, max=number)
+        return {"autoscaling_config": autoscaling_config(spec.name, part, replicas, spec.autoscaling)}
+
     spec, join = service.spec, JoinService(service)
     gateway, router, node = gateway_settings(service), _router_settings(service), _node_settings(service)
     cpus, attention = auto_cpus(service.num_cpus), spec.attention
     small, node_cpus = min(SMALL_CPUS, cpus), cpus if attention.num_cpus == "auto" else attention.num_cpus
     gateways = {"num_replicas": spec.api.replicas.num}
-    routers = {"autoscaling_config": autoscaling_config(spec.name, "routers", spec.router.replicas, spec.autoscaling)}
-    scaled = autoscaling_config(spec.name, "attention nodes", attention.replicas, spec.autoscaling)
-    nodes = {"autoscaling_config": scaled}
+    routers = scaled("RouterReplica", "routers", spec.router.replicas)
+    nodes = scaled("AttentionNode", "attention nodes", attention.replicas)
     return _options(Gateway, service, gateways, gateway, small, 0).bind(
         gateway,
         join,

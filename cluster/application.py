@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
@@ -14,6 +15,8 @@ from cluster.spec import Replicas, ServiceSpec
 # Serve gives a replica several tries; whoever waits gives up after the first, whose reason is the others' too.
 FAILED_REPLICA = "A replica failed to start"
 FAILED = "DEPLOY_FAILED"
+Held = Mapping[str, int]  # deployments to numbers of replicas
+NOTHING_HELD: Held = MappingProxyType({})
 SETTLED = ("HEALTHY", "UPSCALING", "DOWNSCALING")  # UPDATING: replicas of another version are being exchanged
 
 
@@ -62,8 +65,11 @@ def hand_over(service: Service, application: Application | None = None) -> None:
         raise RuntimeError(f"Serve's controller does not answer: {cause_of(error)}") from error
 
 
-def make_application(service: Service) -> Application:
+def make_application(service: Service, held: Held = NOTHING_HELD) -> Application:
     """Returns the application of a service, for `hand_over`.
+
+    Args:
+        held: The deployments that are to have just so many replicas for now, whatever range their load may choose from.
 
     Raises:
         ValueError: A file that it needs cannot be read on this host.
@@ -71,7 +77,7 @@ def make_application(service: Service) -> Application:
     from cluster.app import build_service
 
     try:
-        return build_service(service)
+        return build_service(service, held)
     except OSError as error:
         raise ValueError(f"the controller's host cannot read {error.filename}: {error.strerror}") from error
 
@@ -83,8 +89,22 @@ def application_exists(name: str) -> bool:
     return name in serve.status().applications
 
 
-def application_state(spec: ServiceSpec) -> ApplicationState:
+def numbers_held(spec: ServiceSpec) -> Held:
+    """Returns how many replicas run of each deployment that has a range, within its bounds."""
+    from ray import serve
+
+    application = serve.status().applications.get(spec.name)
+    deployments = application.deployments if application is not None else {}
+    running = {name: _plain(found.replica_states).get("RUNNING", 0) for name, found in deployments.items()}
+    ranges = {name: one for name, one in _replicas(spec).items() if one.min < one.max}
+    return {name: min(max(running.get(name, 0), one.min), one.max) for name, one in ranges.items()}
+
+
+def application_state(spec: ServiceSpec, held: Held = NOTHING_HELD) -> ApplicationState:
     """Returns how far Serve has come with a service's application.
+
+    Args:
+        held: What `make_application` was given.
 
     Raises:
         RuntimeError: A replica failed to start; says why.
@@ -92,11 +112,12 @@ def application_state(spec: ServiceSpec) -> ApplicationState:
     from ray import serve
 
     application = serve.status().applications.get(spec.name)
-    wanted = {"Gateway": spec.api.replicas, "RouterReplica": spec.router.replicas}
-    wanted["AttentionNode"] = spec.attention.replicas
+    wanted = _replicas(spec) | {name: Replicas(min=number, max=number) for name, number in held.items()}
     num_wanted = sum(replicas.num for replicas in wanted.values())
     if application is None:
         return ApplicationState(0, num_wanted, settled=False)
+    if not _taken_over(application):
+        return ApplicationState(0, num_wanted, settled=False, unsettled="Serve has not looked at it yet")
     for deployment, found in application.deployments.items():
         if found.status == FAILED or found.message.startswith(FAILED_REPLICA):
             raise RuntimeError(f"{deployment} did not start: {cause_in(found.message)}")
@@ -110,8 +131,25 @@ def application_state(spec: ServiceSpec) -> ApplicationState:
         for name, replicas in wanted.items()
         if not _as_wanted(statuses.get(name, ""), running.get(name, {}), replicas)
     ]
+    if application.status != "RUNNING":
+        unsettled.append(f"the application is {application.status}")
     serving = sum(min(states.get("RUNNING", 0), wanted[name].num) for name, states in running.items() if name in wanted)
     return ApplicationState(serving, num_wanted, not unsettled, "; ".join(unsettled))
+
+
+def _taken_over(application: Any) -> bool:
+    """Whether what Serve tells is about what it was handed last: until it looks at that, it says DEPLOYING, no more."""
+    statuses = {str(found.status.value) for found in application.deployments.values()}
+    return application.status != "DEPLOYING" or bool(statuses & {"UPDATING", "UPSCALING", "DOWNSCALING", FAILED})
+
+
+def _replicas(spec: ServiceSpec) -> dict[str, Replicas]:
+    """Returns the replicas of every deployment, as the service file says."""
+    return {
+        "Gateway": spec.api.replicas,
+        "RouterReplica": spec.router.replicas,
+        "AttentionNode": spec.attention.replicas,
+    }
 
 
 def _as_wanted(status: str, states: dict[str, int], replicas: Replicas) -> bool:

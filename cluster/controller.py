@@ -25,7 +25,7 @@ from cluster.placement import release_all
 from cluster.resize import Resize, ResizeStatus
 from cluster.resolve import Service
 from cluster.secret import forget_data_plane_key
-from cluster.stored import forget_service, store_service, stored_service
+from cluster.stored import forget_service, store_failure, store_service, stored_failure, stored_service
 from cluster.table import routing_table
 from transport.membership import Role, Snapshot
 from transport.table import RoutingTable
@@ -87,7 +87,8 @@ class Controller:
         self._events = Events()
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
         self._scaler = ExpertScaler(self._fleet, self._event)
-        self._resize: ResizeStatus | None = None
+        failure = stored_failure(service.name)
+        self._resize = ResizeStatus(self._service.version, "failed", error=failure) if failure else None
         self._restarted = restarted
         self._settled = self._stopping = False
         self._table = RoutingTable(version=int(time.time() * 1000))
@@ -261,6 +262,7 @@ class Controller:
             if not self._stopping:
                 self._accepted = self._service
                 self._store()
+                store_failure(self._service.name, resize.status.error if resize.status.state == "failed" else "")
                 self._scaler.forget()
                 self._sweep()
 
@@ -315,7 +317,9 @@ class Controller:
             return
         async with self._changed:
             routers, nodes = self._members.addresses("router"), self._members.addresses("node")
-            self._table = routing_table(self._table.version + 1, self._fleet.in_use(), routers, nodes)
+            self._table = routing_table(
+                self._table.version + 1, self._fleet.layout.version, self._fleet.in_use(), routers, nodes
+            )
             self._changed.notify_all()
 
     def _event(self, text: str, failed: bool = False) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Set
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Set
 from typing import Any
 
 import ray
@@ -12,11 +12,11 @@ import ray
 from cluster.causes import cause_of
 from cluster.keeper import ExpertKeeper, Report
 from cluster.layout import Layout, cores_for, layout_of
-from cluster.names import NAMESPACE, experts_prefix
+from cluster.names import NAMESPACE, experts_prefix, first_group_name, group_name
 from cluster.placement import (
     Reservation,
-    layouts_reserved,
     release,
+    release_all,
     release_layout,
     reserve_first,
     reserve_further,
@@ -71,6 +71,24 @@ class ExpertFleet:
     def keepers_of(self, shard: int) -> list[ExpertKeeper]:
         """The replicas of one shard of the layout in use, those that leave not counted."""
         return [keeper for keeper in self.replicas_of(self._layout) if keeper.shard.index == shard]
+
+    @property
+    def complete(self) -> bool:
+        """Whether each shard of the layout in use has a replica that serves."""
+        serving = {keeper.shard.index for keeper in self.replicas_of(self._layout) if keeper.address is not None}
+        return len(serving) == len(self._layout.shards)
+
+    def needed_beside(self, layout: Layout, added: Collection[ExpertKeeper]) -> list[ExpertKeeper]:
+        """Which other replicas each shard of a layout needs to have the fewest that it may: the best of them.
+
+        Not all: one that the load has asked for, and that there is no room for, is nobody's to wait for.
+        """
+        found: list[ExpertKeeper] = []
+        for shard in layout.shards:
+            keepers = [keeper for keeper in self.replicas_of(layout) if keeper.shard.index == shard.index]
+            others = sorted((keeper for keeper in keepers if keeper not in added), key=lambda one: not one.served)
+            found += others[: max(0, shard.replicas.min - (len(keepers) - len(others)))]
+        return found
 
     def in_use(self) -> list[tuple[ShardPlan, Address | None]]:
         """What routers are to know: each replica's shard, and where it listens (None: it does not serve at present)."""
@@ -180,15 +198,17 @@ class ExpertFleet:
     def sweep(self) -> None:
         """Ends what runs or is reserved under this service's name and belongs to no replica here."""
         kill_experts(self._service.name, {keeper.name for keeper in self._keepers})
-        for version in layouts_reserved(self._service.name) - {keeper.layout.version for keeper in self._keepers}:
-            release_layout(self._service.name, version)
+        name, layouts = self._service.name, {keeper.layout.version for keeper in self._keepers}
+        kept = {first_group_name(name, version) for version in layouts}
+        kept |= {_group_of(name, keeper) for keeper in self._keepers}
+        release_all(name, kept)
 
     def _all_of(self, layout: Layout) -> list[ExpertKeeper]:
         return [keeper for keeper in self._keepers if keeper.layout.version == layout.version]
 
     def _start(self) -> None:
         for keeper in self._keepers:
-            if keeper not in self._running:
+            if keeper not in self._running and not keeper.leaving:
                 self._running[keeper] = asyncio.get_running_loop().create_task(keeper.run())
 
     def _cores_for(self, layout: Layout, num_new: int) -> list[int | None]:
@@ -230,7 +250,11 @@ class ExpertFleet:
         if keeper in self._keepers:
             self._keepers.remove(keeper)
         if keeper.replica:
-            release(self._service.name, keeper.layout.version, keeper.shard.index, keeper.replica)
+            release(_group_of(self._service.name, keeper), keeper.reservation)
+
+
+def _group_of(service: str, keeper: ExpertKeeper) -> str:
+    return group_name(service, keeper.layout.version, keeper.shard.index, keeper.replica)
 
 
 def kill_experts(service: str, spared: Set[str] = frozenset()) -> None:

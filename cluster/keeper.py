@@ -70,6 +70,8 @@ class ExpertKeeper:
         """Tries that failed since it last served."""
         self.error = ""
         """Why the last try failed; empty once it serves."""
+        self.reservation: Reservation | None = None
+        """Its place; None: none yet, or an earlier controller's."""
         self._service = service
         self._name = expert_name(service.name, layout.version, shard.index, replica)
         self._reserve = reserve
@@ -188,7 +190,7 @@ class ExpertKeeper:
         self._actor = actor = await self._find_running()
         if actor is None:
             self._state = "placing"
-            reservation = await self._reserve()
+            self.reservation = reservation = await self._reserve()
             self._state = "starting"
             self._actor = actor = self._start_actor(settings, reservation)
             await _within(timeout_s, _started(actor, reservation), "did not start")

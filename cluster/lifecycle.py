@@ -12,6 +12,7 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from cluster.causes import cause_of
 from cluster.changes import Change, as_running, changes_between
 from cluster.ingress import check_port_free
+from cluster.layout import layout_of
 from cluster.ray_session import RaySession, joined, open_session
 from cluster.resolve import Service, resolve
 from cluster.spec import ServiceSpec
@@ -162,6 +163,7 @@ def plan(spec: ServiceSpec, address: str | None) -> Plan:
 def _plan(spec: ServiceSpec) -> Plan:
     running: Service = ask_controller(_find(spec.name), "service")
     wanted = as_running(resolve(spec), running)
+    layout_of(wanted)  # that it fits the experts was checked for this host's cores, not for the service's
     return Plan(running, wanted, changes_between(running, wanted))
 
 
@@ -180,22 +182,23 @@ def apply(planned: Plan, address: str | None, on_progress: OnProgress) -> None:
         raise ValueError(f"{fields}: cannot be changed while the service runs; nothing was changed")
     name = planned.wanted.name
     with joined(address):
-        if not planned.changes and _last_change(name).get("state") != "failed":
+        if not planned.changes and not _went_wrong(name):
+            _follow(planned.running, on_progress)  # it may still be on its way there
             return
         controller = find_controller(name)
         if controller is None:
             raise ValueError(f"service {name} is gone")
         _start_change(controller, planned)
-        _follow(planned, on_progress)
+        _follow(planned.wanted, on_progress)
 
 
-def _follow(planned: Plan, on_progress: OnProgress) -> None:
-    """Returns once the change has been made; a controller that is restarted meanwhile goes on with it.
+def _follow(wanted: Service, on_progress: OnProgress) -> None:
+    """Returns once the service is as wanted; a controller that is restarted meanwhile goes on with it.
 
     Raises:
         RuntimeError: It was not made; says why. Or the controller does not answer.
     """
-    name, version = planned.wanted.name, planned.wanted.version
+    name, version = wanted.name, wanted.version
     while True:
         # In this order: if it ends in between, the status says so.
         accepted: Service = ask_controller(name, "service")
@@ -214,8 +217,10 @@ def _follow(planned: Plan, on_progress: OnProgress) -> None:
         time.sleep(APPLY_POLL_S)
 
 
-def _last_change(name: str) -> dict[str, Any]:
-    return ask_controller(name, "status")["resize"] or {}
+def _went_wrong(name: str) -> bool:
+    """Whether going back after the last change has failed, so that nobody knows what runs."""
+    change = ask_controller(name, "status")["resize"] or {}
+    return change.get("state") == "failed"
 
 
 def _start_change(controller: Any, planned: Plan) -> None:

@@ -30,6 +30,7 @@ from cluster.spec import ShardPlan
 HOST_LABEL = "ray.io/node-id"  # every Ray node has it
 SHOWN = ("CPU", "GPU")
 PLACING_S = 1.0  # a place that is free is found in milliseconds
+FIRST_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,9 @@ async def reserve_further(
 
 def _selector(service: Service, layout: Layout, shard: ShardPlan, bundle: Bundle) -> dict[str, str]:
     """Returns the labels of the hosts that a further replica of a shard may run on."""
-    beside = set(_hosts(service.name, layout.version, None))
-    of_shard = set(_hosts(service.name, layout.version, shard.index))
+    hosts = list(_hosts(service.name, layout.version))
+    beside = {host for _, host in hosts}
+    of_shard = {host for index, host in hosts if index == shard.index}
     with_room = _hosts_with_room(bundle, shard.labels)
     rule = host_rule(service.spec.experts.placement, beside, of_shard, with_room)
     return dict(shard.labels) if rule is None else {**shard.labels, HOST_LABEL: rule}
@@ -111,9 +113,15 @@ def host_rule(placement: str, beside: Set[str], of_shard: Set[str], with_room: S
             return None
 
 
-def release(service: str, layout: str, shard: int, replica: int) -> None:
-    """Gives back what `reserve_further` reserved; whatever still runs in it ends."""
-    group = _existing(group_name(service, layout, shard, replica))
+def release(name: str, reservation: Reservation | None) -> None:
+    """Gives back what `reserve_further` reserved; whatever still runs in it ends.
+
+    Args:
+        name: Of its group.
+        reservation: None: not known here; it is looked for by the name.
+    """
+    # Not looked for needlessly: Ray's table of groups keeps those that were removed, and grows.
+    group = _existing(name) if reservation is None else reservation.group
     if group is not None:
         remove_placement_group(group)
 
@@ -126,16 +134,11 @@ def release_layout(service: str, layout: str) -> None:
             remove_placement_group(PlacementGroup(group_id))
 
 
-def release_all(service: str) -> None:
-    """Gives back everything of a service; whatever still runs in it ends."""
-    for _, group_id, _ in list(_groups(groups_prefix(service))):
-        remove_placement_group(PlacementGroup(group_id))
-
-
-def layouts_reserved(service: str) -> set[str]:
-    """Returns the layout versions that hold a reservation."""
-    prefix = groups_prefix(service)
-    return {name.removeprefix(prefix).partition("/")[0] for name, _, _ in _groups(prefix)}
+def release_all(service: str, spared: Set[str] = frozenset()) -> None:
+    """Gives back everything of a service but the groups of the names `spared`; whatever still runs in it ends."""
+    for name, group_id, _ in list(_groups(groups_prefix(service))):
+        if name not in spared:
+            remove_placement_group(PlacementGroup(group_id))
 
 
 async def _wait_placed(service: Service, group: PlacementGroup, index: int, bundles: list[Bundle]) -> None:
@@ -145,7 +148,7 @@ async def _wait_placed(service: Service, group: PlacementGroup, index: int, bund
         RuntimeError: Not within `limits.load_timeout_s`; says what was asked for.
     """
     limit_s = service.spec.limits.load_timeout_s
-    deadline_s = time.monotonic() + limit_s
+    deadline_s, pause_s = time.monotonic() + limit_s, FIRST_PAUSE_S
     while not _is_placed(group, index):
         if time.monotonic() > deadline_s:
             raise RuntimeError(
@@ -154,8 +157,9 @@ async def _wait_placed(service: Service, group: PlacementGroup, index: int, bund
                 f"(limits.load_timeout_s); the cluster has {_words(ray.cluster_resources())}, of which "
                 f"{_words(ray.available_resources())} are free"
             )
-        with suppress(TimeoutError):
-            await asyncio.wait_for(_ready(group), PLACING_S)
+        # Not by asking for `ready` again and again: Ray keeps each such call until the group is placed.
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, PLACING_S)
 
 
 def is_placed(reservation: Reservation) -> bool:
@@ -202,14 +206,14 @@ def _groups(prefix: str) -> Iterator[tuple[str, PlacementGroupID, dict[str, Any]
             yield group["name"], PlacementGroupID(bytes.fromhex(group_id)), group
 
 
-def _hosts(service: str, layout: str, shard: int | None) -> Iterator[str]:
-    """Yields the hosts reserved for one shard of a layout; None: for all of them."""
+def _hosts(service: str, layout: str) -> Iterator[tuple[int, str]]:
+    """Yields the hosts reserved for a layout, each with the index of the shard that it is for."""
     first = first_group_name(service, layout)
     for name, _, group in _groups(first):
         for bundle, host in group.get("bundles_to_node_id", {}).items():
             index = int(bundle) if name == first else int(name.removeprefix(f"{first}/").partition("/")[0])
-            if host and shard in (None, index):
-                yield host
+            if host:
+                yield index, host
 
 
 def _hosts_with_room(bundle: Bundle, labels: Mapping[str, str]) -> set[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from cluster.application import application_state, hand_over, make_application
+from cluster.application import application_state, hand_over, make_application, numbers_held
 from cluster.causes import cause_of
 from cluster.fleet import ExpertFleet
 from cluster.keeper import ExpertKeeper
@@ -84,9 +84,9 @@ class Resize:
 
     async def run(self) -> None:
         """Makes the change. If it fails, everything is as before, and `status.error` says why."""
-        layout = layout_of(self._new)
-        counts = self._counts(layout)
         try:
+            layout = layout_of(self._new)
+            counts = self._counts(layout)
             await self._make(layout, counts)
             self._commit()
         except Exception as error:
@@ -104,10 +104,12 @@ class Resize:
         self._stage(LOADING)
         self._added = self._fleet.grow(layout, counts)
         timeout_s = self._new.spec.limits.load_timeout_s + GRACE_S
-        wanted = self._fleet.replicas_of(layout)
+        wanted = [*self._added, *self._fleet.needed_beside(layout, self._added)]
         await self._fleet.wait_serving(wanted, timeout_s, lambda done: self._count(done, len(wanted)))
         if self._concerns_serve:
             self._stage(STARTING)
+            if not self._fleet.complete:  # new routers would never be ready with what there was
+                await self._fleet.use(layout)
             await self._exchange(self._new)
 
     def _counts(self, layout: Layout) -> dict[int, int]:
@@ -124,6 +126,9 @@ class Resize:
     async def _exchange(self, service: Service) -> None:
         """Hands the application to Serve and waits until its replicas run, and none of another version.
 
+        Meanwhile a range is held at the number that runs: if the load asked for more, and there were no room for it,
+        the change would wait for that.
+
         Raises:
             RuntimeError: A replica failed to start.
             TimeoutError: They were not there within `limits.load_timeout_s`.
@@ -131,25 +136,29 @@ class Resize:
         limits = service.spec.limits
         limit_s = limits.load_timeout_s + limits.drain_timeout_s + GRACE_S
         deadline_s = time.monotonic() + limit_s
-        application = await asyncio.to_thread(make_application, service)
+        held = await asyncio.wait_for(asyncio.to_thread(numbers_held, service.spec), limit_s)
+        application = await asyncio.to_thread(make_application, service, held)
         self._handed_over = True
         await asyncio.wait_for(asyncio.to_thread(hand_over, service, application), limit_s)
         await asyncio.sleep(TAKEN_OVER_S)
         while True:
-            state = await asyncio.wait_for(asyncio.to_thread(application_state, service.spec), limit_s)
+            state = await asyncio.wait_for(asyncio.to_thread(application_state, service.spec, held), limit_s)
             self._count(state.serving, state.wanted)
             if state.settled:
-                return
+                break
             if time.monotonic() > deadline_s:
                 raise TimeoutError(
                     f"not within {limits.load_timeout_s:g} s (limits.load_timeout_s): {state.unsettled}; perhaps the "
                     "cluster has no room for it"
                 )
             await asyncio.sleep(POLL_S)
+        if held:
+            await asyncio.wait_for(asyncio.to_thread(hand_over, service), limit_s)
 
     async def _roll_back(self) -> None:
         self._note(f"the change failed: {self.status.error}; going back", True)
         self._stage(ROLLING_BACK)
+        await self._fleet.use(layout_of(self._old))
         self._fleet.take_service(self._old)
         outcome: OutcomeState = "rolled back"
         try:

@@ -16,6 +16,7 @@ from cluster.names import NAMESPACE, spec_name
 from cluster.resolve import Service
 
 Which = Literal["accepted", "good"]
+FAILURE = "failure"
 
 
 def store_service(service: Service, which: Which) -> None:
@@ -31,7 +32,18 @@ def stored_service(name: str, which: Which) -> Service | None:
     return pickle.loads(data) if data else None  # noqa: S301 - our own, out of Ray's store
 
 
+def store_failure(name: str, why: str) -> None:
+    """Keeps why going back after a change has failed; empty: it has not."""
+    _internal_kv_put(spec_name(name, FAILURE), why.encode(), overwrite=True, namespace=NAMESPACE.encode())
+
+
+def stored_failure(name: str) -> str:
+    """Returns what was kept; empty: nothing was."""
+    data = _internal_kv_get(spec_name(name, FAILURE), namespace=NAMESPACE.encode())
+    return data.decode() if data else ""
+
+
 def forget_service(name: str) -> None:
-    """Forgets both."""
-    for which in ("accepted", "good"):
+    """Forgets all of it."""
+    for which in ("accepted", "good", FAILURE):
         _internal_kv_del(spec_name(name, which), namespace=NAMESPACE.encode())

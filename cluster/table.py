@@ -9,6 +9,7 @@ from transport.table import RoutingTable, ShardEntry
 
 def routing_table(
     version: int,
+    layout: str,
     replicas: Iterable[tuple[ShardPlan, Address | None]],
     routers: tuple[Address, ...],
     nodes: tuple[Address, ...],
@@ -16,6 +17,7 @@ def routing_table(
     """Returns the table.
 
     Args:
+        layout: The version of the layout that the shards belong to.
         replicas: Every replica of every shard, and where it listens (None: it does not serve at present).
     """
     shards: dict[int, ShardEntry] = {}
@@ -24,5 +26,5 @@ def routing_table(
         serving = before.replicas if before is not None else ()
         if address is not None:
             serving += (address,)
-        shards[shard.index] = ShardEntry(shard.expert_ids, shard.slice_index, shard.num_slices, serving)
+        shards[shard.index] = ShardEntry(shard.expert_ids, shard.slice_index, shard.num_slices, serving, layout)
     return RoutingTable(version, tuple(shards.values()), routers, nodes)

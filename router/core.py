@@ -1,7 +1,7 @@
 """The router: gate, scatter, gather, combine. Stateless between requests; transport and time are given from outside."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
@@ -37,8 +37,11 @@ class Router:
         self.rows_per_expert = [0] * self._num_experts
         self.num_degraded_rows = 0
 
-    def update(self, shards: tuple[ShardEntry, ...]) -> None:
+    def update(self, shards: tuple[ShardEntry, ...], on_change_over: Callable[[], None] = lambda: None) -> None:
         """Takes over a new routing table; if its shards are others, once each of them can be reached.
+
+        Args:
+            on_change_over: Called when it has.
 
         Raises:
             ValueError: Its shards do not cover the experts.
@@ -47,6 +50,7 @@ class Router:
 
         def change_over() -> None:
             self._ranges = ranges
+            on_change_over()
 
         self._experts.update({entry.key: entry.replicas for entry in shards}, change_over)
 
@@ -59,6 +63,10 @@ class Router:
     def degraded(self) -> bool:
         """Whether it serves without some of the experts."""
         return self._degrade and 0 < len(self._missing_experts()) < self._num_experts
+
+    @property
+    def _may_degrade(self) -> bool:
+        return self._degrade and not self._experts.changing
 
     def serve(self, requests: Sequence[Request]) -> None:
         """Starts on each request; the answers follow when the experts have answered."""
@@ -80,7 +88,8 @@ class Router:
             )
 
     def _start(self, request: Request) -> None:
-        missing = self._missing_experts() if self._degrade else ()
+        # While another layout is about to take over, what the present one misses is not missing for long.
+        missing = self._missing_experts() if self._may_degrade else ()
         gate_ED = self._gates[request.header.layer_rows.layer]
         rows_TD = request.rows_TD.to(gate_ED.device)
         if missing:
@@ -113,7 +122,7 @@ class Router:
                 self._latest = part.shard
 
         start_again = functools.partial(self._start_again, part.exchange)
-        on_none = start_again if self._degrade else None
+        on_none = start_again if self._may_degrade else None
         self._experts.call(part.shard, part.header, part.rows_ND, answered, on_none, start_again)
 
     def _missing_experts(self) -> tuple[int, ...]:

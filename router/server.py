@@ -50,7 +50,7 @@ class RouterServer:
     def update(self, table: RoutingTable) -> None:
         """Takes over a new routing table; callable from any thread."""
         if table.shards:
-            self._loop.post(lambda: self._router.update(table.shards))
+            self._loop.post(lambda: self._router.update(table.shards, self._note_state))
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Waits until every shard has a connected replica; callable from any thread."""
@@ -88,7 +88,10 @@ class RouterServer:
         return SocketPeer(self._loop, address, self._key, "router", self._expert_changed)
 
     def _expert_changed(self) -> None:
+        self._experts.retry_waiting()
+        self._note_state()
+
+    def _note_state(self) -> None:
         if self._router.ready:
             self._ready.set()
         self.degraded = self._router.degraded
-        self._experts.retry_waiting()

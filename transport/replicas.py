@@ -14,7 +14,8 @@ from transport.errors import CallError, PeerLost
 from transport.loop import Timer
 
 CallLater = Callable[[float, Callable[[], None]], Timer]
-# Groups of other names take over once each has a replica that is ready; after so long, they do in any case.
+# Groups of other names take over once each has a replica that is ready. After so long they do in any case, and earlier
+# where calls would not wait for so long.
 CHANGE_OVER_TIMEOUT_S = 10.0
 
 
@@ -73,7 +74,9 @@ class Replicas:
         if not self._groups or not groups or groups.keys() == self._groups.keys():
             self._change_over()
         else:
-            self._change_over_timer = self._call_later(CHANGE_OVER_TIMEOUT_S, self._change_over)
+            self._change_over_timer = self._call_later(
+                min(CHANGE_OVER_TIMEOUT_S, self._recovery_timeout_s / 2), self._change_over
+            )
             self._change_over_if_ready()
 
     def _change_over_if_ready(self) -> None:
@@ -93,6 +96,11 @@ class Replicas:
         for peer in gone:
             peer.close()
         self.retry_waiting()
+
+    @property
+    def changing(self) -> bool:
+        """Whether other groups are about to take over."""
+        return self._next is not None
 
     @property
     def complete(self) -> bool:

@@ -10,11 +10,12 @@ from transport.address import Address
 
 @dataclass(frozen=True, order=True)
 class ShardKey:
-    """A shard's identity: which experts, and which slice of their FFN columns, out of how many."""
+    """A shard's identity: which experts, and which slice of their FFN columns, out of how many, in which layout."""
 
     expert_ids: tuple[int, ...]
     slice_index: int
     num_slices: int
+    layout: str = ""
 
     def __str__(self) -> str:
         first, last = self.expert_ids[0], self.expert_ids[-1]
@@ -30,17 +31,19 @@ class ShardEntry:
         expert_ids: A contiguous, ascending range of experts.
         slice_index: Which slice of the FFN columns; the outputs of all `num_slices` slices are summed.
         replicas: Where its replicas listen; empty while the only one is being replaced.
+        layout: Names the set of actors that it belongs to: another set takes over as a whole, once it is connected.
     """
 
     expert_ids: tuple[int, ...]
     slice_index: int
     num_slices: int
     replicas: tuple[Address, ...] = ()
+    layout: str = ""
 
     @property
     def key(self) -> ShardKey:
         """What stays the same while replicas come and go."""
-        return ShardKey(self.expert_ids, self.slice_index, self.num_slices)
+        return ShardKey(self.expert_ids, self.slice_index, self.num_slices, self.layout)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.integration.ray_service import complete, running_service, wait_until
+from tests.faults.changing import Changes
+from tests.integration.ray_service import RayService, complete, running_service, wait_until
 from tests.random_checkpoint import make_checkpoint
 
 pytestmark = pytest.mark.cluster
@@ -72,6 +73,13 @@ def skewed(tmp_path: Path, seed: int) -> Path:
     return tmp_path / "skewed"
 
 
+def load_until(service: RayService, done: threading.Event) -> None:
+    """One request after the other."""
+    client = service.client()
+    while not done.is_set():
+        complete(client, [5, 6, 7], 200)
+
+
 def test_a_skewed_load_replicates_the_hot_shard_and_no_other(ray_port: int, skewed: Path) -> None:
     experts = {"replicas": {"min": 1, "max": 2}}
     autoscaling = {"interval_s": 0.5, "target_utilization": 0.005, "downscale_delay_s": 3}
@@ -83,12 +91,7 @@ def test_a_skewed_load_replicates_the_hot_shard_and_no_other(ray_port: int, skew
             return [text for text in texts if text.startswith(part) and "→" in text]
 
         client, done = service.client(), threading.Event()
-
-        def load() -> None:
-            while not done.is_set():
-                complete(client, [5, 6, 7], 200)
-
-        thread = threading.Thread(target=load)
+        thread = threading.Thread(target=load_until, args=(service, done))
         thread.start()
         try:
             wait_until(lambda: len(service.replicas(0)) == 2, TIMEOUT_S, "the hot shard grows", service.show)
@@ -100,3 +103,23 @@ def test_a_skewed_load_replicates_the_hot_shard_and_no_other(ray_port: int, skew
             thread.join()
         wait_until(lambda: len(service.replicas(0)) == 1, TIMEOUT_S, "it shrinks again", service.show)
         assert [len(reasons("shard 0: ")), len(reasons("shard 1: "))] == [2, 0], service.show()
+
+
+def test_a_service_whose_load_asks_for_more_than_there_is_room_for_can_be_changed(ray_port: int, skewed: Path) -> None:
+    sections = {
+        "autoscaling": {"interval_s": 0.5, "target_utilization": 0.005, "downscale_delay_s": 3},
+        "attention": {"num_cpus": 1.1, "replicas": {"min": 1, "max": 2}},  # of the two that there are
+        "router": {"replicas": {"min": 1, "max": 2}},
+    }
+    with running_service(skewed, ray_port, "crowded", **sections) as service:
+        changes, done = Changes(service, skewed, ray_port, **sections), threading.Event()
+        thread = threading.Thread(target=load_until, args=(service, done))
+        thread.start()
+        try:
+            wait_until(lambda: "attention nodes: " in service.show(), TIMEOUT_S, "the load asks for more", service.show)
+            changes.make(limits={"drain_timeout_s": 4}, router={"replicas": {"min": 1, "max": 3}})
+            wait_until(lambda: len(service.pids("routers")) > 1, TIMEOUT_S, "the range is open", service.show)
+            assert len(service.pids("attention_nodes")) == 1
+        finally:
+            done.set()
+            thread.join()

@@ -55,10 +55,12 @@ def running_router(layers: list[Weights], recovery_timeout_s: float, degrade: bo
         thread.join()
 
 
-def table_of(experts: dict[tuple[int, int], list[ExpertThread]], version: int, num_slices: int) -> RoutingTable:
+def table_of(
+    experts: dict[tuple[int, int], list[ExpertThread]], version: int, num_slices: int, layout: str = ""
+) -> RoutingTable:
     """A routing table; experts are keyed by (first expert, slice), two experts to a shard."""
     shards = tuple(
-        ShardEntry((first, first + 1), index, num_slices, tuple(thread.address for thread in threads))
+        ShardEntry((first, first + 1), index, num_slices, tuple(thread.address for thread in threads), layout)
         for (first, index), threads in experts.items()
     )
     return RoutingTable(version, shards)
@@ -193,8 +195,12 @@ def test_without_the_experts_that_are_gone(layers: list[Weights], seed: int) -> 
     loop.close()
 
 
+@pytest.mark.parametrize("other_cut", [False, True], ids=["same cut", "other cut"])
 @pytest.mark.parametrize("degrade", [False, True], ids=["wait", "degrade"])
-def test_another_layout_takes_over_while_rows_are_under_way(layers: list[Weights], degrade: bool, seed: int) -> None:
+def test_another_layout_takes_over_while_rows_are_under_way(
+    layers: list[Weights], degrade: bool, other_cut: bool, seed: int
+) -> None:
+    """Without a missing expert in any answer: whatever the present layout lacks, the next one has it."""
     loop = Loop()
     generator = torch.Generator().manual_seed(seed)
     with ExitStack() as stack:
@@ -209,14 +215,14 @@ def test_another_layout_takes_over_while_rows_are_under_way(layers: list[Weights
         assert router.wait_ready(20.0)
         node = connected(loop, router.address)
         for version in range(2, 8):
-            num_slices = 1 + version % 2
+            num_slices = 1 + version % 2 if other_cut else 2
             following = start(num_slices)
             asked = [torch.randn(3, 8, generator=generator) for _ in range(8)]
             answers: list[list[object]] = [[] for _ in asked]
             for number, (rows_TD, answer) in enumerate(zip(asked, answers, strict=True)):
                 node.call(layer_header(number % 2, rows_TD), rows_TD, answer.append)
                 if number == 3:
-                    router.update(table_of(following, version, num_slices))
+                    router.update(table_of(following, version, num_slices, str(version)))
             turn_until(lambda now=answers: all(now), loop)
             for number, (rows_TD, answer) in enumerate(zip(asked, answers, strict=True)):
                 assert isinstance(answer[0], torch.Tensor), answer[0]
@@ -228,3 +234,21 @@ def test_another_layout_takes_over_while_rows_are_under_way(layers: list[Weights
             threads[0].kill()
         node.close()
     loop.close()
+
+
+def test_a_router_that_starts_while_the_layout_lacks_an_expert_is_ready_with_the_next_one(
+    layers: list[Weights],
+) -> None:
+    first, second = cut(4, 2, num_slices=1)
+    with ExitStack() as stack:
+
+        def start(entry: ShardEntry) -> list[ExpertThread]:
+            thread = ExpertThread(layers, entry)
+            stack.callback(thread.kill)
+            return [thread]
+
+        router = stack.enter_context(running_router(layers, recovery_timeout_s=20.0))
+        router.update(table_of({(0, 0): start(first), (2, 0): []}, 1, 1, "old"))
+        assert not router.wait_ready(0.2)
+        router.update(table_of({(0, 0): start(first), (2, 0): start(second)}, 2, 1, "new"))
+        assert router.wait_ready(20.0)
