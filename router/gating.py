@@ -27,7 +27,12 @@ def top_k_gate(rows_TD: Tensor, gate_ED: Tensor, top_k: int) -> tuple[Tensor, Te
     Returns:
         weights_TK (float32, or float64 for a float64 gate) and experts_TK (int64), best first.
     """
-    chosen_TK, experts_TK = _logits(rows_TD, gate_ED).topk(top_k, dim=-1)
+    return choose(gate_logits(rows_TD, gate_ED), top_k)
+
+
+def choose(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The second half of `top_k_gate`: from the logits to weights_TK and experts_TK, best first. Differentiable."""
+    chosen_TK, experts_TK = logits_TE.topk(top_k, dim=-1)
     return chosen_TK.softmax(-1), experts_TK
 
 
@@ -39,11 +44,12 @@ def top_k_living(rows_TD: Tensor, gate_ED: Tensor, top_k: int, missing: Collecti
     num_experts = gate_ED.shape[0]
     # Left out rather than overwritten: where a living expert's logit is minus infinity too, top-k could not tell.
     living_E = torch.tensor([expert for expert in range(num_experts) if expert not in missing], device=gate_ED.device)
-    logits_TE = _logits(rows_TD, gate_ED).index_select(1, living_E)
+    logits_TE = gate_logits(rows_TD, gate_ED).index_select(1, living_E)
     chosen_TK, places_TK = logits_TE.topk(min(top_k, len(living_E)), dim=-1)
     return chosen_TK.softmax(-1), living_E[places_TK]
 
 
-def _logits(rows_TD: Tensor, gate_ED: Tensor) -> Tensor:
+def gate_logits(rows_TD: Tensor, gate_ED: Tensor) -> Tensor:
+    """Returns each expert's logit for each row, [T, E]: float32, or float64 for a float64 gate. Differentiable."""
     logits_TE = rows_TD.to(gate_ED.dtype).mm(gate_ED.t())
     return logits_TE if logits_TE.dtype == torch.float64 else logits_TE.float()

@@ -1,0 +1,1 @@
+"""Training steps against transformers' Mixtral in a plain loop: `python -m benchmarks.train`."""

@@ -1,0 +1,156 @@
+"""Checkpoints: written by some ranks, read by others, whole or not at all."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.naive import GivenWeights, parameters_of, random_batch, small_config
+from tests.training.ranks import Ranks
+from training.checkpoints import (
+    CheckpointError,
+    Progress,
+    Saver,
+    checkpoint_name,
+    clear_partial,
+    complete_checkpoints,
+    load,
+    read_progress,
+    state_of,
+)
+from training.mesh import Mesh, MeshShape, lone_mesh, make_mesh
+from training.model import TrainModel
+from training.optimizer import OptimizerSettings, make_optimizer
+from training.step import StepSettings, train_step
+
+CONFIG = small_config(num_experts=4)
+SAVE_S = 60.0
+
+
+def trained(mesh: Mesh, seed: int, chosen: str, steps: int = 2) -> tuple[TrainModel, Any]:
+    model = TrainModel(CONFIG, GivenWeights(parameters_of(CONFIG, seed)), mesh, torch.float64)
+    optimizer = make_optimizer(model.parameters(), settings_of(chosen))
+    for step in range(steps):
+        batch = random_batch(CONFIG, 100 * seed + 10 * step + mesh.rank, 2, 8)
+        train_step(model, optimizer, batch, step, 16, StepSettings(), mesh)
+    return model, optimizer
+
+
+def settings_of(chosen: str) -> OptimizerSettings:
+    return OptimizerSettings(chosen, momentum=0.9)  # pyright: ignore[reportArgumentType]
+
+
+def save(rank: int, shape: MeshShape, folder: Path, seed: int, chosen: str) -> dict[str, Tensor]:
+    mesh = make_mesh(shape, torch.device("cpu")) if shape.world > 1 else lone_mesh()
+    model, optimizer = trained(mesh, seed, chosen)
+    saver = Saver(folder, 2, SAVE_S, mesh)
+    saver.save(model, optimizer, Progress(2, 8, "store"))
+    kept = {name: local(value).clone() for name, value in state_of(model, optimizer, mesh).items()}
+    for parameter in model.parameters():  # what follows is not what was saved
+        parameter.data.fill_(float("nan"))
+    saver.finish()
+    return kept
+
+
+def restore(rank: int, shape: MeshShape, folder: Path, chosen: str) -> dict[str, Tensor]:
+    mesh = make_mesh(shape, torch.device("cpu")) if shape.world > 1 else lone_mesh()
+    poison = {name: torch.full_like(value, float("nan")) for name, value in parameters_of(CONFIG, 0).items()}
+    model = TrainModel(CONFIG, GivenWeights(poison), mesh, torch.float64)
+    optimizer = make_optimizer(model.parameters(), settings_of(chosen))
+    load(complete_checkpoints(folder)[0], model, optimizer, mesh)
+    return {name: local(value) for name, value in state_of(model, optimizer, mesh).items()}
+
+
+def local(value: Any) -> Tensor:
+    return value.to_local() if hasattr(value, "to_local") else value
+
+
+def whole(parts: list[dict[str, Tensor]], expert_parallel: int) -> dict[str, Tensor]:
+    """The state of the whole model from what the ranks have."""
+    first = parts[0]
+    return {
+        name: torch.cat([part[name] for part in parts[:expert_parallel]])
+        if name.endswith(("gate_up", "down")) and value.dim()
+        else value
+        for name, value in first.items()
+    }
+
+
+@pytest.mark.parametrize("chosen", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("saved", "loaded"),
+    [
+        (MeshShape(2, 1), MeshShape(1, 1)),
+        (MeshShape(2, 1), MeshShape(4, 1)),
+        (MeshShape(1, 2), MeshShape(2, 1)),
+        (MeshShape(2, 2), MeshShape(1, 1)),
+        (MeshShape(1, 1), MeshShape(2, 2)),
+    ],
+    ids=lambda shape: f"{shape.expert_parallel}x{shape.expert_data_parallel}",
+)
+def test_any_ranks_read_what_others_wrote(
+    saved: MeshShape, loaded: MeshShape, chosen: str, ranks: Ranks, tmp_path: Path, seed: int
+) -> None:
+    folder = tmp_path / "checkpoints"
+    written = whole(ranks.run(saved.world, save, saved, folder, seed, chosen), saved.expert_parallel)
+    parts = ranks.run(loaded.world, restore, loaded, folder, chosen)
+    assert read_progress(folder / checkpoint_name(2)).progress == Progress(2, 8, "store")
+    for start in range(0, loaded.world, loaded.expert_parallel):
+        read = whole(parts[start : start + loaded.expert_parallel], loaded.expert_parallel)
+        assert read.keys() == written.keys()
+        assert len(read) > 2 * len(parameters_of(CONFIG, 0)) - 1
+        for name, value in written.items():
+            assert torch.equal(read[name], value), name
+
+
+def test_only_complete_ones_count_and_old_ones_go(tmp_path: Path, seed: int) -> None:
+    model, optimizer = trained(lone_mesh(), seed, "adamw", steps=1)
+    saver = Saver(tmp_path, 2, SAVE_S, lone_mesh())
+    for step in (10, 20, 30):
+        saver.save(model, optimizer, Progress(step, 0, "store"))
+    assert [one.progress.step for one in complete_checkpoints(tmp_path)] == [20, 10], "the third is being written"
+    saver.finish()
+    assert [one.progress.step for one in complete_checkpoints(tmp_path)] == [30, 20]
+    (tmp_path / "step-00000040.partial").mkdir()
+    (tmp_path / "step-00000050").mkdir()  # copied without its progress
+    assert [one.progress.step for one in complete_checkpoints(tmp_path)] == [30, 20]
+    clear_partial(tmp_path)
+    assert not (tmp_path / "step-00000040.partial").exists()
+
+
+def test_a_checkpoint_of_other_sizes_is_refused(ranks: Ranks, tmp_path: Path, seed: int) -> None:
+    ranks.run(1, save, MeshShape(1, 1), tmp_path / "run", seed, "adamw")
+    other = replace(CONFIG, ffn_size=8, num_layers=1)
+    model = TrainModel(other, GivenWeights(parameters_of(other, seed)), lone_mesh(), torch.float64)
+    with pytest.raises(CheckpointError, match=r"another model: ffn_size 24 \(now 8\), num_layers 2 \(now 1\)"):
+        load(complete_checkpoints(tmp_path / "run")[0], model, None, lone_mesh())
+
+
+def test_a_damaged_checkpoint_is_named(ranks: Ranks, tmp_path: Path, seed: int) -> None:
+    ranks.run(1, save, MeshShape(1, 1), tmp_path / "run", seed, "adamw")
+    (complete,) = complete_checkpoints(tmp_path / "run")
+    for path in complete.directory.glob("*.distcp"):
+        path.write_bytes(path.read_bytes()[:100])
+    model, optimizer = trained(lone_mesh(), seed, "adamw", steps=0)
+    with pytest.raises(CheckpointError, match=r"step-00000002 cannot be read"):
+        load(complete, model, optimizer, lone_mesh())
+    said = json.loads((complete.directory / "progress.json").read_text())
+    (complete.directory / "progress.json").write_text(json.dumps({**said, "format": 99}))
+    with pytest.raises(CheckpointError, match="has format 99; this version of Manta reads 1"):
+        complete_checkpoints(tmp_path / "run")
+
+
+def test_a_folder_that_cannot_be_written_is_named_and_the_last_one_stays(tmp_path: Path, seed: int) -> None:
+    model, optimizer = trained(lone_mesh(), seed, "adamw", steps=1)
+    saver = Saver(tmp_path, 2, SAVE_S, lone_mesh())
+    saver.save(model, optimizer, Progress(10, 0, "store"))
+    saver.finish()
+    (tmp_path / "step-00000020.partial").write_text("a file where a folder is to be")
+    with pytest.raises(CheckpointError, match=r"step-00000020 in .*; the newest complete one is step-00000010"):
+        saver.save(model, optimizer, Progress(20, 0, "store"))
+        saver.finish()
+    assert [one.progress.step for one in complete_checkpoints(tmp_path)] == [10]

@@ -1,0 +1,290 @@
+"""Checkpoints of a run: written beside the training, whole or not at all, and read back by any number of ranks.
+
+    <folder>/step-00000100/            complete; its progress.json was written last but one, the rename came last
+    <folder>/step-00000200.partial/    being written, or left by a run that ended meanwhile
+
+`torch.distributed.checkpoint` writes the tensors: each rank what it has of the experts, one rank what all have. Because
+experts are written as shards of whole tensors, any EP and EDP can read them.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.optim import Optimizer
+
+from model.config import MixtralConfig
+from training.mesh import Mesh
+from training.model import TrainModel, is_expert
+
+PROGRESS_FILE = "progress.json"
+FORMAT = 1
+PARTIAL = ".partial"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint cannot be written or read; says which, why, and what is left."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run had come.
+
+    Args:
+        step: Steps made.
+        samples_seen: Training sequences seen: where the data goes on.
+        store: The token store that they were read from.
+    """
+
+    step: int
+    samples_seen: int
+    store: str
+
+
+@dataclass(frozen=True)
+class Complete:
+    """A checkpoint that can be read."""
+
+    directory: Path
+    progress: Progress
+    config: dict[str, Any]
+
+
+def checkpoint_name(step: int) -> str:
+    """Returns the folder's name."""
+    return f"step-{step:08d}"
+
+
+def complete_checkpoints(folder: Path) -> list[Complete]:
+    """Returns what can be read, the newest first.
+
+    Raises:
+        CheckpointError: One is of a format that this version does not know.
+    """
+    names = sorted((path.name for path in _listed(folder) if _NAME.fullmatch(path.name)), reverse=True)
+    return [read_progress(folder / name) for name in names if (folder / name / PROGRESS_FILE).is_file()]
+
+
+def read_progress(directory: Path) -> Complete:
+    """Returns what a complete checkpoint says of itself.
+
+    Raises:
+        CheckpointError: It is none, or of another format.
+    """
+    path = directory / PROGRESS_FILE
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory} is no complete checkpoint of a training run: {error}") from error
+    if said.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {said.get('format')}; this version of Manta reads {FORMAT}")
+    return Complete(directory, Progress(**said["progress"]), said["config"])
+
+
+def clear_partial(folder: Path) -> None:
+    """Removes what a run that ended in the middle of a save has left."""
+    for path in list(_listed(folder)):
+        if path.name.endswith(PARTIAL):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class Saver:
+    """Writes checkpoints in the background, one at a time; every rank has one and calls it alike.
+
+    Args:
+        folder: On storage that every rank reaches.
+        keep: How many complete checkpoints stay.
+        timeout_s: How long one may take (`limits.save_timeout_s`).
+    """
+
+    def __init__(self, folder: Path, keep: int, timeout_s: float, mesh: Mesh) -> None:
+        self._folder = folder
+        self._keep = keep
+        self._timeout_s = timeout_s
+        self._mesh = mesh
+        # Its own group: a save's messages must not get between the training's.
+        self._group = None if mesh.grid is None else dist.new_group(backend="gloo")
+        self._pending: tuple[Path, Progress, dict[str, Any], Future[Any]] | None = None
+
+    def save(self, model: TrainModel, optimizer: Optimizer, progress: Progress) -> None:
+        """Starts to write; returns once the state has been copied. Waits for the one before, if that is not done.
+
+        Raises:
+            CheckpointError: The one before, or this one, cannot be written.
+        """
+        self.finish()
+        directory = self._folder / (checkpoint_name(progress.step) + PARTIAL)
+        copied = {name: _copied(value) for name, value in state_of(model, optimizer, self._mesh).items()}
+        try:
+            future: Any = dcp.async_save(
+                copied,
+                storage_writer=dcp.FileSystemWriter(directory, sync_files=True),
+                process_group=self._group,
+                no_dist=self._group is None,
+            )
+        except (OSError, CheckpointException) as error:
+            raise self._failed(directory, error) from error
+        self._pending = directory, progress, asdict(model.config), future
+
+    def poll(self) -> bool:
+        """Makes a save that is done the newest checkpoint; returns whether it was one that was.
+
+        Only the first rank's word counts: what it knows, is so.
+
+        Raises:
+            CheckpointError: It failed.
+        """
+        if self._pending is None or not self._pending[3].done():
+            return False
+        self.finish()
+        return True
+
+    def finish(self) -> None:
+        """Waits until the pending save, if there is one, is done, and makes it the newest checkpoint.
+
+        Raises:
+            CheckpointError: It failed, or took longer than the time-out.
+        """
+        if self._pending is None:
+            return
+        (directory, progress, config, future), self._pending = self._pending, None
+        try:
+            future.result(self._timeout_s)
+            if self._mesh.rank == 0:
+                self._commit(directory, progress, config)
+        except (OSError, CheckpointException, FutureTimeout, RuntimeError) as error:
+            raise self._failed(directory, error) from error
+
+    def _commit(self, directory: Path, progress: Progress, config: dict[str, Any]) -> None:
+        said = {"format": FORMAT, "progress": asdict(progress), "config": config}
+        _write_durably(directory / PROGRESS_FILE, json.dumps(said, indent=1))
+        target = directory.with_name(directory.name.removesuffix(PARTIAL))
+        if target.exists():  # of an earlier try of the same steps
+            shutil.rmtree(target)
+        directory.rename(target)
+        for old in complete_checkpoints(self._folder)[self._keep :]:
+            shutil.rmtree(old.directory, ignore_errors=True)
+
+    def _failed(self, directory: Path, error: BaseException) -> CheckpointError:
+        why = f"it took longer than {self._timeout_s:g} s" if isinstance(error, FutureTimeout) else _cause(error)
+        left = complete_checkpoints(self._folder)
+        newest = f"the newest complete one is {left[0].directory.name}" if left else "there is no complete one yet"
+        return CheckpointError(f"checkpoint {directory.name.removesuffix(PARTIAL)} in {self._folder}: {why}; {newest}")
+
+
+def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mesh: Mesh) -> None:
+    """Reads a checkpoint into the model and, if it is given, the optimizer.
+
+    Raises:
+        CheckpointError: It is of a model of other sizes, or damaged.
+    """
+    check_fits(complete, model.config)
+    state = state_of(model, optimizer, mesh)
+    try:
+        dcp.load(
+            state,
+            storage_reader=dcp.FileSystemReader(complete.directory),
+            no_dist=mesh.grid is None,
+        )
+    except (OSError, CheckpointException, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{complete.directory} cannot be read: {_cause(error)}") from error
+
+
+def check_fits(complete: Complete, config: MixtralConfig) -> None:
+    """Does nothing if a checkpoint is of a model of these sizes.
+
+    Raises:
+        CheckpointError: Names what differs.
+    """
+    now = json.loads(json.dumps(asdict(config)))
+    differing = [name for name in now if complete.config.get(name) != now[name]]
+    if differing:
+        words = ", ".join(f"{name} {complete.config.get(name)} (now {now[name]})" for name in differing)
+        raise CheckpointError(
+            f"{complete.directory} is of another model: {words}; give the run another name, or its model's settings"
+        )
+
+
+def state_of(model: TrainModel, optimizer: Optimizer | None, mesh: Mesh) -> dict[str, Tensor]:
+    """Returns the parameters and the optimizer's state by name, sharing memory: what is loaded into them is loaded."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        state[f"parameters.{name}"] = _whole(name, parameter.detach(), mesh)
+        if optimizer is not None:
+            for kind, value in _state_of_parameter(optimizer, parameter):
+                state[f"optimizer.{kind}.{name}"] = _whole(name, value, mesh) if value.dim() else value
+    return state
+
+
+def _state_of_parameter(optimizer: Optimizer, parameter: torch.nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+    if parameter not in optimizer.state:
+        _fill(optimizer)
+    for kind, value in sorted(optimizer.state[parameter].items()):
+        if isinstance(value, Tensor):
+            yield kind, value
+
+
+def _fill(optimizer: Optimizer) -> None:
+    """Makes an optimizer that has made no step yet create its state, by a step that changes nothing."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+        for parameter in group["params"]:
+            parameter.grad = None
+
+
+def _whole(name: str, value: Tensor, mesh: Mesh) -> Tensor:
+    """What this rank has, as its part of the whole tensor."""
+    if mesh.grid is None or not is_expert(name):
+        return value
+    return DTensor.from_local(value, mesh.grid, [Replicate(), Shard(0)], run_check=False)
+
+
+def _copied(value: Tensor) -> Tensor:
+    """A copy in main memory: training goes on while it is written."""
+    if isinstance(value, DTensor):
+        local = value.to_local()
+        return DTensor.from_local(_copied(local), value.device_mesh, value.placements, run_check=False)
+    return value.detach().to("cpu", copy=True)
+
+
+def _listed(folder: Path) -> Iterator[Path]:
+    try:
+        yield from folder.iterdir()
+    except FileNotFoundError:
+        return
+
+
+def _write_durably(path: Path, text: str) -> None:
+    with path.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _cause(error: BaseException) -> str:
+    """The failure of the rank that had it: torch wraps what ranks report."""
+    failures = getattr(error, "failures", None)
+    if isinstance(error, CheckpointException) and failures:
+        rank, (inner, *_) = next(iter(failures.items()))
+        return f"rank {rank}: {inner}"
+    return str(error) or type(error).__name__

@@ -1,0 +1,77 @@
+"""From a run's checkpoint to a Hugging Face one, which `manta serve` and transformers load. One process, no ranks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from checkpoint.writer import write_checkpoint
+from model.config import MixtralConfig
+from model.dtypes import TORCH_DTYPES
+from training.checkpoints import Complete
+
+LAYER_NAMES = {
+    "input_norm": "input_layernorm.weight",
+    "post_norm": "post_attention_layernorm.weight",
+    "attention.output": "self_attn.o_proj.weight",
+    "moe.gate": "block_sparse_moe.gate.weight",
+}
+WHOLE_NAMES = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}
+
+
+def export(complete: Complete, config: MixtralConfig, out: Path, dtype_name: str, tokenizer: Path | None) -> None:
+    """Writes a checkpoint's model.
+
+    Args:
+        dtype_name: What the weights are stored in: `float32` or `bfloat16`.
+
+    Raises:
+        FileExistsError: `out` holds something.
+        OSError: It cannot be written.
+    """
+    dtype = TORCH_DTYPES[dtype_name]
+    tensors = ((name, tensor.to(dtype)) for name, tensor in exported(complete, config))
+    write_checkpoint(out, config, tensors, dtype_name, tokenizer)
+
+
+def exported(complete: Complete, config: MixtralConfig) -> Iterator[tuple[str, Tensor]]:
+    """Yields the model's tensors by their names in a Hugging Face checkpoint; reads one of training's at a time."""
+    reader = dcp.FileSystemReader(complete.directory)
+    stored = reader.read_metadata().state_dict_metadata
+    for name in sorted(name.removeprefix("parameters.") for name in stored if name.startswith("parameters.")):
+        yield from _renamed(name, _read(complete.directory, f"parameters.{name}", stored), config)
+
+
+def _read(directory: Path, name: str, stored: dict[str, object]) -> Tensor:
+    found = stored[name]
+    assert isinstance(found, TensorStorageMetadata), f"{name} is no tensor"
+    state = {name: torch.empty(found.size, dtype=found.properties.dtype)}
+    dcp.load(state, storage_reader=dcp.FileSystemReader(directory), no_dist=True)
+    return state[name]
+
+
+def _renamed(name: str, value: Tensor, config: MixtralConfig) -> Iterator[tuple[str, Tensor]]:
+    if name in WHOLE_NAMES:
+        yield WHOLE_NAMES[name], value
+        return
+    _, layer, rest = name.split(".", 2)
+    prefix = f"model.layers.{layer}"
+    if rest in LAYER_NAMES:
+        yield f"{prefix}.{LAYER_NAMES[rest]}", value
+    elif rest == "attention.qkv":
+        rows = [config.query_size, config.key_value_size, config.key_value_size]
+        for which, part in zip("qkv", value.split(rows), strict=True):
+            yield f"{prefix}.self_attn.{which}_proj.weight", part
+    elif rest == "moe.gate_up":
+        for expert, both in enumerate(value):
+            gate, up = both.chunk(2)
+            yield f"{prefix}.block_sparse_moe.experts.{expert}.w1.weight", gate
+            yield f"{prefix}.block_sparse_moe.experts.{expert}.w3.weight", up
+    elif rest == "moe.down":
+        for expert, down in enumerate(value):
+            yield f"{prefix}.block_sparse_moe.experts.{expert}.w2.weight", down
+    else:
+        raise ValueError(f"{name} is no parameter that a Mixtral has")

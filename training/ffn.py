@@ -1,0 +1,85 @@
+"""The feed-forward networks of several experts on rows that are sorted by expert, with gradients.
+
+One autograd function for all of it: torch's own graph would keep every intermediate of every expert, and would make a
+whole gradient of zeros for each slice of the experts' weights.
+
+E experts, N rows, F expert hidden dim, D model dim; n rows of one expert.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def expert_ffn(rows_ND: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, counts: Sequence[int]) -> Tensor:
+    """Returns down(silu(gate(x)) * up(x)) of each row's expert (SwiGLU, arXiv 2002.05202), [N, D], in the rows' dtype.
+
+    Args:
+        rows_ND: Those of the first expert, then those of the second, and so on.
+        gate_up_E2FD: Each expert's gate rows, then its up rows. Computed in the rows' dtype; the gradient is in its own.
+        down_EDF: Each expert's down projection; likewise.
+        counts: Rows of each expert; any of them may be 0.
+    """
+    assert sum(counts) == rows_ND.shape[0], f"{rows_ND.shape[0]} rows, but the counts are {list(counts)}"
+    return _ExpertFfn.apply(rows_ND, gate_up_E2FD, down_EDF, list(counts))  # pyright: ignore[reportReturnType]
+
+
+class _ExpertFfn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_ND: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, counts: list[int]) -> Tensor:
+        gate_up, down = gate_up_E2FD.to(rows_ND.dtype), down_EDF.to(rows_ND.dtype)
+        hidden_N2F = rows_ND.new_empty(rows_ND.shape[0], gate_up.shape[1])
+        out_ND = torch.empty_like(rows_ND)
+        for expert, part in _parts(counts):
+            torch.mm(rows_ND[part], gate_up[expert].t(), out=hidden_N2F[part])
+            gate_nF, up_nF = hidden_N2F[part].chunk(2, dim=1)
+            torch.mm(F.silu(gate_nF).mul_(up_nF), down[expert].t(), out=out_ND[part])
+        ctx.save_for_backward(rows_ND, gate_up_E2FD, down_EDF, hidden_N2F)
+        ctx.counts = counts
+        return out_ND
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        rows_ND, gate_up_E2FD, down_EDF, hidden_N2F = ctx.saved_tensors
+        grad_out_ND = grads[0].contiguous()
+        gate_up, down = gate_up_E2FD.to(rows_ND.dtype), down_EDF.to(rows_ND.dtype)
+        grad_rows_ND = torch.empty_like(rows_ND)
+        grad_gate_up, grad_down = torch.empty_like(gate_up), torch.empty_like(down)
+        for expert in (expert for expert, count in enumerate(ctx.counts) if not count):
+            grad_gate_up[expert].zero_()
+            grad_down[expert].zero_()
+        for expert, part in _parts(ctx.counts):
+            activated_nF, grad_hidden_n2F = _through_swiglu(hidden_N2F[part], grad_out_ND[part].mm(down[expert]))
+            torch.mm(grad_out_ND[part].t(), activated_nF, out=grad_down[expert])
+            torch.mm(grad_hidden_n2F.t(), rows_ND[part], out=grad_gate_up[expert])
+            torch.mm(grad_hidden_n2F, gate_up[expert], out=grad_rows_ND[part])
+        return grad_rows_ND, grad_gate_up.to(gate_up_E2FD.dtype), grad_down.to(down_EDF.dtype), None
+
+
+def _through_swiglu(hidden_n2F: Tensor, grad_activated_nF: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns silu(gate) * up, made again, and its gradient's way back to gate and up, [n, 2F].
+
+    silu(g) = g * s with s = sigmoid(g), so d silu/dg = s + silu(g) * (1 - s).
+    """
+    gate_nF, up_nF = hidden_n2F.chunk(2, dim=1)
+    sigmoid_nF = gate_nF.sigmoid()
+    silu_nF = gate_nF * sigmoid_nF
+    grad_hidden_n2F = torch.empty_like(hidden_n2F)
+    grad_gate_nF, grad_up_nF = grad_hidden_n2F.chunk(2, dim=1)
+    torch.mul(grad_activated_nF, silu_nF, out=grad_up_nF)
+    slope_nF = torch.addcmul(sigmoid_nF, silu_nF, 1 - sigmoid_nF)
+    torch.mul(grad_activated_nF, up_nF, out=grad_gate_nF)
+    grad_gate_nF.mul_(slope_nF)
+    return silu_nF.mul_(up_nF), grad_hidden_n2F
+
+
+def _parts(counts: list[int]) -> Iterator[tuple[int, slice]]:
+    """Yields each expert that has rows, and which they are."""
+    start = 0
+    for expert, count in enumerate(counts):
+        if count:
+            yield expert, slice(start, start + count)
+            start += count

@@ -1,0 +1,106 @@
+"""A run's metrics: one JSON object a line, and the same for TensorBoard; written by the first rank alone."""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+@dataclass(frozen=True)
+class Record:
+    """One step.
+
+    Args:
+        step: Counted from 1: steps made.
+        loss: Cross-entropy in nats per label, over the whole batch.
+        balance, router_z: Before their coefficients.
+        gradient_norm: Before clipping.
+        tokens_per_s: Over all ranks.
+        rows_per_expert: Row copies asked of each expert, for each layer.
+        dropped_per_layer: Row copies that found their expert full.
+        held_out_loss: In nats per label; None: not measured in this step.
+        workers: Ranks.
+    """
+
+    step: int
+    loss: float
+    balance: float
+    router_z: float
+    gradient_norm: float
+    learning_rate: float
+    tokens_per_s: float
+    samples_seen: int
+    rows_per_expert: list[list[int]]
+    dropped_per_layer: list[int]
+    held_out_loss: float | None
+    workers: int
+    expert_parallel: int
+
+
+class MetricsLog:
+    """Adds records to a run's files.
+
+    Args:
+        folder: The run's.
+        steps_made: Where the run goes on: what was written of later steps is made again, and removed here.
+    """
+
+    def __init__(self, folder: Path, steps_made: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._path = folder / METRICS_FILE
+        _cut(self._path, steps_made)
+        self._file = self._path.open("a")
+        self._board: Any = SummaryWriter(
+            str(folder / TENSORBOARD_FOLDER), purge_step=steps_made + 1, write_to_disk=True
+        )
+
+    def add(self, record: Record) -> None:
+        """Writes one record; readers see whole lines."""
+        self._file.write(json.dumps(asdict(record)) + "\n")
+        self._file.flush()
+        for name, value in _scalars(record):
+            self._board.add_scalar(name, value, record.step)
+
+    def close(self) -> None:
+        """Writes what is buffered."""
+        self._file.close()
+        self._board.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Returns what a run has written so far; none: an empty list."""
+    try:
+        lines = (folder / METRICS_FILE).read_text().split("\n")
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last line end is being written
+
+
+def _scalars(record: Record) -> Iterator[tuple[str, float]]:
+    yield "loss/training", record.loss
+    if record.held_out_loss is not None:
+        yield "loss/held out", record.held_out_loss
+    yield "loss/balance", record.balance
+    yield "loss/router z", record.router_z
+    yield "training/gradient norm", record.gradient_norm
+    yield "training/learning rate", record.learning_rate
+    yield "training/tokens per s", record.tokens_per_s
+    for layer, (counts, dropped) in enumerate(zip(record.rows_per_expert, record.dropped_per_layer, strict=True)):
+        yield f"layer {layer}/busiest expert's share", max(counts) / max(1, sum(counts))
+        yield f"layer {layer}/dropped share", dropped / max(1, sum(counts))
+
+
+def _cut(path: Path, steps_made: int) -> None:
+    """Removes the records of steps after `steps_made`."""
+    if not path.exists():
+        return
+    kept = [record for record in read_metrics(path.parent) if record["step"] <= steps_made]
+    scratch = path.with_suffix(".partial")
+    scratch.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(scratch, path)

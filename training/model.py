@@ -1,0 +1,166 @@
+"""The whole model in training: what is dense is on every rank, the experts are divided among the ranks of `ep`.
+
+B sequences, L positions, T = B*L rows, D model dim, V vocabulary, E experts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import MixtralConfig
+from model.norm import rms_norm
+from model.rope import RotaryTable
+from training.attention import Attention, AttentionPlan, additive, sees
+from training.initial import InitialWeights
+from training.mesh import Mesh
+from training.moe import MoeLayer, Routing
+
+IGNORED = -1  # a label from which nothing is learnt
+EXPERT_PARAMETERS = ("gate_up", "down")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The sequences that one rank computes in one step.
+
+    Args:
+        ids_BL: Token ids, int64.
+        labels_BL: The id that follows each; IGNORED where nothing is to be learnt.
+        positions_BL: Each position's place in its document.
+    """
+
+    ids_BL: Tensor
+    labels_BL: Tensor
+    positions_BL: Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a forward pass gives.
+
+    Args:
+        nats: The cross-entropy, summed over the labels; differentiable.
+        num_labels: Labels that are not IGNORED.
+        routings: One for each layer.
+    """
+
+    nats: Tensor
+    num_labels: int
+    routings: list[Routing]
+
+
+class Layer(nn.Module):
+    """Norm, attention, norm, mixture of experts, each with its residual."""
+
+    def __init__(self, weights: InitialWeights, index: int, config: MixtralConfig, mesh: Mesh) -> None:
+        super().__init__()
+        local = mesh.local_experts(config.num_experts)
+        self.input_norm = nn.Parameter(weights.vector(f"layers.{index}.input_norm"))
+        self.attention = Attention(weights.qkv(index), weights.output(index), config)
+        self.post_norm = nn.Parameter(weights.vector(f"layers.{index}.post_norm"))
+        experts = [weights.expert(index, expert) for expert in local]
+        gate_up, down = (torch.stack(parts) for parts in zip(*experts, strict=True))
+        self.moe = MoeLayer(weights.gate(index), gate_up, down, config.top_k, mesh)
+        self._eps = config.norm_eps
+
+    def forward(
+        self, rows_TD: Tensor, plan: AttentionPlan, jitter: "Jitter | None", capacity: int | None
+    ) -> tuple[Tensor, Routing]:
+        """Returns the rows after this layer, and what was routed where."""
+        normed_TD = rms_norm(rows_TD, self.input_norm.to(rows_TD.dtype), self._eps)
+        rows_TD = rows_TD + self.attention(normed_TD, plan)
+        normed_TD = rms_norm(rows_TD, self.post_norm.to(rows_TD.dtype), self._eps)
+        gate_input_TD = normed_TD if jitter is None else jitter(normed_TD)
+        out_TD, routing = self.moe(normed_TD, gate_input_TD, capacity)
+        return rows_TD + out_TD, routing
+
+
+class Jitter:
+    """Multiplies what the gate sees by noise from 1 - share to 1 + share (Switch Transformers, arXiv 2101.03961)."""
+
+    def __init__(self, share: float, generator: torch.Generator) -> None:
+        self._share = share
+        self._generator = generator
+
+    def __call__(self, rows_TD: Tensor) -> Tensor:
+        noise_TD = torch.empty_like(rows_TD).uniform_(1 - self._share, 1 + self._share, generator=self._generator)
+        return rows_TD * noise_TD
+
+
+class TrainModel(nn.Module):
+    """A Mixtral to be trained.
+
+    Args:
+        weights: The initial weights.
+        dtype: What is computed in; the parameters have the dtype of the weights.
+    """
+
+    def __init__(self, config: MixtralConfig, weights: InitialWeights, mesh: Mesh, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.embedding = nn.Parameter(weights.embedding())
+        self.layers = nn.ModuleList(Layer(weights, index, config, mesh) for index in range(config.num_layers))
+        self.final_norm = nn.Parameter(weights.vector("final_norm"))
+        self.lm_head = None if config.tie_embeddings else nn.Parameter(weights.lm_head())
+        self.to(mesh.device)
+        self._rotary = RotaryTable(
+            config.head_dim, config.rope_theta, config.max_context, dtype=dtype, device=mesh.device
+        )
+
+    def forward(self, batch: Batch, capacity: int | None = None, jitter: Jitter | None = None) -> Outcome:
+        """Computes a batch's loss.
+
+        Args:
+            capacity: As `MoeLayer.forward` takes it.
+            jitter: Noise for the gates; None: none, as in evaluation.
+        """
+        rows_TD, routings = self.rows(batch, capacity, jitter)
+        labels_T = batch.labels_BL.flatten()
+        logits_TV = self.logits(rows_TD)
+        nats = F.cross_entropy(_exact(logits_TV), labels_T, ignore_index=IGNORED, reduction="sum")
+        return Outcome(nats, int((labels_T != IGNORED).sum()), routings)
+
+    def rows(
+        self, batch: Batch, capacity: int | None = None, jitter: Jitter | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """Returns the normed rows [T, D] after the last layer, and each layer's routing."""
+        plan = self._plan(batch.positions_BL)
+        rows_TD = F.embedding(batch.ids_BL.flatten(), self.embedding).to(self.dtype)
+        routings: list[Routing] = []
+        for layer in self.layers:
+            rows_TD, routing = layer(rows_TD, plan, jitter, capacity)
+            routings.append(routing)
+        return rms_norm(rows_TD, self.final_norm.to(self.dtype), self.config.norm_eps), routings
+
+    def logits(self, rows_TD: Tensor) -> Tensor:
+        """Returns [T, V] for normed rows."""
+        head_VD = self.embedding if self.lm_head is None else self.lm_head
+        return F.linear(rows_TD, head_VD.to(self.dtype))
+
+    def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields what every rank has, by name."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if not is_expert(name))
+
+    def expert_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yields what this rank has of the experts, by name: [e, ...]."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if is_expert(name))
+
+    def _plan(self, positions_BL: Tensor) -> AttentionPlan:
+        shape = (*positions_BL.shape, self.config.head_dim)
+        cos, signed_sin = self._rotary.rows(positions_BL.flatten())
+        seen_BLL = sees(positions_BL, self.config.window)
+        mask_BLL = None if seen_BLL is None else additive(seen_BLL, self.dtype)
+        return AttentionPlan(cos.view(shape), signed_sin.view(shape), mask_BLL)
+
+
+def is_expert(name: str) -> bool:
+    """Whether a parameter's name is one of the experts'."""
+    return name.rpartition(".")[2] in EXPERT_PARAMETERS
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

@@ -1,0 +1,119 @@
+"""One layer's mixture of experts in training: gate, dispatch, exchange, experts, exchange back, combine.
+
+T rows of this rank, D model dim, E experts, e experts that this rank holds, K chosen experts per row, N = T*K copies,
+R copies received for the experts here, G ranks of the `ep` group, C capacity, F expert hidden dim.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from router.capacity import combine_from_capacity, dispatch_to_capacity
+from router.gating import choose, gate_logits
+from router.plan import combine, dispatch
+from training.exchange import exchange_counts, exchange_rows
+from training.ffn import expert_ffn
+from training.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class Routing:
+    """What one layer did with this rank's rows.
+
+    Args:
+        probs_E: Each expert's probability (softmax over all experts), summed over the rows; differentiable.
+        z: log(sum(exp(logits)))², summed over the rows; differentiable.
+        counts_E: Copies asked of each expert, also those that were dropped.
+        num_dropped: Copies that found their expert full.
+    """
+
+    probs_E: Tensor
+    z: Tensor
+    counts_E: Tensor
+    num_dropped: int
+
+
+class MoeLayer(nn.Module):
+    """The experts that this rank holds, and the gate, which every rank has.
+
+    Args:
+        gate_ED, gate_up_e2FD, down_eDF: The initial weights.
+    """
+
+    def __init__(self, gate_ED: Tensor, gate_up_e2FD: Tensor, down_eDF: Tensor, top_k: int, mesh: Mesh) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(gate_ED)
+        self.gate_up = nn.Parameter(gate_up_e2FD)
+        self.down = nn.Parameter(down_eDF)
+        self._num_experts = gate_ED.shape[0]
+        self._top_k = top_k
+        self._mesh = mesh
+
+    def forward(self, rows_TD: Tensor, gate_input_TD: Tensor, capacity: int | None) -> tuple[Tensor, Routing]:
+        """Returns the combined outputs [T, D] and what was routed where.
+
+        Args:
+            gate_input_TD: What the gate sees; the rows, unless they are jittered or pooled for it.
+            capacity: C, the same on every rank; None: dropless.
+        """
+        logits_TE = gate_logits(gate_input_TD, self.gate)
+        weights_TK, experts_TK = choose(logits_TE, self._top_k)
+        if capacity is None:
+            sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
+            out_TD, counts, dropped = combine(plan, self._dropless(sent_ND, plan.counts)), plan.counts, 0
+        else:
+            sent_ECD, full = dispatch_to_capacity(rows_TD, weights_TK, experts_TK, self._num_experts, capacity)
+            out_TD = combine_from_capacity(full, self._buffered(sent_ECD))
+            counts, dropped = full.counts, full.num_dropped
+        probs_E = logits_TE.softmax(-1).sum(0)
+        z = logits_TE.logsumexp(-1).square().sum()
+        return out_TD, Routing(probs_E, z, torch.tensor(counts), dropped)
+
+    def _dropless(self, sent_ND: Tensor, counts: list[int]) -> Tensor:
+        """Returns the answers of the experts, wherever they are, in the order of the rows."""
+        group = self._mesh.ep
+        if group is None:
+            return expert_ffn(sent_ND, self.gate_up, self.down, counts)
+        counts_Ge = torch.tensor(counts, device=sent_ND.device).view(group.size(), -1)
+        received_Ge = exchange_counts(counts_Ge, group).cpu().numpy()
+        sent, received = counts_Ge.sum(1).tolist(), received_Ge.sum(1).tolist()
+        received_RD = exchange_rows(sent_ND, sent, received, group)
+        order_R, place_R = (order.to(sent_ND.device) for order in by_expert(received_Ge))
+        answers_RD = expert_ffn(
+            received_RD.index_select(0, order_R), self.gate_up, self.down, received_Ge.sum(0).tolist()
+        )
+        return exchange_rows(answers_RD.index_select(0, place_R), received, sent, group)
+
+    def _buffered(self, sent_ECD: Tensor) -> Tensor:
+        """The same for buffers [E, C, D], one for each expert."""
+        num_experts, capacity, width = sent_ECD.shape
+        group, num_local = self._mesh.ep, self.gate_up.shape[0]
+        if group is None:
+            counts = [capacity] * num_experts
+            return expert_ffn(sent_ECD.flatten(0, 1), self.gate_up, self.down, counts).view_as(sent_ECD)
+        size = group.size()
+        equal = [num_local * capacity] * size
+        received_RD = exchange_rows(sent_ECD.flatten(0, 1), equal, equal, group)
+        rows_eGCD = received_RD.view(size, num_local, capacity, width).transpose(0, 1).contiguous()
+        counts = [size * capacity] * num_local
+        answers_RD = expert_ffn(rows_eGCD.view(-1, width), self.gate_up, self.down, counts)
+        answers_GeCD = answers_RD.view(num_local, size, capacity, width).transpose(0, 1).contiguous()
+        return exchange_rows(answers_GeCD.view(-1, width), equal, equal, group).view_as(sent_ECD)
+
+
+def by_expert(counts_Ge: "np.ndarray[tuple[int, int], np.dtype[np.int64]]") -> tuple[Tensor, Tensor]:
+    """Returns where rows that came rank by rank, each rank's sorted by expert, stand when all are sorted by expert.
+
+    Returns:
+        order_R (sorted = received[order]) and its inverse place_R (received = sorted[place]), int64.
+
+    >>> by_expert(np.array([[1, 2], [2, 0]]))  # received: expert 0, 1, 1 from rank 0, then expert 0, 0 from rank 1
+    (tensor([0, 3, 4, 1, 2]), tensor([0, 3, 4, 1, 2]))
+    """
+    experts_R = np.repeat(np.tile(np.arange(counts_Ge.shape[1]), counts_Ge.shape[0]), counts_Ge.reshape(-1))
+    order_R = experts_R.argsort(kind="stable")
+    place_R = np.empty_like(order_R)
+    place_R[order_R] = np.arange(len(order_R))
+    return torch.from_numpy(order_R), torch.from_numpy(place_R)

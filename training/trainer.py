@@ -1,0 +1,147 @@
+"""Starts a run's ranks with Ray Train, and starts them again when one of them dies."""
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
+from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from training.loop import Job, TrainingStopped, run
+from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
+from training.metrics import read_metrics
+
+POLL_S = 0.5
+RAY_FOLDER = "ray"  # in the run's folder: what Ray Train itself keeps
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Workers:
+    """The ranks of a run.
+
+    Args:
+        fewest, most: How many; if they differ, Ray Train takes as many as there is room for.
+        expert_parallel: Ranks that hold one set of experts; where the number of ranks is not fixed, at most so many.
+        num_cpus, num_gpus: What one of them sets aside.
+        max_failures: How often the ranks are started again after one of them died.
+        start_timeout_s: How long they may take to be placed.
+        collective_timeout_s: How long one of them waits for the others.
+    """
+
+    fewest: int = 1
+    most: int = 1
+    expert_parallel: int = 1
+    num_cpus: float = 1
+    num_gpus: float = 0
+    max_failures: int = 3
+    start_timeout_s: float = 300
+    collective_timeout_s: float = 300
+
+
+class TrainingFailed(RuntimeError):
+    """A run has ended before its last step; says why, and what there is to go on from."""
+
+
+def train(job: Job, workers: Workers, on_record: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+    """Runs a job to its end on the Ray that this process has joined.
+
+    Args:
+        on_record: Called, in a thread of its own, with each step's record (`training.metrics.Record` as plain data).
+
+    Raises:
+        MeshError: The ranks cannot be laid out as asked for.
+        TrainingFailed: It did not reach its end.
+    """
+    if workers.fewest == workers.most:
+        mesh_shape(workers.most, workers.expert_parallel, job.config.num_experts)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_s)
+    os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(workers.collective_timeout_s)
+    done = threading.Event()
+    follower = threading.Thread(target=_follow, args=(job.folder, on_record, done), daemon=True)
+    follower.start()
+    try:
+        result = _trainer(job, workers).fit()
+    except TrainingFailedError as error:
+        raise TrainingFailed(_why(error)) from error
+    finally:
+        done.set()
+        follower.join()
+    stopped = (result.metrics or {}).get(STOPPED)
+    if stopped:
+        raise TrainingFailed(str(stopped))
+
+
+def _trainer(job: Job, workers: Workers) -> TorchTrainer:
+    resources = {"CPU": workers.num_cpus}
+    if workers.num_gpus:
+        resources["GPU"] = workers.num_gpus
+    num_workers = workers.most if workers.fewest == workers.most else (workers.fewest, workers.most)
+    return TorchTrainer(
+        _work,
+        train_loop_config={"job": job, "workers": workers},
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=workers.num_gpus > 0, resources_per_worker=resources
+        ),
+        torch_config=TorchConfig(
+            backend="nccl" if workers.num_gpus else "gloo", timeout_s=int(workers.collective_timeout_s)
+        ),
+        run_config=RunConfig(
+            name="run",
+            storage_path=str((job.folder / RAY_FOLDER).absolute()),
+            failure_config=FailureConfig(max_failures=workers.max_failures),
+        ),
+    )
+
+
+def _work(config: dict[str, Any]) -> None:
+    """What each rank does."""
+    job, workers = config["job"], config["workers"]
+    torch.set_num_threads(max(1, int(workers.num_cpus)))
+    try:
+        run(job, _mesh(job, workers))
+    except TrainingStopped as error:  # said, not raised: Ray Train would start the ranks again, to the same end
+        ray.train.report({STOPPED: str(error)})
+    else:
+        ray.train.report({STOPPED: ""})
+
+
+def _mesh(job: Job, workers: Workers) -> Mesh:
+    world, device = get_context().get_world_size(), get_device()
+    if world == 1 or not dist.is_initialized():
+        return lone_mesh(device)
+    return make_mesh(elastic_shape(world, workers.expert_parallel, job.config.num_experts), device)
+
+
+def _follow(folder: Path, on_record: Callable[[dict[str, Any]], None], done: threading.Event) -> None:
+    """Passes each record on once; those of steps that are made again after a failure, again."""
+    seen: list[dict[str, Any]] = read_metrics(folder)
+    ended = False
+    while not ended:
+        ended = done.wait(POLL_S)
+        records = read_metrics(folder)
+        same = sum(1 for one, other in zip(seen, records, strict=False) if one == other)
+        for record in records[same:]:
+            on_record(record)
+        seen = records
+
+
+def _why(error: TrainingFailedError) -> str:
+    """The failure of the rank that failed first by itself; the others' are most often that they waited for it."""
+    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
+        return str(error)
+    rank, cause = min(error.worker_failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
+    inner = getattr(cause, "cause", None) or getattr(cause, "base_exc", None) or cause
+    return f"rank {rank}: {inner}"
+
+
+def _is_echo(error: BaseException) -> bool:
+    return "gloo" in str(error).lower() or "connection closed" in str(error).lower()
