@@ -20,6 +20,8 @@ PACKAGES = (
     "protos",
     "router",
     "serving",
+    "spec",
+    "training",
     "transport",
 )
 RAY_FILES = {"deployment.py", "actor.py"}  # in any role's folder: the shells around its pure code
