@@ -15,7 +15,7 @@ help:
 	@echo "make check     style, formatting, types, import layers"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make protos    generate the protobuf stubs again"
-	@echo "make docs      generate docs/service-yaml.md again"
+	@echo "make docs      generate docs/service-yaml.md and docs/training-yaml.md again"
 
 install: $(STAMP)
 
@@ -55,3 +55,4 @@ protos: install
 
 docs: install
 	$(BIN)/python -m cluster.spec_reference
+	$(BIN)/python -m training.spec_reference

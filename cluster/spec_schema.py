@@ -2,94 +2,47 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from cluster.spec_fields import (
-    Allowed,
     AutoBool,
-    AutoCount,
-    Count,
-    CountOrZero,
     ExpertId,
+    FixedReplicaCount,
     Host,
     Labels,
-    NotYet,
-    NumCpus,
-    NumGpus,
     Port,
     PortOrNull,
     Route,
-    Rule,
-    Seconds,
-    ServiceName,
     Share,
+    Window,
+)
+from spec.fields import (
+    AutoCount,
+    Count,
+    CountOrZero,
+    Name,
+    NumCpus,
+    NumGpus,
+    Seconds,
     Text,
     TextOrNull,
-    Window,
-    is_whole,
-    one_of,
 )
+from spec.not_yet import NotYet
+from spec.paths import FileName
+from spec.replicas import ONE, REPLICAS, ReplicaCount, Replicas
+from spec.rules import one_of
+from spec.section import Section
 
 DEMO = "demo"  # the model.path that means the bundled model
-
-
-class Section(BaseModel):
-    """What every section shares: it cannot change once read, and a field it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
-
-
-REPLICAS = Allowed("a whole number of at least 1, or {min: …, max: …} with min at most max")
-
-
-class Replicas(Section):
-    """How many copies run: a range, in which the load decides. A plain number n means {min: n, max: n}."""
-
-    min: Count
-    """The fewest."""
-    max: Count
-    """The most."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_number(cls, value: Any) -> Any:
-        if is_whole(value, 1):
-            return {"min": value, "max": value}
-        if not isinstance(value, dict | Replicas):
-            raise REPLICAS.refuse()
-        return value
-
-    @model_validator(mode="after")
-    def _in_order(self) -> "Replicas":
-        if self.min > self.max:
-            raise REPLICAS.refuse()
-        return self
-
-    @property
-    def num(self) -> int:
-        """How many to start with."""
-        return self.min
-
-
-def _is_fixed(value: object) -> bool:
-    if isinstance(value, dict):  # how a plain number is written out again; what is wrong within is said elsewhere
-        return value.get("min") == value.get("max")
-    return is_whole(value, 1) or (isinstance(value, Replicas) and value.min == value.max)
-
-
-FIXED = Rule("a whole number of at least 1, and no range: gateways are not scaled with the load", _is_fixed)
-
-ReplicaCount = Annotated[Replicas, REPLICAS]
-FixedReplicaCount = Annotated[Replicas, Allowed(FIXED.words), BeforeValidator(FIXED.check)]
-ONE = Replicas(min=1, max=1)
+SUBJECT = "the service"  # what such a file describes, in errors
 
 
 class ModelSpec(Section):
     """The checkpoint to serve."""
 
-    path: Text
+    path: Annotated[Text, FileName(keep=(DEMO,))]
     """A Hugging Face directory, or `demo` for the bundled model. Relative paths start at the service file's folder."""
     name: TextOrNull = None
     """The name clients use; null: the directory's."""
@@ -122,7 +75,7 @@ class ApiSpec(Section):
     """What every path of this service starts with."""
     grpc_port: Annotated[PortOrNull, NotYet("leave it out and use the HTTP API")] = None
     """The port of the public gRPC API."""
-    keys_file: TextOrNull = None
+    keys_file: Annotated[TextOrNull, FileName()] = None
     """A file with one API key a line, read by whoever starts or changes the service; null: no keys, loopback only."""
     replicas: FixedReplicaCount = ONE
     """Gateways."""
@@ -238,7 +191,7 @@ class LimitsSpec(Section):
 class ServiceSpec(Section):
     """One service. Every field but `model.path` has a default."""
 
-    name: ServiceName = "manta"
+    name: Name = "manta"
     """The service's name: one Ray cluster can run several."""
     model: ModelSpec
     api: ApiSpec = ApiSpec()

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from cluster.spec_errors import Problem, SpecError, show
-from cluster.spec_fields import Auto
-from cluster.spec_schema import ONE, ExpertsSpec, Replicas, ServiceSpec, ShardOverride
+from cluster.spec_schema import SUBJECT, ExpertsSpec, ServiceSpec, ShardOverride
+from spec.errors import Problem, SpecError, show
+from spec.fields import Auto
+from spec.replicas import ONE, Replicas
 
 MAX_AUTO_SLICES = 8  # each further slice is one more peer on every layer's hop
 
@@ -136,7 +137,7 @@ def _settings_of_groups(
             problems += _disagreement(name, given)
             settings[-1][name] = next(iter(given.values()), getattr(experts, name))
     if problems:
-        raise SpecError(problems)
+        raise SpecError(problems, subject=SUBJECT)
     return settings
 
 

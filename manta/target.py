@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster.spec import DEMO, Problem, ServiceSpec, SpecError, load_spec, spec_for_model
+from cluster.spec import DEMO, SUBJECT, Problem, ServiceSpec, SpecError, load_spec, spec_for_model
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -45,4 +45,4 @@ def _check_files(spec: ServiceSpec) -> None:
         remedy = "make it, with one API key a line, or leave it out to serve this machine only."
         problems.append(Problem("api.keys_file", f"{spec.api.keys_file} was given: there is no such file; {remedy}"))
     if problems:
-        raise SpecError(problems)
+        raise SpecError(problems, subject=SUBJECT)

@@ -20,6 +20,8 @@ PACKAGES = (
     "protos",
     "router",
     "serving",
+    "spec",
+    "training",
     "transport",
 )
 RAY_FILES = {"deployment.py", "actor.py"}  # in any role's folder: the shells around its pure code
@@ -62,7 +64,7 @@ def test_the_gateway_and_the_configuration_do_without_torch() -> None:
     assert strangers == [], "the gateway starts fast because these files never import torch"
 
 
-@pytest.mark.parametrize("module", ["cluster.spec", "manta.cli", "manta.target", "model.config"])
+@pytest.mark.parametrize("module", ["cluster.spec", "training.spec", "manta.cli", "manta.target", "model.config"])
 def test_light_modules_stay_light(module: str) -> None:
     code = f"import sys, {module}; sys.exit(', '.join({{'ray', 'torch', 'transformers'}} & set(sys.modules)) or None)"
     done = subprocess.run(

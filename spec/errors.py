@@ -1,15 +1,15 @@
-"""What is wrong with a service file, in words: the field, what was given, what is allowed, what to do."""
+"""What is wrong with a YAML file, in words: the field, what was given, what is allowed, what to do."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, get_args
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticUndefined
 
-from cluster.spec_fields import RULE_BROKEN
+from spec.rules import RULE_BROKEN
+from spec.section import Section, section_in
 
 
 @dataclass(frozen=True)
@@ -24,22 +24,29 @@ class Problem:
 
 
 class SpecError(ValueError):
-    """A service file (or the arguments that stand for one) that cannot be served. `problems` lists everything found."""
+    """A file (or the arguments that stand for one) that does not say what it should.
 
-    def __init__(self, problems: Iterable[Problem], source: str = "") -> None:
+    Args:
+        problems: Everything found.
+        source: Where it was found, such as a file; empty if nothing has a name.
+        subject: What the file describes: named above several problems that have no source.
+    """
+
+    def __init__(self, problems: Iterable[Problem], source: str = "", subject: str = "the file") -> None:
         self.problems = tuple(problems)
         self.source = source
-        super().__init__(self.problems, source)  # both in args: Ray pickles errors between processes
+        self.subject = subject
+        super().__init__(self.problems, source, subject)  # all in args: Ray pickles errors between processes
 
     def __str__(self) -> str:
         lines = [str(problem) for problem in self.problems]
         if len(lines) == 1:
             return f"{self.source}: {lines[0]}" if self.source else lines[0]
-        head = f"{self.source or 'the service'}: {len(lines)} problems"
+        head = f"{self.source or self.subject}: {len(lines)} problems"
         return "\n".join([head, *(f"  {line}" for line in lines)])
 
 
-def problems_of(error: ValidationError, root: type[BaseModel]) -> Iterator[Problem]:
+def problems_of(error: ValidationError, root: type[Section]) -> Iterator[Problem]:
     """Pydantic's findings about a `root`, reworded."""
     for details in error.errors(include_url=False):
         path = [part for part in details["loc"] if part != "[key]"]
@@ -53,7 +60,7 @@ def show(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _reword(details: ErrorDetails, path: list[int | str], root: type[BaseModel]) -> str:
+def _reword(details: ErrorDetails, path: list[int | str], root: type[Section]) -> str:
     given = show(details["input"])
     match details["type"]:
         case "extra_forbidden" | "invalid_key":
@@ -88,7 +95,7 @@ def _guess(given: object, words: str) -> str:
     return ""
 
 
-def _default(root: type[BaseModel], path: list[int | str]) -> str:
+def _default(root: type[Section], path: list[int | str]) -> str:
     field = _field_at(root, path)
     if field is None or field.default is PydanticUndefined:
         return ""
@@ -97,27 +104,20 @@ def _default(root: type[BaseModel], path: list[int | str]) -> str:
     return f" Leave it out for the default ({default})." if plain else " Leave it out for the default."
 
 
-def _meaning(root: type[BaseModel], path: list[int | str]) -> str:
+def _meaning(root: type[Section], path: list[int | str]) -> str:
     field = _field_at(root, path)
-    section = _section_in(field.annotation) if field else None
+    section = section_in(field.annotation) if field else None
     return (field.description if field else None) or (section.__doc__ if section else None) or ""
 
 
-def _field_at(root: type[BaseModel], path: list[int | str]) -> FieldInfo | None:
+def _field_at(root: type[Section], path: list[int | str]) -> FieldInfo | None:
     return _section_at(root, path[:-1]).model_fields.get(str(path[-1])) if path else None
 
 
-def _section_at(root: type[BaseModel], path: list[int | str]) -> type[BaseModel]:
+def _section_at(root: type[Section], path: list[int | str]) -> type[Section]:
     """The class of the section at `path`. Parts that name no field (an expert id) stay where they are."""
     section = root
     for part in path:
         field = section.model_fields.get(str(part))
-        section = (_section_in(field.annotation) or section) if field else section
+        section = (section_in(field.annotation) or section) if field else section
     return section
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section inside an annotation such as `dict[int, ShardOverride]` or `Replicas | None`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for part in get_args(annotation) if (found := _section_in(part))), None)

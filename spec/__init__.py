@@ -1,0 +1,1 @@
+"""Reads the YAML files that people write: sections, fields and their rules, errors in words, reference pages. Pure."""

@@ -1,0 +1,32 @@
+"""The fields that several kinds of file have: a type, the rule that checks it, and the rule's words."""
+
+import re
+from typing import Annotated, Literal
+
+from spec.rules import Rule, is_number, is_text, is_whole, or_auto, or_null
+
+Auto = Literal["auto"]
+
+
+def _is_count(value: object) -> bool:
+    return is_whole(value, 1)
+
+
+def _is_gpu_share(value: object) -> bool:
+    return is_number(value) and (value <= 1 or float(value).is_integer())
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", value) is not None
+
+
+Name = Annotated[str, Rule("at most 63 of a-z, 0-9 and -, with a letter or digit at both ends", _is_name)]
+Text = Annotated[str, Rule("text that is not empty", is_text)]
+TextOrNull = Annotated[str | None, Rule("text, or null", or_null(is_text))]
+Count = Annotated[int, Rule("a whole number of at least 1", _is_count)]
+CountOrZero = Annotated[int, Rule("a whole number of at least 0", lambda value: is_whole(value, 0))]
+CountOrNull = Annotated[int | None, Rule("null or a whole number of at least 1", or_null(_is_count))]
+AutoCount = Annotated[int | Auto, Rule("auto or a whole number of at least 1", or_auto(_is_count))]
+NumCpus = Annotated[float | Auto, Rule("auto or a number of at least 0", or_auto(is_number))]
+NumGpus = Annotated[float, Rule("0, a fraction of one GPU, or a whole number of GPUs", _is_gpu_share)]
+Seconds = Annotated[float, Rule("a number of seconds above 0", lambda value: is_number(value) and value > 0)]
