@@ -56,14 +56,25 @@ def write_checkpoint(
         ids = list(config.eos_token_ids)
         generation = {"bos_token_id": config.bos_token_id, "eos_token_id": ids[0] if len(ids) == 1 else ids or None}
         _write_json(scratch / GENERATION_FILE, {name: value for name, value in generation.items() if value is not None})
-        for name in TOKENIZER_FILES if tokenizer is not None else ():
-            if tokenizer is not None and (tokenizer / name).is_file():
-                shutil.copyfile(tokenizer / name, scratch / name)
+        if tokenizer is not None:
+            copy_tokenizer(tokenizer, scratch)
         if directory.exists():
             directory.rmdir()
         scratch.rename(directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies a tokenizer's files from one directory into another.
+
+    Raises:
+        OSError: They cannot be read or written.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def config_json(config: MixtralConfig, dtype_name: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Nothing heavy is imported until a command runs, so that `manta --help` answers a
 import json
 import secrets
 import sys
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -173,6 +174,39 @@ def generate(
         for piece in pieces:
             typer.echo(piece, nl=False)  # flushes
         typer.echo()
+
+
+@app.command()
+def train(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A training file (.yaml).", show_default=False)],
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps in all; what the file says, without it.")] = None,
+    address: Address = None,
+) -> None:
+    """Train a model; the same command goes on where an earlier one stopped."""
+    with plain_errors():
+        from training.spec import load_training
+
+        spec = load_training(file, {} if steps is None else {"schedule.steps": steps})
+
+        from manta.train import train_in_foreground  # imports Ray and torch
+
+        train_in_foreground(spec, address)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run's folder: STORAGE/NAME of its training file.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="The directory to write; new, or empty.", show_default=False)],
+    step: Annotated[int | None, typer.Option(help="Which checkpoint; without it: the newest.")] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="What the weights are stored in.")
+    ] = "bfloat16",
+) -> None:
+    """Write a trained model as a Hugging Face checkpoint, to serve it."""
+    with plain_errors():
+        from manta.train import export_run
+
+        typer.echo(export_run(run, out, step, dtype))
 
 
 @app.command()

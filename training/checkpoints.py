@@ -30,6 +30,7 @@ from model.config import MixtralConfig
 from training.mesh import Mesh
 from training.model import TrainModel, is_expert
 
+CHECKPOINT_FOLDER = "checkpoints"  # in a run's folder
 PROGRESS_FILE = "progress.json"
 FORMAT = 1
 PARTIAL = ".partial"

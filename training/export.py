@@ -11,7 +11,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from checkpoint.writer import write_checkpoint
 from model.config import MixtralConfig
 from model.dtypes import TORCH_DTYPES
-from training.checkpoints import Complete
+from training.checkpoints import CHECKPOINT_FOLDER, Complete, complete_checkpoints
+
+TOKENIZER_FOLDER = "tokenizer"  # in a run's folder
 
 LAYER_NAMES = {
     "input_norm": "input_layernorm.weight",
@@ -22,19 +24,42 @@ LAYER_NAMES = {
 WHOLE_NAMES = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}
 
 
-def export(complete: Complete, config: MixtralConfig, out: Path, dtype_name: str, tokenizer: Path | None) -> None:
+def export(complete: Complete, out: Path, dtype_name: str, tokenizer: Path | None) -> None:
     """Writes a checkpoint's model.
 
     Args:
         dtype_name: What the weights are stored in: `float32` or `bfloat16`.
+        tokenizer: Where the tokenizer's files are; None: none are copied.
 
     Raises:
         FileExistsError: `out` holds something.
         OSError: It cannot be written.
     """
-    dtype = TORCH_DTYPES[dtype_name]
+    dtype, config = TORCH_DTYPES[dtype_name], config_of(complete)
     tensors = ((name, tensor.to(dtype)) for name, tensor in exported(complete, config))
     write_checkpoint(out, config, tensors, dtype_name, tokenizer)
+
+
+def find_checkpoint(run: Path, step: int | None) -> Complete:
+    """Returns a run's checkpoint: that of a step, or the newest.
+
+    Raises:
+        ValueError: There is none such; says which there are.
+    """
+    found = complete_checkpoints(run / CHECKPOINT_FOLDER)
+    if not found:
+        raise ValueError(f"{run} holds no complete checkpoint; give the folder of a run: STORAGE/NAME of its file")
+    if step is None:
+        return found[0]
+    steps = {one.progress.step: one for one in found}
+    if step not in steps:
+        raise ValueError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, sorted(steps)))}")
+    return steps[step]
+
+
+def config_of(complete: Complete) -> MixtralConfig:
+    """Returns the model's sizes, as the checkpoint has them."""
+    return MixtralConfig(**{**complete.config, "eos_token_ids": tuple(complete.config["eos_token_ids"])})
 
 
 def exported(complete: Complete, config: MixtralConfig) -> Iterator[tuple[str, Tensor]]:

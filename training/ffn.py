@@ -19,7 +19,7 @@ def expert_ffn(rows_ND: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, counts: 
 
     Args:
         rows_ND: Those of the first expert, then those of the second, and so on.
-        gate_up_E2FD: Each expert's gate rows, then its up rows. Computed in the rows' dtype; the gradient is in its own.
+        gate_up_E2FD: Each expert's gate rows, then its up rows. Computed in the rows' dtype; its gradient has its own.
         down_EDF: Each expert's down projection; likewise.
         counts: Rows of each expert; any of them may be 0.
     """

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from model.config import MixtralConfig
 from training.checkpoints import (
+    CHECKPOINT_FOLDER,
     CheckpointError,
     Complete,
     Progress,
@@ -40,7 +41,6 @@ from training.starting import CheckpointWeights
 from training.step import NonFiniteLoss, StepFigures, StepSettings, train_step
 from training.tokens import TokenStore
 
-CHECKPOINT_FOLDER = "checkpoints"
 NO_STEP = -1
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -83,7 +83,7 @@ class Job:
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on, and another try would end alike; says why, at which step, and what there is to go on from."""
+    """Training cannot go on, and another try would end alike; says why, when, and what there is to go on from."""
 
 
 class _Run:

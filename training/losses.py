@@ -25,8 +25,8 @@ class LossSettings:
 
     Args:
         balance: The load-balancing loss (Switch Transformers, arXiv 2101.03961), for K experts per row: of each layer,
-            E times the sum over the experts of (its share of the copies) times (its mean probability); the mean over the
-            layers. 1 when all are asked equally.
+            E times the sum over the experts of (its share of the copies) times (its mean probability); the mean over
+            the layers. 1 when all are asked equally.
         scope: Whose rows the shares and means are of: the `batch`'s, over all ranks (arXiv 2501.11873), or each
             `rank`'s, of which the loss is then the mean.
         router_z: The mean of log(sum(exp(logits)))² (ST-MoE, arXiv 2202.08906); the mean over the layers.

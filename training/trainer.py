@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +16,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from training.loop import Job, TrainingStopped, run
 from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
 from training.metrics import read_metrics
+from training.workers import Workers
 
 POLL_S = 0.5
 RAY_FOLDER = "ray"  # in the run's folder: what Ray Train itself keeps
 STOPPED = "stopped"
-
-
-@dataclass(frozen=True)
-class Workers:
-    """The ranks of a run.
-
-    Args:
-        fewest, most: How many; if they differ, Ray Train takes as many as there is room for.
-        expert_parallel: Ranks that hold one set of experts; where the number of ranks is not fixed, at most so many.
-        num_cpus, num_gpus: What one of them sets aside.
-        max_failures: How often the ranks are started again after one of them died.
-        start_timeout_s: How long they may take to be placed.
-        collective_timeout_s: How long one of them waits for the others.
-    """
-
-    fewest: int = 1
-    most: int = 1
-    expert_parallel: int = 1
-    num_cpus: float = 1
-    num_gpus: float = 0
-    max_failures: int = 3
-    start_timeout_s: float = 300
-    collective_timeout_s: float = 300
 
 
 class TrainingFailed(RuntimeError):

@@ -1,0 +1,183 @@
+"""The loop of a rank: what it writes, that it goes on where it stopped, and how it ends when it cannot."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training.naive import small_config
+from tests.training.ranks import Ranks
+from tests.training.small_data import make_store
+from training.checkpoints import CheckpointError, complete_checkpoints
+from training.loop import Job, TrainingStopped, run
+from training.losses import LossSettings
+from training.mesh import MeshShape, lone_mesh, make_mesh
+from training.metrics import read_metrics
+from training.optimizer import OptimizerSettings
+from training.step import StepSettings
+
+CONFIG = small_config(num_experts=4, tie_embeddings=True)
+STEPS = 12
+
+
+def job(folder: Path, seed: int, **changes: Any) -> Job:
+    """A small run in float64, so that ranks agree beyond any doubt; the data are patterns that can be learnt."""
+    generator = np.random.default_rng(seed)
+    starts = generator.integers(2, CONFIG.vocab_size, 60)
+    documents = [[int(start), *(((start + place) % 30) + 2 for place in range(12)), 1] for start in starts]
+    for name, part in (("store", documents[:50]), ("held_out", documents[50:])):
+        if not (folder / name).exists():
+            make_store(folder / name, [[int(token) for token in one] for one in part], vocab_size=CONFIG.vocab_size)
+    made = Job(
+        folder=folder / "run",
+        store=folder / "store",
+        held_out=folder / "held_out",
+        config=CONFIG,
+        start_from=None,
+        seed=seed,
+        dtype="float64",
+        sequence_length=8,
+        separate_documents=True,
+        steps=STEPS,
+        batch=8,
+        optimizer=OptimizerSettings(peak_lr=0.02, final_lr=0.002, warmup_steps=2),
+        step=StepSettings(LossSettings(balance=0.02, router_z=0.001)),
+        evaluate_every=4,
+        evaluate_batches=2,
+        checkpoint_every=5,
+    )
+    return replace(made, **changes)
+
+
+def rank(rank: int, shape: MeshShape, what: Job) -> None:
+    run(what, make_mesh(shape, torch.device("cpu")) if shape.world > 1 else lone_mesh())
+
+
+def curve(folder: Path) -> list[tuple[int, float, float | None]]:
+    return [(one["step"], one["loss"], one["held_out_loss"]) for one in read_metrics(folder / "run")]
+
+
+def assert_same_curve(one: Path, other: Path) -> None:
+    for (step, loss, held_out), (step_too, loss_too, held_out_too) in zip(curve(one), curve(other), strict=True):
+        assert step == step_too
+        assert loss == pytest.approx(loss_too, rel=1e-9)
+        assert (held_out is None) == (held_out_too is None)
+        assert held_out is None or held_out == pytest.approx(held_out_too, rel=1e-9)
+
+
+def test_a_run_learns_and_writes_what_it_did(tmp_path: Path, seed: int) -> None:
+    seen: list[int] = []
+    run(job(tmp_path, seed), lone_mesh(), lambda record: seen.append(record.step))
+    records = read_metrics(tmp_path / "run")
+    assert seen == [one["step"] for one in records] == list(range(1, STEPS + 1))
+    assert records[-1]["loss"] < 0.8 * records[0]["loss"]
+    assert [one["step"] for one in records if one["held_out_loss"] is not None] == [4, 8, 12]
+    assert [one["samples_seen"] for one in records] == [8 * step for step in range(1, STEPS + 1)]
+    for one in records:
+        assert [sum(counts) for counts in one["rows_per_expert"]] == [8 * 8 * CONFIG.top_k] * CONFIG.num_layers
+        assert one["dropped_per_layer"] == [0] * CONFIG.num_layers
+    found = complete_checkpoints(tmp_path / "run" / "checkpoints")
+    assert [one.progress.step for one in found] == [12, 10]
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (MeshShape(1, 1), MeshShape(1, 1)),
+        (MeshShape(2, 1), MeshShape(1, 1)),
+        (MeshShape(2, 1), MeshShape(4, 1)),
+        (MeshShape(1, 1), MeshShape(1, 3)),
+    ],
+    ids=lambda shape: f"{shape.expert_parallel}x{shape.expert_data_parallel}",
+)
+def test_a_resumed_run_ends_with_the_curve_of_an_undisturbed_one(
+    before: MeshShape, after: MeshShape, ranks: Ranks, tmp_path: Path, seed: int
+) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    run(job(whole, seed), lone_mesh())
+    ranks.run(before.world, rank, before, job(broken, seed, steps=8))
+    made = complete_checkpoints(broken / "run" / "checkpoints")
+    assert [one.progress.step for one in made] == [8, 5]
+    _forget(broken / "run" / "checkpoints" / "step-00000008")  # it died after step 8, before that was saved
+    (broken / "run" / "checkpoints" / "step-00000008.partial").mkdir()
+    ranks.run(after.world, rank, after, job(broken, seed))
+    # The learning rate follows the number of steps in all; the first part had fewer.
+    redone = [one for one in curve(broken) if one[0] > 5]
+    assert [one[0] for one in curve(broken)] == list(range(1, STEPS + 1)), "each step once"
+    assert len(redone) == STEPS - 5
+
+
+def test_the_curve_is_the_same_whoever_computes_it(ranks: Ranks, tmp_path: Path, seed: int) -> None:
+    run(job(tmp_path / "one", seed), lone_mesh())
+    for number, (first, second) in enumerate([((2, 1), (4, 1)), ((1, 3), (1, 1))]):
+        folder = tmp_path / f"other {number}"
+        ranks.run(first[0] * first[1], _until, MeshShape(*first), job(folder, seed), 7)
+        ranks.run(second[0] * second[1], rank, MeshShape(*second), job(folder, seed))
+        assert_same_curve(tmp_path / "one", folder)
+
+
+class _Enough(Exception):
+    """The process is to end here."""
+
+
+def _until(rank: int, shape: MeshShape, what: Job, last: int) -> None:
+    """Runs a job until each rank has made `last` steps, and is then as if it had been killed."""
+    from training import loop
+
+    made = 0
+    before = loop.train_step
+
+    def counted(*args: Any) -> Any:
+        nonlocal made
+        if made == last:
+            raise _Enough
+        made += 1
+        return before(*args)
+
+    loop.train_step = counted
+    try:
+        run(what, make_mesh(shape, torch.device("cpu")) if shape.world > 1 else lone_mesh())
+    except _Enough:
+        pass
+    finally:
+        loop.train_step = before
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, seed: int) -> None:
+    run(job(tmp_path, seed, steps=6), lone_mesh())
+    broken = job(tmp_path, seed, optimizer=OptimizerSettings("sgd", 1e200, 1e200, 0, clip_norm=None))
+    with pytest.raises(TrainingStopped, match=r"of step \d+ .*; the last good checkpoint is step-00000006 \(step 6\)"):
+        run(replace(broken, step=StepSettings(clip_norm=None)), lone_mesh())
+
+
+def test_storage_that_cannot_be_written_is_named_before_anything_is_computed(tmp_path: Path, seed: int) -> None:
+    made = job(tmp_path, seed)
+    made.folder.write_text("a file where a folder is to be")
+    with pytest.raises(CheckpointError, match=r"run/checkpoints cannot be written: .*; give another `storage`"):
+        run(made, lone_mesh())
+
+
+def test_a_run_of_another_model_is_not_gone_on_with(tmp_path: Path, seed: int) -> None:
+    run(job(tmp_path, seed, steps=2), lone_mesh())
+    with pytest.raises(CheckpointError, match=r"another model: ffn_size 24 \(now 32\)"):
+        run(job(tmp_path, seed, config=replace(CONFIG, ffn_size=32)), lone_mesh())
+
+
+def test_metrics_are_whole_lines(tmp_path: Path, seed: int) -> None:
+    run(job(tmp_path, seed, steps=2), lone_mesh())
+    path = tmp_path / "run" / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write('{"step": 3, "lo')  # it is being written
+    assert [one["step"] for one in read_metrics(tmp_path / "run")] == [1, 2]
+    assert all(json.loads(line) for line in path.read_text().splitlines()[:2])
+
+
+def _forget(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()

@@ -1,0 +1,47 @@
+"""A training file as a Ray job: `ray job submit -- python -m training FILE.yaml`. One line a step on standard output.
+
+On a machine of one's own, `manta train FILE.yaml` does the same, starts Ray and shows more.
+"""
+
+import sys
+from typing import Any
+
+import ray
+
+from spec.errors import SpecError
+from training.running import Watch, run_training
+from training.spec import load_training
+from training.trainer import TrainingFailed
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status: 0 done, 1 failed, 2 bad input."""
+    if len(arguments) != 1:
+        print("usage: python -m training FILE.yaml", file=sys.stderr)
+        return 2
+    try:
+        spec = load_training(arguments[0])
+        ray.init(log_to_driver=False)
+        finished = run_training(spec, Watch(on_record=print_record))
+    except (SpecError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"done: {finished.checkpoint.directory}")
+    return 0
+
+
+def print_record(record: dict[str, Any]) -> None:
+    """One step, in one line."""
+    held_out = "" if record["held_out_loss"] is None else f", held out {record['held_out_loss']:.4f}"
+    print(
+        f"step {record['step']}: loss {record['loss']:.4f}{held_out}, {record['tokens_per_s']:.0f} tokens/s, "
+        f"gradient {record['gradient_norm']:.3f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,109 @@
+"""From a training file to what the ranks need: every choice made, as plain data."""
+
+from pathlib import Path
+
+from model.config import MixtralConfig, read_config
+from training.encoding import special_ids
+from training.loop import Job
+from training.losses import LossSettings
+from training.optimizer import OptimizerSettings
+from training.sources import Source
+from training.spec import TrainingSpec, check_experts
+from training.step import StepSettings
+from training.workers import Workers
+
+PREPARED_DTYPE = "float32"  # what a new model's config.json says until it is exported
+
+
+def model_of(spec: TrainingSpec) -> MixtralConfig:
+    """Returns the model's sizes: the checkpoint's, or the file's with the tokenizer's vocabulary.
+
+    Raises:
+        ConfigError: The checkpoint is no Mixtral that can be trained.
+        EncodingError: The tokenizer cannot be read.
+        SpecError: `parallel.expert_parallel` does not divide the checkpoint's experts.
+    """
+    wanted = spec.model.config
+    if wanted is None:
+        config = read_config(Path(str(spec.model.path)))
+        check_experts(spec, config.num_experts)
+        return config
+    ids = special_ids(spec.model.tokenizer_directory)
+    return MixtralConfig(
+        hidden_size=wanted.hidden_size,
+        ffn_size=wanted.ffn_size,
+        num_layers=wanted.num_layers,
+        num_heads=wanted.num_heads,
+        num_kv_heads=wanted.num_kv_heads,
+        head_dim=wanted.head_dim or wanted.hidden_size // wanted.num_heads,
+        num_experts=wanted.num_experts,
+        top_k=wanted.top_k,
+        vocab_size=ids.vocab_size,
+        window=wanted.window,
+        max_context=wanted.max_context,
+        rope_theta=wanted.rope_theta,
+        norm_eps=wanted.norm_eps,
+        tie_embeddings=wanted.tie_embeddings,
+        bos_token_id=ids.bos_id,
+        eos_token_ids=(ids.eos_id,),
+        dtype=PREPARED_DTYPE,
+    )
+
+
+def sources_of(spec: TrainingSpec) -> list[Source]:
+    """Returns what is to be read."""
+    return [
+        Source(source.path, source.format, source.column, source.task, source.task_column)
+        for source in spec.data.sources
+    ]
+
+
+def run_folder(spec: TrainingSpec) -> Path:
+    """Returns the run's own folder in its storage."""
+    return Path(spec.storage) / spec.name
+
+
+def job_of(spec: TrainingSpec, config: MixtralConfig, store: Path, held_out: Path | None) -> Job:
+    """Returns what each rank is to do, with the token stores that were made of the sources."""
+    optimizer, losses, capacity = spec.optimizer, spec.losses, spec.parallel.dispatch == "capacity"
+    return Job(
+        folder=run_folder(spec),
+        store=store,
+        held_out=held_out,
+        config=config,
+        start_from=None if spec.model.path is None else Path(spec.model.path),
+        seed=spec.model.seed,
+        dtype=spec.model.dtype,
+        sequence_length=spec.data.sequence_length,
+        separate_documents=spec.data.separate_documents,
+        steps=spec.schedule.steps,
+        batch=spec.schedule.batch,
+        optimizer=OptimizerSettings(**{name: getattr(optimizer, name) for name in type(optimizer).model_fields}),
+        step=StepSettings(
+            losses=LossSettings(losses.balance, losses.balance_scope, losses.router_z),
+            capacity_factor=spec.parallel.capacity_factor if capacity else None,
+            jitter=losses.jitter,
+            clip_norm=optimizer.clip_norm,
+            seed=spec.model.seed,
+        ),
+        evaluate_every=spec.schedule.evaluate_every,
+        evaluate_batches=spec.schedule.evaluate_batches,
+        checkpoint_every=spec.checkpoints.every,
+        keep_checkpoints=spec.checkpoints.keep,
+        save_timeout_s=spec.limits.save_timeout_s,
+    )
+
+
+def workers_of(spec: TrainingSpec) -> Workers:
+    """Returns the ranks that the file asks for."""
+    parallel, limits = spec.parallel, spec.limits
+    return Workers(
+        fewest=parallel.workers.min,
+        most=parallel.workers.max,
+        expert_parallel=parallel.expert_parallel,
+        num_cpus=1.0 if parallel.num_cpus == "auto" else parallel.num_cpus,
+        num_gpus=parallel.num_gpus,
+        max_failures=limits.max_failures,
+        start_timeout_s=limits.start_timeout_s,
+        collective_timeout_s=limits.collective_timeout_s,
+    )

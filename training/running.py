@@ -1,0 +1,67 @@
+"""A training file made so, on the Ray that this process has joined: tokens first, then the ranks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from checkpoint.writer import copy_tokenizer
+from model.config import MixtralConfig
+from training.checkpoints import Complete, complete_checkpoints
+from training.export import TOKENIZER_FOLDER
+from training.ingest import Ingested, ingest
+from training.resolve import job_of, model_of, run_folder, sources_of, workers_of
+from training.spec import TrainingSpec
+from training.trainer import TrainingFailed, train
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has reached its last step."""
+
+    folder: Path
+    config: MixtralConfig
+    checkpoint: Complete
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What whoever started it wants to hear of.
+
+    Args:
+        on_tokens: Documents and tokens read so far.
+        on_data: The token stores are ready.
+        on_record: A step was made (`training.metrics.Record` as plain data).
+    """
+
+    on_tokens: Callable[[int, int], None] = lambda documents, tokens: None
+    on_data: Callable[[Ingested], None] = lambda ingested: None
+    on_record: Callable[[dict[str, Any]], None] = lambda record: None
+
+
+def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
+    """Runs what a training file says to its end; goes on with a run of the same name in the same storage.
+
+    Raises:
+        ValueError: The file, the checkpoint, the tokenizer or the data are not as they should be; says what to do.
+        TrainingFailed: It did not reach its end; says why, and what there is to go on from.
+    """
+    config = model_of(spec)
+    storage = Path(spec.storage)
+    ingested = ingest(
+        sources_of(spec),
+        spec.model.tokenizer_directory,
+        storage,
+        config.vocab_size,
+        spec.data.held_out,
+        watch.on_tokens,
+    )
+    watch.on_data(ingested)
+    held_out = None if ingested.held_out is None else ingested.held_out.directory
+    job = job_of(spec, config, ingested.training.directory, held_out)
+    copy_tokenizer(spec.model.tokenizer_directory, job.folder / TOKENIZER_FOLDER)  # for whoever exports it
+    train(job, workers_of(spec), watch.on_record)
+    found = complete_checkpoints(job.checkpoints)
+    if not found:
+        raise TrainingFailed(f"{run_folder(spec)} has no checkpoint, though the run has ended")
+    return Finished(job.folder, config, found[0])
