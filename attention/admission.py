@@ -5,6 +5,7 @@ from collections.abc import Hashable
 from attention.sampling import SamplingError, validate_sampling
 from attention.sequence import Sequence
 from model.config import MixtralConfig
+from model.routing import Routing
 from protos.generation_pb2 import Sampling, Submit
 
 
@@ -31,8 +32,7 @@ def make_sequence(key: Hashable, submit: Submit, config: MixtralConfig, max_cont
         raise SubmitError(
             "invalid_request", f"token {largest} is not in the vocabulary; allowed: 0 to {config.vocab_size - 1}"
         )
-    if submit.task:
-        raise SubmitError("invalid_request", f"task {submit.task!r} was given, but the service routes by token")
+    task = _task_number(submit.task, config.routing)
     _check_length(len(prompt), len(output), sampling, max_context)
     try:
         validate_sampling(sampling, config.vocab_size)
@@ -50,7 +50,19 @@ def make_sequence(key: Hashable, submit: Submit, config: MixtralConfig, max_cont
         max_output=min(sampling.max_tokens, room) if sampling.HasField("max_tokens") else room,
         arrival_s=arrival_s,
         stop_ids=frozenset(stop_ids),
+        task=task,
     )
+
+
+def _task_number(task: str, routing: Routing) -> int:
+    if routing.level != "task":
+        if task:
+            raise SubmitError("invalid_request", f"task {task!r} was given, but the model routes by {routing.level}")
+        return 0
+    if task not in routing.tasks:
+        given = f"task {task!r} is none of the model's" if task else "no task was given, and the model routes by task"
+        raise SubmitError("invalid_request", f"{given}; allowed: {', '.join(routing.tasks)}")
+    return routing.tasks.index(task)
 
 
 def _check_length(num_prompt: int, num_output: int, sampling: Sampling, max_context: int) -> None:

@@ -4,7 +4,7 @@ T rows, D model dim, V vocabulary.
 """
 
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 import torch
@@ -14,15 +14,13 @@ from attention.admission import SubmitError, make_sequence
 from attention.batch import build_batch, sampled_rows
 from attention.cache import RollingCache
 from attention.dense import DenseModel
+from attention.levels import StepExperts
 from attention.sampling import Sampler, prompt_logprobs
 from attention.scheduler import Scheduler, SchedulerLimits, StepPlan
 from attention.sequence import Sequence
 from protos.generation_pb2 import FAILED, LENGTH, STOP, GenerationFailure, SequenceOutput, Submit
 from transport.base import DegradedRows
 from transport.errors import CallError
-
-# (layer, rows [T, D]) -> combined expert output [T, D]; raises CallError.
-Experts = Callable[[int, Tensor], Tensor | DegradedRows]
 
 
 @dataclass(slots=True)
@@ -71,7 +69,7 @@ class Engine:
 
     Args:
         max_context: Positions of a sequence, prompt and output together.
-        experts: Where rows go for their layer's experts.
+        experts: How a step's rows reach their layers' experts (`step_experts`).
     """
 
     def __init__(
@@ -80,7 +78,7 @@ class Engine:
         cache: RollingCache,
         limits: SchedulerLimits,
         max_context: int,
-        experts: Experts,
+        experts: StepExperts,
     ) -> None:
         self._model = model
         self._cache = cache
@@ -163,9 +161,10 @@ class Engine:
     def _forward(self, plan: StepPlan) -> Tensor:
         """Runs the layers. Returns the last hidden rows [T, D]."""
         forward = self._model.forward(build_batch(plan, self._cache), self._cache)
+        experts = self._experts(plan)
         layer, rows_TD = next(forward)
         while True:
-            answer = self._experts(layer, rows_TD)
+            answer = experts(layer, rows_TD)
             if isinstance(answer, DegradedRows):
                 for sequence in plan.sequences:
                     sequence.note_missing(answer.missing_experts)

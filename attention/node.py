@@ -11,6 +11,7 @@ from attention.admission import SubmitError
 from attention.cache import RollingCache
 from attention.dense import DenseModel
 from attention.engine import Engine, StepResult
+from attention.levels import step_experts
 from attention.routers import ROUTERS, RouterClient
 from attention.sizing import NodeSettings
 from protos.dispatch_pb2 import Header
@@ -56,7 +57,8 @@ class NodeServer:
         self._cache = cache
         self._routers = Replicas(self._connector(key), self._loop.call_later, recovery_timeout_s)
         client = RouterClient(self._routers, self._loop.run_once, request_timeout_s)
-        self._engine = Engine(model, cache, settings.limits(), settings.max_context, client.exchange)
+        experts = step_experts(client, model.config, settings.max_sequences, model.device)
+        self._engine = Engine(model, cache, settings.limits(), settings.max_context, experts)
         self._server = SocketServer(self._loop, "node", key, tcp_host, self._frame, self._lost)
         self._sequences: dict[Session, set[int]] = {}
         self._ready = threading.Event()

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
+from protos.dispatch_pb2 import Header
 from transport.base import Answer, DegradedRows
 from transport.errors import CallError
 from transport.replicas import Replicas
-from transport.tensors import layer_header
+from transport.tensors import gate_rows_header, layer_header, task_header
 
 ROUTERS = "the routers"
 
@@ -34,8 +36,26 @@ class RouterClient:
             CallError: `expert_unavailable` when an expert (or every router) stays away, or no answer comes in time;
                 `internal` when the answer is not of the rows' shape.
         """
+        return self._answer(layer_header(layer, rows_TD), rows_TD, rows_TD)
+
+    def exchange_gated(self, layer: int, rows_TD: Tensor, gate_rows_TD: Tensor) -> Tensor | DegradedRows:
+        """`exchange` where the gate sees `gate_rows_TD` instead of the rows (sentence-level routing)."""
+        sent_TD = torch.cat((rows_TD, gate_rows_TD))
+        return self._answer(gate_rows_header(layer, sent_TD), sent_TD, rows_TD)
+
+    def exchange_by_task(
+        self, layer: int, rows_TD: Tensor, counts: tuple[tuple[int, int], ...]
+    ) -> Tensor | DegradedRows:
+        """`exchange` where a row's task chooses its experts.
+
+        Args:
+            counts: Tasks and how many of the rows each one has, in the order of the rows.
+        """
+        return self._answer(task_header(layer, counts, rows_TD), rows_TD, rows_TD)
+
+    def _answer(self, header: Header, sent_TD: Tensor, rows_TD: Tensor) -> Tensor | DegradedRows:
         answers: list[Answer] = []
-        self._routers.call(ROUTERS, layer_header(layer, rows_TD), rows_TD, answers.append)
+        self._routers.call(ROUTERS, header, sent_TD, answers.append)
         deadline_s = time.monotonic() + self._timeout_s
         while not answers:
             left_s = deadline_s - time.monotonic()

@@ -19,6 +19,7 @@ class Sequence:
         max_output: Outputs after which it ends.
         arrival_s: When it arrived, and `admitted_s` when it first got a lane (monotonic clock).
         stop_ids: Tokens that end it once it has `sampling.min_tokens` outputs.
+        task: The number of its task, where the model routes by task.
         num_cached: Tokens whose keys and values have been computed.
         announced: Whether its first message has been sent.
         missing_experts: Experts that steps of it were computed without; `missing_told`: whether a message has told all.
@@ -31,6 +32,7 @@ class Sequence:
     max_output: int
     arrival_s: float
     stop_ids: frozenset[int] = frozenset()
+    task: int = 0
     lane: int = NO_LANE
     num_cached: int = 0
     admitted_s: float | None = None

@@ -12,12 +12,13 @@ NUM_TOKENS = 8
 
 def warm_up(model: DenseModel, cache: RollingCache, settings: NodeSettings) -> None:
     """Decodes a few short sequences of any tokens, with no experts in between; leaves the cache as free as it was."""
-    engine = Engine(model, cache, settings.limits(), settings.max_context, lambda layer, rows_TD: rows_TD)
+    engine = Engine(model, cache, settings.limits(), settings.max_context, lambda plan: lambda layer, rows_TD: rows_TD)
     num_positions = max(1, settings.max_context - 1)
+    task = next(iter(model.config.routing.tasks), "")
     for number in range(min(NUM_SEQUENCES, settings.max_sequences)):
         prompt = [0] * min(1 + number, num_positions)
         num_tokens = min(NUM_TOKENS - number, settings.max_context - len(prompt))
         sampling = Sampling(max_tokens=max(1, num_tokens), ignore_eos=True)
-        engine.submit(number, Submit(prompt_ids=prompt, sampling=sampling))
+        engine.submit(number, Submit(prompt_ids=prompt, sampling=sampling, task=task))
     while engine.has_work:
         engine.step()

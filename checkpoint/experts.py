@@ -3,7 +3,7 @@
 per expert: `model.layers.L.block_sparse_moe.experts.E.w1|w3|w2.weight` (gate [F, D], up [F, D], down [D, F])
 fused:      `model.layers.L.mlp.experts.gate_up_proj` [E, 2F, D] (gate's rows, then up's) and `.down_proj` [E, D, F]
 
-Shapes: D model dim, F expert hidden dim, E experts.
+Shapes: D model dim, F expert hidden dim, E experts, S tasks.
 """
 
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class TensorPart:
 def detect_naming(reader: CheckpointReader) -> ExpertNaming:
     """Which naming the checkpoint uses. Raises ForeignCheckpoint when it has neither."""
     for naming in ExpertNaming:
-        if gate_name(naming, layer=0) in reader:
+        if gate_name(naming, layer=0) in reader or task_gate_name(naming, layer=0) in reader:
             return naming
     some = ", ".join(sorted(reader.names)[:3])
     raise ForeignCheckpoint(
@@ -46,6 +46,11 @@ def detect_naming(reader: CheckpointReader) -> ExpertNaming:
 def gate_name(naming: ExpertNaming, layer: int) -> str:
     """The name of the layer's gate [E, D]."""
     return f"model.layers.{layer}.{naming.value}.gate.weight"
+
+
+def task_gate_name(naming: ExpertNaming, layer: int) -> str:
+    """The name of the layer's task gate [S, E]; a model that routes by task needs no other gate."""
+    return f"model.layers.{layer}.{naming.value}.task_gate.weight"
 
 
 def expert_parts(

@@ -1,8 +1,8 @@
 """The weights that each role needs, read from a checkpoint and laid out for its matrix products.
 
 Each function reads only its own role's tensors. Results are owned, contiguous CPU tensors of the requested dtype.
-Shapes: V vocabulary, D model dim, F expert hidden dim, E experts, H query heads, G key/value heads, S head dim,
-N = (H + 2G) * S rows of the joint projection, M = H * S columns of the output projection.
+Shapes: V vocabulary, D model dim, F expert hidden dim, E experts, H query heads, G key/value heads, S head dim (of a
+task gate: tasks), N = (H + 2G) * S rows of the joint projection, M = H * S columns of the output projection.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from checkpoint.errors import MissingTensor
-from checkpoint.experts import TensorPart, detect_naming, expert_parts, gate_name
+from checkpoint.experts import TensorPart, detect_naming, expert_parts, gate_name, task_gate_name
 from checkpoint.reader import CheckpointReader
 from model.config import MixtralConfig
 
@@ -68,14 +68,19 @@ def read_attention_weights(
 def read_gates(
     reader: CheckpointReader, config: MixtralConfig, dtype: torch.dtype, progress: Progress | None = None
 ) -> list[torch.Tensor]:
-    """Each layer's gate_ED: all that a router holds. `progress` is called after each layer.
+    """Each layer's gate: all that a router holds. `progress` is called after each layer.
 
-    Raises CheckpointError naming the file and the tensor.
+    At routing level task it is the layer's task_gate_SE, else its gate_ED. Raises CheckpointError naming the file and
+    the tensor.
     """
     naming = detect_naming(reader)
+    num_tasks = len(config.routing.tasks)
     gates: list[torch.Tensor] = []
     for layer in range(config.num_layers):
-        part = TensorPart(gate_name(naming, layer), (config.num_experts, config.hidden_size))
+        if num_tasks:
+            part = TensorPart(task_gate_name(naming, layer), (num_tasks, config.num_experts))
+        else:
+            part = TensorPart(gate_name(naming, layer), (config.num_experts, config.hidden_size))
         gates.append(_read(reader, dtype, part))
         if progress is not None:
             progress(layer + 1, config.num_layers)

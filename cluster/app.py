@@ -122,6 +122,7 @@ def gateway_settings(service: Service) -> GatewayDeploymentSettings:
         max_context=service.max_context,
         eos_token_ids=service.config.eos_token_ids,
         vocab_size=service.config.vocab_size,
+        tasks=service.config.routing.tasks,
         request_timeout_s=spec.limits.request_timeout_s,
         api_keys=_api_keys(spec),
     )

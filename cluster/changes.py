@@ -35,6 +35,7 @@ RULES: tuple[tuple[str, How, str], ...] = (
     ("attention.replicas", "live", "the streams of a node that leaves move to another one"),
     ("attention.", "rolling", f"attention nodes {IN_TURN}; their streams move"),
     ("router.replicas", "live", "the rows of a router that leaves go to another one"),
+    ("router.routing", "live", "only says what the checkpoint decides"),
     ("router.", "rolling", f"routers {IN_TURN}"),
     (
         "experts.replicas",

@@ -5,8 +5,9 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cluster.spec import ServiceSpec, shards
+from cluster.spec import Problem, ServiceSpec, SpecError, shards
 from model.config import MixtralConfig, read_config
+from model.routing import FIELD, Routing
 
 # Ray only counts CPUs, it does not keep parts apart; a part's share must not change when the number of parts does.
 NUM_PARTS_THAT_FIT = 40
@@ -55,10 +56,11 @@ def resolve(spec: ServiceSpec, loopback: bool = False) -> Service:
 
     Raises:
         ConfigError: The checkpoint is missing or not a Mixtral.
-        SpecError: `experts` does not fit the checkpoint's experts.
+        SpecError: `experts` does not fit the checkpoint's experts, or `router.routing` is not the checkpoint's.
         ValueError: `model.max_context` is more than the model has.
     """
     config = read_config(spec.model.directory)
+    _check_routing(spec, config.routing)
     model = spec.model
     max_context = config.max_context if model.max_context == "auto" else model.max_context
     if max_context > config.max_context:
@@ -76,6 +78,16 @@ def resolve(spec: ServiceSpec, loopback: bool = False) -> Service:
         num_cpus=num_cpus,
         loopback=loopback,
     )
+
+
+def _check_routing(spec: ServiceSpec, routing: Routing) -> None:
+    given = spec.router.routing
+    if given not in ("auto", routing.level):
+        text = (
+            f"{given} was given; the weights in {spec.model.directory} were trained to be routed by {routing.level}. "
+            f"Use auto or {routing.level}, or serve a checkpoint whose config.json says level {given} in {FIELD}."
+        )
+        raise SpecError([Problem("router.routing", text)])
 
 
 def auto_cpus(num_cpus: int) -> float:

@@ -107,10 +107,10 @@ class RouterSpec(Section):
 
     replicas: ReplicaCount = ONE
     """Routers."""
-    routing: Annotated[
-        Literal["token", "sentence", "task"], one_of("token", "sentence", "task"), NotYet("use token")
-    ] = "token"
-    """What one gating decision covers."""
+    routing: Annotated[Literal["auto", "token", "sentence", "task"], one_of("auto", "token", "sentence", "task")] = (
+        "auto"
+    )
+    """What one gating decision covers; auto: what the checkpoint was trained for, the only level that is allowed."""
 
 
 class ShardOverride(Section):

@@ -147,6 +147,9 @@ def generate(
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**64 - 1, help="Repeats a draw. Without it: a new one each time.")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="One of the model's tasks, if it routes by task.", show_default=False)
+    ] = None,
     dtype: DtypeOption = None,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
 ) -> None:
@@ -169,7 +172,7 @@ def generate(
 
         from manta.local import LocalService
 
-        pieces = LocalService(spec.model.directory, spec.model.dtype).generate(text, sampling)
+        pieces = LocalService(spec.model.directory, spec.model.dtype).generate(text, sampling, task or "")
         typer.echo(text if echo else "", nl=False)
         for piece in pieces:
             typer.echo(piece, nl=False)  # flushes

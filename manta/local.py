@@ -14,16 +14,18 @@ import torch
 
 from attention.dense import DenseModel
 from attention.engine import Engine
+from attention.levels import step_experts
 from attention.routers import ROUTERS, RouterClient
 from attention.sizing import NodeSettings, make_cache
 from checkpoint.reader import CheckpointReader
-from checkpoint.weights import read_attention_weights, read_gates
+from checkpoint.weights import read_attention_weights
 from experts.service import ExpertService
 from experts.shard import load_shard
 from model.config import read_config
 from model.dtypes import torch_dtype
 from protos.generation_pb2 import FAILED, Sampling, SequenceOutput, Submit
 from router.core import Router
+from router.levels import load_gates
 from serving.tokenizer import NoTokenizer, TextCodec
 from transport.address import Address
 from transport.errors import CallError
@@ -144,9 +146,9 @@ class LocalModel:
             )  # fmt: skip
             services[address] = ExpertService(shard, self._device)
             entries.append(ShardEntry(expert_ids, index, self._settings.slices, (address,)))
-        gates = [gate.to(self._device) for gate in read_gates(CheckpointReader(directory), self.config, self._dtype)]
+        gates = load_gates(directory, self.config, self._dtype, self._device)
         replicas = Replicas(lambda address: LocalPeer(services[address].serve), _no_timer, 0.0)
-        router = Router(gates, self.config.top_k, replicas)
+        router = Router(gates, replicas)
         router.update(tuple(entries))
         return router
 
@@ -168,7 +170,8 @@ class LocalModel:
         client = RouterClient(routers, lambda timeout_s: None, timeout_s=0.0)
         cache = make_cache(node, config, self._dtype, self._device)
         model = DenseModel(config, weights, self._device)
-        return Engine(model, cache, node.limits(), node.max_context, client.exchange)
+        experts = step_experts(client, config, settings.max_sequences, self._device)
+        return Engine(model, cache, node.limits(), node.max_context, experts)
 
 
 class LocalService:
@@ -188,16 +191,19 @@ class LocalService:
             raise NoTokenizer(f"{directory} has no tokenizer, which text needs; add the model's tokenizer.json")
         self._model = LocalModel(directory, LocalSettings(dtype=dtype))
 
-    def generate(self, prompt: str, sampling: Sampling) -> Iterator[str]:
+    def generate(self, prompt: str, sampling: Sampling, task: str = "") -> Iterator[str]:
         """Yields the continuation of `prompt`, piece by piece.
+
+        Args:
+            task: One of the model's tasks, if it routes by task.
 
         Raises:
             CallError: It could not be generated.
-            SubmitError: The prompt is empty or too long.
+            SubmitError: The prompt is empty or too long, or the task none of the model's.
         """
         prompt_ids = asyncio.run(self._codec.encode(prompt))
         detokenizer = self._codec.detokenizer(continues=True)
-        for output in self._model.generate(Submit(prompt_ids=prompt_ids, sampling=sampling)):
+        for output in self._model.generate(Submit(prompt_ids=prompt_ids, sampling=sampling, task=task)):
             ends = output.HasField("stop_token_id")
             yield detokenizer.push(list(output.token_ids)[: -1 if ends else None])
         yield detokenizer.finish()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from model.config_fields import ConfigFields
 from model.errors import ConfigError
+from model.routing import BY_TOKEN, Routing, read_routing
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -40,6 +41,7 @@ class MixtralConfig:
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     dtype: str
+    routing: Routing = BY_TOKEN
 
     @property
     def query_size(self) -> int:
@@ -81,6 +83,7 @@ def read_config(directory: Path) -> MixtralConfig:
         bos_token_id=_bos_token_id(fields, vocab_size),
         eos_token_ids=_eos_token_ids(fields, vocab_size),
         dtype=_dtype(fields),
+        routing=read_routing(fields),
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
 
@@ -92,6 +92,35 @@ class ConfigFields:
         if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
             raise self.refuse(name, "a token id, a list of token ids, or null")
         return tuple(cast("list[int]", ids))
+
+    def choice(self, name: str, allowed: Sequence[str], *, default: str) -> str:
+        """One of the words `allowed`."""
+        value = self.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str) or value not in allowed:
+            raise self.refuse(name, " or ".join(f'"{word}"' for word in allowed))
+        return value
+
+    def names(self, name: str) -> tuple[str, ...]:
+        """A list of different names, at least one. Raises ConfigError when it is absent."""
+        value = self.get(name)
+        names = cast("list[object]", value) if isinstance(value, list) else []
+        named = [one for one in names if isinstance(one, str) and one.strip()]
+        if not names or len(set(named)) < len(names):
+            raise self.refuse(name, "a list of different names, at least one")
+        return tuple(named)
+
+    def refuse_present(self, name: str, allowed: str) -> None:
+        """Raises ConfigError unless the field is absent or null."""
+        if self.get(name) is not None:
+            raise self.refuse(name, allowed)
+
+    def refuse_others(self, *known: str) -> None:
+        """Raises ConfigError when there is a field that is not `known`: it may change what the model means."""
+        for name in self._values:
+            if name not in known:
+                raise self.refuse(name, f"absent; fields here: {', '.join(known)}")
 
     def refuse(self, name: str, allowed: str, remedy: str = "") -> ConfigError:
         """The error to raise for field `name`: names the file, the field, its value and what is allowed."""

@@ -32,12 +32,18 @@ class Rows(_message.Message):
     def __init__(self, dtype: _Optional[_Union[Dtype, str]] = ..., num_rows: _Optional[int] = ..., width: _Optional[int] = ..., missing_experts: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class LayerRows(_message.Message):
-    __slots__ = ("layer", "rows")
+    __slots__ = ("layer", "rows", "has_gate_rows", "task_ids", "num_rows_per_task")
     LAYER_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    HAS_GATE_ROWS_FIELD_NUMBER: _ClassVar[int]
+    TASK_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_ROWS_PER_TASK_FIELD_NUMBER: _ClassVar[int]
     layer: int
     rows: Rows
-    def __init__(self, layer: _Optional[int] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ...) -> None: ...
+    has_gate_rows: bool
+    task_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_rows_per_task: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layer: _Optional[int] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., has_gate_rows: _Optional[bool] = ..., task_ids: _Optional[_Iterable[int]] = ..., num_rows_per_task: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ExpertRows(_message.Message):
     __slots__ = ("layer", "expert_ids", "num_rows_per_expert", "rows")

@@ -6,9 +6,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from router.exchange import Exchange, ExpertRange, Part, expert_ranges
-from router.gating import gate_weights, top_k_gate, top_k_living
-from router.plan import dispatch
-from router.single import route_row
+from router.levels import Gates
 from transport.base import Answer, Request
 from transport.errors import CallError
 from transport.replicas import Replicas
@@ -19,17 +17,15 @@ class Router:
     """Answers LayerRows with the combined expert outputs.
 
     Args:
-        gates: One gate_ED for each layer.
-        top_k: Experts per row.
+        gates: What chooses a row's experts (`load_gates`).
         experts: The expert replicas, in groups named by ShardKey.
         degrade: Whether rows go without experts that have no replica at present, instead of waiting for one
             (`experts.on_missing`).
     """
 
-    def __init__(self, gates: Sequence[Tensor], top_k: int, experts: Replicas, degrade: bool = False) -> None:
-        self._gates = [gate_weights(gate_ED) for gate_ED in gates]
-        self._top_k = top_k
-        self._num_experts, self._width = gates[0].shape
+    def __init__(self, gates: Gates, experts: Replicas, degrade: bool = False) -> None:
+        self._gates = gates
+        self._num_experts = gates.num_experts
         self._experts = experts
         self._degrade = degrade
         self._ranges: tuple[ExpertRange, ...] = ()
@@ -72,38 +68,21 @@ class Router:
         """Starts on each request; the answers follow when the experts have answered."""
         for request in requests:
             try:
-                self._check(request)
+                self._gates.check(request)
             except CallError as error:
                 request.responder.fail(error)
                 continue
             self._start(request)
 
-    def _check(self, request: Request) -> None:
-        layer, shape = request.header.layer_rows.layer, tuple(request.rows_TD.shape)
-        if layer >= len(self._gates) or shape[0] == 0 or shape[1] != self._width:
-            raise CallError(
-                "invalid_request",
-                f"layer {layer} and rows of shape {shape}; allowed: layers 0 to {len(self._gates) - 1}, "
-                f"at least one row, rows of {self._width} elements",
-            )
-
     def _start(self, request: Request) -> None:
         # While another layout is about to take over, what the present one misses is not missing for long.
         missing = self._missing_experts() if self._may_degrade else ()
-        gate_ED = self._gates[request.header.layer_rows.layer]
-        rows_TD = request.rows_TD.to(gate_ED.device)
+        if missing and len(missing) == self._num_experts:
+            self._wait_for_any(request)
+            return
+        sent_ND, plan = self._gates.route(request, missing)
         if missing:
-            if len(missing) == self._num_experts:
-                self._wait_for_any(request)
-                return
-            self.num_degraded_rows += rows_TD.shape[0]
-            weights_TK, experts_TK = top_k_living(rows_TD, gate_ED, self._top_k, missing)
-            sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
-        elif rows_TD.shape[0] == 1:
-            sent_ND, plan = route_row(rows_TD, gate_ED, self._top_k)
-        else:
-            weights_TK, experts_TK = top_k_gate(rows_TD, gate_ED, self._top_k)
-            sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
+            self.num_degraded_rows += plan.weights_TK.shape[0]
         parts = Exchange(request, sent_ND, plan, self._ranges, missing).parts
         # Who was waited for the last time is asked first: what remains to be sent meanwhile is time won.
         parts.sort(key=lambda part: part.shard != self._latest)

@@ -62,16 +62,13 @@ class RouterReplica:
 def _load(settings: RouterDeploymentSettings, membership: Membership) -> "RouterServer":
     import torch
 
-    from checkpoint.reader import CheckpointReader
-    from checkpoint.weights import read_gates
     from model.dtypes import torch_dtype
+    from router.levels import load_gates
     from router.server import RouterServer
 
     torch.set_num_threads(1)
-    gates = read_gates(CheckpointReader(settings.directory), settings.config, torch_dtype(settings.dtype))
     return RouterServer(
-        gates,
-        settings.config.top_k,
+        load_gates(settings.directory, settings.config, torch_dtype(settings.dtype), torch.device("cpu")),
         membership.key(),
         membership.tcp_host(),
         settings.recovery_timeout_s,

@@ -1,6 +1,7 @@
 """Which experts a row goes to, and with what weight. Pure; training uses it too.
 
-T rows, D model dim, E experts, K chosen experts per row.
+T rows (at sentence level, the means of `model/sentence.py` instead), D model dim, E experts, K chosen experts per row,
+S tasks.
 """
 
 from collections.abc import Collection
@@ -41,11 +42,32 @@ def top_k_living(rows_TD: Tensor, gate_ED: Tensor, top_k: int, missing: Collecti
 
     At least one expert must live.
     """
-    num_experts = gate_ED.shape[0]
+    return _choose_living(gate_logits(rows_TD, gate_ED), top_k, missing)
+
+
+def task_choices(task_gate_SE: Tensor, top_k: int, missing: Collection[int] = ()) -> tuple[Tensor, Tensor]:
+    """Task-level routing: top-k of each task's logits, then softmax over the chosen k; `missing` as in `top_k_living`.
+
+    Returns:
+        weights_SK (float32, or float64 for a float64 gate) and experts_SK (int64), best first.
+    """
+    logits_SE = task_gate_SE if task_gate_SE.dtype == torch.float64 else task_gate_SE.float()
+    if missing:
+        return _choose_living(logits_SE, top_k, missing)
+    return choose(logits_SE, top_k)
+
+
+def top_k_task(tasks_T: Tensor, task_gate_SE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Returns weights_TK and experts_TK of rows, as `top_k_gate` does, by the number of each row's task (int64)."""
+    weights_SK, experts_SK = task_choices(task_gate_SE, top_k)
+    return weights_SK[tasks_T], experts_SK[tasks_T]
+
+
+def _choose_living(logits_TE: Tensor, top_k: int, missing: Collection[int]) -> tuple[Tensor, Tensor]:
     # Left out rather than overwritten: where a living expert's logit is minus infinity too, top-k could not tell.
-    living_E = torch.tensor([expert for expert in range(num_experts) if expert not in missing], device=gate_ED.device)
-    logits_TE = gate_logits(rows_TD, gate_ED).index_select(1, living_E)
-    chosen_TK, places_TK = logits_TE.topk(min(top_k, len(living_E)), dim=-1)
+    living = [expert for expert in range(logits_TE.shape[1]) if expert not in missing]
+    living_E = torch.tensor(living, device=logits_TE.device)
+    chosen_TK, places_TK = logits_TE.index_select(1, living_E).topk(min(top_k, len(living)), dim=-1)
     return chosen_TK.softmax(-1), living_E[places_TK]
 
 

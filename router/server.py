@@ -1,11 +1,10 @@
 """The router's data-plane side: nodes' requests on one side, expert replicas on the other, in one thread."""
 
 import threading
-from collections.abc import Mapping, Sequence
-
-from torch import Tensor
+from collections.abc import Mapping
 
 from router.core import Router
+from router.levels import Gates
 from transport.address import Address
 from transport.busy import BusyClock
 from transport.loop import Loop
@@ -18,7 +17,7 @@ class RouterServer:
     """Serves attention nodes.
 
     Args:
-        gates: One gate_ED for each layer.
+        gates: What chooses a row's experts (`load_gates`).
         tcp_host: The interface for nodes on other hosts; None: this host only.
         recovery_timeout_s: `limits.recovery_timeout_s`.
         degrade: Whether rows go without missing experts (`experts.on_missing`).
@@ -26,8 +25,7 @@ class RouterServer:
 
     def __init__(
         self,
-        gates: Sequence[Tensor],
-        top_k: int,
+        gates: Gates,
         key: bytes,
         tcp_host: str | None,
         recovery_timeout_s: float,
@@ -36,7 +34,7 @@ class RouterServer:
         self._loop = Loop()
         self._key = key
         self._experts = Replicas(self._connect, self._loop.call_later, recovery_timeout_s)
-        self._router = Router(gates, top_k, self._experts, degrade)
+        self._router = Router(gates, self._experts, degrade)
         self._server = RequestServer(self._loop, "router", key, tcp_host, self._router.serve)
         self._ready = threading.Event()
         self.degraded = False

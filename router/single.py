@@ -16,11 +16,15 @@ from router.gating import top_k_gate
 from router.plan import Plan, dispatch
 
 
-def route_row(row_1D: Tensor, gate_ED: Tensor, top_k: int) -> tuple[Tensor, Plan]:
-    """Returns the row's copies [K, D] in the order of their experts, and the plan to combine the answers with."""
-    logits_E: list[float] = row_1D.to(gate_ED.dtype).mm(gate_ED.t()).tolist()[0]
+def route_row(row_1D: Tensor, gate_row_1D: Tensor, gate_ED: Tensor, top_k: int) -> tuple[Tensor, Plan]:
+    """Returns the row's copies [K, D] in the order of their experts, and the plan to combine the answers with.
+
+    Args:
+        gate_row_1D: What the gate sees: at token level the row itself.
+    """
+    logits_E: list[float] = gate_row_1D.to(gate_ED.dtype).mm(gate_ED.t()).tolist()[0]
     if not math.isfinite(sum(logits_E)):  # a NaN has no order: left to torch, as for many rows
-        return dispatch(row_1D, *top_k_gate(row_1D, gate_ED, top_k), len(logits_E))
+        return dispatch(row_1D, *top_k_gate(gate_row_1D, gate_ED, top_k), len(logits_E))
     by_logit = sorted(range(len(logits_E)), key=logits_E.__getitem__)
     chosen = sorted(by_logit[-top_k:])
     best = logits_E[by_logit[-1]]

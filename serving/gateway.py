@@ -89,7 +89,7 @@ class Gateway:
     def _check(self, body: GenerationBody) -> None:
         check_unsupported(body)
         check_best_of(body, body.n)
-        check_task(body.task)
+        check_task(body.task, self.settings.tasks)
         check_stops(body.stop, body.stop_token_ids, self.settings.limits)
 
     def _check_counts(self, num_prompts: int, n: int) -> None:
@@ -130,7 +130,7 @@ class Gateway:
                 logprobs=logprobs,
                 prompt_logprobs=scores_prompt and logprobs is not None,
             )
-            submits += build_submits(prompt, sampling, body.n, body.seed, check_task(body.task))
+            submits += build_submits(prompt, sampling, body.n, body.seed, check_task(body.task, self.settings.tasks))
         return submits
 
     def _job(self, body: GenerationBody, prompts: Sequence[Prompt], submits: Sequence[Submit], arrival_s: float) -> Job:

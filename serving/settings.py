@@ -24,13 +24,15 @@ class GatewaySettings:
     """What the API promises about the one model it serves.
 
     `max_context` counts positions, prompt and output together. `vocab_size`, when given, refuses token ids
-    beyond it. With no `api_keys` every request is let in; with some, all but /health need a bearer key.
+    beyond it. With `tasks`, each request names one of them. With no `api_keys` every request is let in; with some,
+    all but /health need a bearer key.
     """
 
     model_name: str
     max_context: int
     eos_token_ids: tuple[int, ...] = ()
     vocab_size: int | None = None
+    tasks: tuple[str, ...] = ()
     request_timeout_s: float = 600.0
     body_timeout_s: float = 60.0
     retry_after_s: float = 1.0

@@ -80,11 +80,17 @@ def check_best_of(body: BaseModel, n: int) -> None:
         raise invalid(f"best_of is {best_of!r}: only best_of equal to n ({n}) is supported.", "best_of")
 
 
-def check_task(task: str | None) -> str:
-    """The task to route by. Raises ApiError (400): this service routes by token."""
-    if task:
-        raise invalid("task: this service does not route by task; remove the field.", "task", "unsupported_parameter")
-    return ""
+def check_task(task: str | None, tasks: tuple[str, ...]) -> str:
+    """The task to route by; empty where the model has no `tasks`. Raises ApiError (400) for what is none of them."""
+    if not tasks:
+        if task:
+            message = "task: this service does not route by task; remove the field."
+            raise invalid(message, "task", "unsupported_parameter")
+        return ""
+    if not task or task not in tasks:
+        given = f"{task!r} is none of them" if task else "it is missing"
+        raise invalid(f"task: this model routes by task, and {given}; allowed: {', '.join(tasks)}.", "task")
+    return task
 
 
 def check_limit(name: str, given: int, limit: int) -> None:

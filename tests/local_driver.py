@@ -11,12 +11,13 @@ MAX_STEPS = 5000
 
 @dataclass
 class Wish:
-    """One sequence: submitted before step `joins_at`; `output` is what it resumes with."""
+    """One sequence: submitted before step `joins_at`; `output` is what it resumes with, `task` its task, if any."""
 
     prompt: list[int]
     sampling: Sampling
     joins_at: int = 0
     output: list[int] = field(default_factory=list)
+    task: str = ""
 
 
 @dataclass
@@ -54,4 +55,5 @@ def run(model: LocalModel, wishes: Sequence[Wish]) -> list[Outcome]:
 
 
 def _submit(model: LocalModel, wish: Wish) -> int:
-    return model.submit(Submit(prompt_ids=wish.prompt, output_ids=wish.output, sampling=wish.sampling))
+    wanted = Submit(prompt_ids=wish.prompt, output_ids=wish.output, sampling=wish.sampling, task=wish.task)
+    return model.submit(wanted)

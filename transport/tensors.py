@@ -17,6 +17,7 @@ _FROM_WIRE: dict[Dtype, torch.dtype] = {wire: dtype for dtype, wire in _TO_WIRE.
 _DTYPES = ", ".join(f"{wire} ({Dtype.Name(wire)})" for wire in _FROM_WIRE)
 MAX_REMEMBERED_BYTES = 1024
 MAX_REMEMBERED_EXPERTS = 8
+MAX_REMEMBERED_TASKS = 8
 
 
 def layer_header(layer: int, rows_TD: Tensor) -> Header:
@@ -27,6 +28,40 @@ def layer_header(layer: int, rows_TD: Tensor) -> Header:
 @functools.lru_cache(4096)
 def _layer_header(layer: int, dtype: torch.dtype, num_rows: int, width: int) -> Header:
     return Header(layer_rows=LayerRows(layer=layer, rows=_describe(dtype, num_rows, width)))
+
+
+def gate_rows_header(layer: int, rows_TD: Tensor) -> Header:
+    """`layer_header` of rows whose second half are gate rows (sentence-level routing)."""
+    return _gate_rows_header(layer, rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
+
+
+@functools.lru_cache(4096)
+def _gate_rows_header(layer: int, dtype: torch.dtype, num_rows: int, width: int) -> Header:
+    rows = LayerRows(layer=layer, rows=_describe(dtype, num_rows, width), has_gate_rows=True)
+    return Header(layer_rows=rows)
+
+
+def task_header(layer: int, counts: tuple[tuple[int, int], ...], rows_TD: Tensor) -> Header:
+    """`layer_header` of rows that are routed by task.
+
+    Args:
+        counts: Tasks and how many of the rows each one has, in the order of the rows.
+    """
+    make = _task_header if len(counts) <= MAX_REMEMBERED_TASKS else _task_header.__wrapped__
+    return make(layer, counts, rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
+
+
+@functools.lru_cache(4096)
+def _task_header(
+    layer: int, counts: tuple[tuple[int, int], ...], dtype: torch.dtype, num_rows: int, width: int
+) -> Header:
+    rows = LayerRows(
+        layer=layer,
+        rows=_describe(dtype, num_rows, width),
+        task_ids=[task for task, _ in counts],
+        num_rows_per_task=[count for _, count in counts],
+    )
+    return Header(layer_rows=rows)
 
 
 def expert_header(layer: int, counts: tuple[tuple[int, int], ...], rows_ND: Tensor) -> Header:

@@ -33,16 +33,22 @@ class ExactModel:
 
     Raises:
         ModelError: It cannot be read.
+        ValueError: It does not route by token.
     """
 
     def __init__(self, directory: Path, max_context: int) -> None:
         config, reader = read_config(directory), CheckpointReader(directory)
+        if config.routing.level != "token":
+            raise ValueError(
+                f"{directory} routes by {config.routing.level}; gaps are known of token-level models alone"
+            )
         self._top_k, self._num_experts = config.top_k, config.num_experts
         self._gates = read_gates(reader, config, DTYPE)
         self._shard = load_shard(directory, config, range(config.num_experts), 0, 1, DTYPE, CPU)
         node = NodeSettings(config.window, max_context, None, None, CPU_BATCH_TOKENS, max_sequences=1, max_queued=1)
         dense = DenseModel(config, read_attention_weights(reader, config, DTYPE), CPU)
-        self._engine = Engine(dense, make_cache(node, config, DTYPE, CPU), node.limits(), max_context, self._experts)
+        cache = make_cache(node, config, DTYPE, CPU)
+        self._engine = Engine(dense, cache, node.limits(), max_context, lambda plan: self._experts)
         self._smallest = math.inf
 
     def gate_margin(self, ids: Sequence[int]) -> float:

@@ -13,12 +13,13 @@ from attention.dense import DenseModel
 from attention.node import NodeServer
 from attention.sizing import NodeSettings, make_cache
 from checkpoint.reader import CheckpointReader
-from checkpoint.weights import read_attention_weights, read_gates
+from checkpoint.weights import read_attention_weights
 from experts.service import ExpertService
 from experts.shard import load_shard
 from model.config import MixtralConfig, read_config
 from protos.dispatch_pb2 import Header
 from protos.generation_pb2 import Cancel, Sampling, SequenceOutput, StepOutput, Submit
+from router.levels import load_gates
 from router.server import RouterServer
 from transport.address import Address
 from transport.frames import Frame
@@ -42,9 +43,15 @@ class Gateway:
         self.num_downs = 0
         self.link = Link(self.loop, address, key, "gateway", self._frame, lambda: None, self._down)
 
-    def submit(self, sequence_id: int, prompt: list[int], output: list[int] | None = None, **sampling: object) -> None:
+    def submit(
+        self, sequence_id: int, prompt: list[int], output: list[int] | None = None, task: str = "", **sampling: object
+    ) -> None:
         wanted = Submit(
-            sequence_id=sequence_id, prompt_ids=prompt, output_ids=output or [], sampling=Sampling(**sampling)
+            sequence_id=sequence_id,
+            prompt_ids=prompt,
+            output_ids=output or [],
+            task=task,
+            sampling=Sampling(**sampling),
         )
         self.connect()
         self.link.send(Header(submit=wanted))
@@ -108,8 +115,8 @@ class Setup:
     @contextmanager
     def router(self, degrade: bool = False) -> Iterator[RouterServer]:
         """A router that serves until the context ends."""
-        gates = read_gates(CheckpointReader(self.directory), self.config, FP32)
-        router = RouterServer(gates, self.config.top_k, KEY, None, 1.0, degrade)
+        gates = load_gates(self.directory, self.config, FP32, CPU)
+        router = RouterServer(gates, KEY, None, 1.0, degrade)
         router.update(RoutingTable(version=1, shards=self.shards))
         with serving(_without_gradients(router.run), router.stop):
             assert router.wait_ready(TIMEOUT_S)

@@ -5,7 +5,8 @@ from torch import Tensor
 
 from attention.cache import CacheShape, RollingCache
 from attention.dense import DenseModel
-from attention.engine import Engine, Experts
+from attention.engine import Engine
+from attention.levels import Experts
 from attention.scheduler import SchedulerLimits
 from checkpoint.weights import AttentionLayerWeights, AttentionWeights
 from model.config import MixtralConfig
@@ -68,7 +69,7 @@ def make_engine(
     shape = CacheShape(CONFIG.num_layers, CONFIG.num_kv_heads, CONFIG.head_dim, window, block_size)
     cache = RollingCache(shape, num_blocks, limits.max_sequences, torch.float32, CPU)
     model = DenseModel(CONFIG, weights or random_weights(seed), CPU)
-    return Engine(model, cache, limits, MAX_CONTEXT, experts)
+    return Engine(model, cache, limits, MAX_CONTEXT, lambda plan: experts)
 
 
 def submit(engine: Engine, key: int, prompt: list[int], **sampling: object) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from attention.admission import SubmitError, make_sequence
 from attention.sequence import Sequence
+from model.routing import Routing
 from protos.generation_pb2 import Sampling, Submit
 from tests.attention.small_engine import CONFIG, EOS, VOCABULARY
 
@@ -36,6 +37,19 @@ def test_refused(wanted: dict[str, object], code: str, words: str) -> None:
         admit(**wanted)
     assert refused.value.code == code
     assert refused.value.message == str(refused.value)
+
+
+def test_a_task_is_one_of_the_models() -> None:
+    by_task = replace(CONFIG, routing=Routing("task", tasks=("python", "prose")))
+
+    def task_of(task: str) -> int:
+        return make_sequence("key", Submit(prompt_ids=[3], task=task), by_task, CONTEXT, arrival_s=0.0).task
+
+    assert [task_of("python"), task_of("prose")] == [0, 1]
+    for task, words in (("", "no task was given"), ("poetry", "'poetry' is none of the model's")):
+        with pytest.raises(SubmitError, match=f"{words}.*allowed: python, prose") as refused:
+            task_of(task)
+        assert refused.value.code == "invalid_request"
 
 
 def test_prompt_and_output_stay_apart() -> None:

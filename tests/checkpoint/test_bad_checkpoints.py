@@ -23,6 +23,7 @@ from checkpoint.weights import read_attention_weights, read_expert_layer, read_g
 from model.config import read_config
 from model.errors import ModelError
 from tests.random_checkpoint import make_checkpoint
+from tests.routed_checkpoint import make_task_checkpoint
 
 NORM = "model.norm.weight"
 LM_HEAD = "lm_head.weight"
@@ -173,6 +174,15 @@ def test_quantized_tensor(single: Path) -> None:
     message = refusal(single, ForeignCheckpoint)
     assert NORM in message
     assert "I8" in message
+
+
+def test_task_gates_of_another_number_of_tasks_or_none(tmp_path: Path) -> None:
+    make_task_checkpoint(tmp_path, ("one", "other"), seed=5, with_tokenizer=False)
+    name = "model.layers.1.block_sparse_moe.task_gate.weight"
+    change(tmp_path, lambda tensors: tensors.update({name: tensors[name][:1].clone()}))
+    assert name in refusal(tmp_path, ShapeMismatch)
+    change(tmp_path, lambda tensors: tensors.pop(name))
+    assert name in refusal(tmp_path, MissingTensor)
 
 
 def test_another_architecture(single: Path) -> None:

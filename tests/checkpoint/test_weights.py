@@ -16,6 +16,7 @@ from checkpoint.weights import (
 )
 from model.config import MixtralConfig, read_config
 from tests.random_checkpoint import make_checkpoint
+from tests.routed_checkpoint import make_task_checkpoint
 
 SEED = 11
 
@@ -87,6 +88,20 @@ def test_gates(saved: tuple[Path, MixtralForCausalLM]) -> None:
         equal(ours, theirs.mlp.gate.weight)
     assert len(reader.names_read) == 2
     assert all(name.endswith(".gate.weight") for name in reader.names_read)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("with_token_gates", [False, True])
+def test_task_gates(tmp_path: Path, fused: bool, with_token_gates: bool) -> None:
+    """They need no other gates beside them, not even to tell how the checkpoint names its experts."""
+    model = make_task_checkpoint(tmp_path, ("one", "other"), with_token_gates, seed=SEED, fused_names=fused)
+    reader = SpyReader(tmp_path)
+    gates = read_gates(reader, read_config(tmp_path), torch.float32)
+    for ours, theirs in zip(gates, model.tables, strict=True):
+        equal(ours, theirs)
+    assert len(reader.names_read) == 2
+    assert all(name.endswith(".task_gate.weight") for name in reader.names_read)
+    read_expert_layer(reader, read_config(tmp_path), 1, 2, torch.float32)
 
 
 def expert_of(model: MixtralForCausalLM, layer: int, expert: int) -> tuple[torch.Tensor, torch.Tensor]:

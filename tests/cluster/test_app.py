@@ -10,7 +10,9 @@ import pytest
 from cluster.app import build, build_service
 from cluster.resolve import resolve
 from cluster.spec import SpecError, spec_for_model
+from model.routing import Routing
 from tests.random_checkpoint import make_checkpoint
+from tests.routed_checkpoint import make_task_checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -111,6 +113,23 @@ def test_what_does_not_describe_a_service(args: dict[str, Any]) -> None:
 def test_experts_that_the_checkpoint_does_not_have(model: Path) -> None:
     with pytest.raises(SpecError, match="per_actor"):
         build({"model": str(model), "experts.per_actor": 5})
+
+
+@pytest.mark.parametrize("given", ["sentence", "task"])
+def test_a_routing_that_the_checkpoint_was_not_trained_for(model: Path, given: str) -> None:
+    with pytest.raises(SpecError, match=f"router.routing: {given} was given; .* by token. Use auto or token, or serve"):
+        build({"model": str(model), "router.routing": given})
+    assert build({"model": str(model), "router.routing": "token"})
+
+
+def test_every_part_hears_of_the_checkpoints_routing(tmp_path: Path) -> None:
+    make_task_checkpoint(tmp_path, ("python", "prose"), seed=1)
+    with pytest.raises(SpecError, match="router.routing: token was given; .* by task. Use auto or task"):
+        build({"model": str(tmp_path), "router.routing": "token"})
+    found = deployments(build({"model": str(tmp_path), "router.routing": "task"}))
+    assert found["Gateway"].init_args[0].gateway.tasks == ("python", "prose")
+    for name in ("RouterReplica", "AttentionNode"):
+        assert found[name].init_args[0].config.routing == Routing("task", tasks=("python", "prose"))
 
 
 def test_other_keys_in_the_same_file_make_another_version(model: Path, tmp_path: Path) -> None:

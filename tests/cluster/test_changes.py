@@ -40,6 +40,7 @@ def test_the_same_file_changes_nothing(model: Path) -> None:
         ({"experts": {"labels": {"a": "b"}}}, "experts.labels", {}, {"a": "b"}, "rolling"),
         ({"experts": {"on_missing": "degrade"}}, "experts.on_missing", "wait", "degrade", "rolling"),
         ({"router": {"replicas": 2}}, "router.replicas", 1, 2, "live"),
+        ({"router": {"routing": "token"}}, "router.routing", "auto", "token", "live"),
         ({"attention": {"replicas": 2}}, "attention.replicas", 1, 2, "live"),
         ({"attention": {"max_sequences": 9}}, "attention.max_sequences", 64, 9, "rolling"),
         ({"api": {"replicas": 2}}, "api.replicas", 1, 2, "live"),

@@ -144,7 +144,6 @@ def test_bad_input_names_the_field_and_the_remedy(section: str, value: object, e
     ("section", "value", "field"),
     [
         ("api", {"grpc_port": 9000}, "api.grpc_port"),
-        ("router", {"routing": "sentence"}, "router.routing"),
         ("experts", {"quantization": "int8"}, "experts.quantization"),
     ],
 )

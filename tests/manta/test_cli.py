@@ -33,6 +33,7 @@ SURFACE = {
         "--top-p",
         "--top-k",
         "--seed",
+        "--task",
         "--dtype",
         "--echo",
     },
@@ -328,8 +329,8 @@ def local(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def __init__(self, model_path: Path, dtype: str) -> None:
             asked.extend((model_path, dtype))
 
-        def generate(self, prompt: str, sampling: Any) -> Iterator[str]:
-            asked.extend((prompt, sampling))
+        def generate(self, prompt: str, sampling: Any, task: str) -> Iterator[str]:
+            asked.extend((prompt, sampling, task))
             yield from ("a", " b")
 
     module = types.ModuleType("manta.local")
@@ -341,8 +342,8 @@ def local(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_generate_streams_the_text(local: list[Any], model_dir: Path) -> None:
     result = run("generate", str(model_dir), "x = ", "--temperature", "0.5", "--top-k", "3", "--seed", "7", "--echo")
     assert (result.exit_code, result.stdout) == (0, "x = a b\n")
-    path, dtype, prompt, sampling = local
-    assert (path, dtype, prompt) == (model_dir, "auto", "x = ")
+    path, dtype, prompt, sampling, task = local
+    assert (path, dtype, prompt, task) == (model_dir, "auto", "x = ", "")
     assert (sampling.temperature, sampling.top_k, sampling.seed, sampling.max_tokens) == (0.5, 3, 7, 128)
     assert not sampling.HasField("top_p")
 
@@ -350,6 +351,11 @@ def test_generate_streams_the_text(local: list[Any], model_dir: Path) -> None:
 def test_generate_reads_a_prompt_from_standard_input(local: list[Any], model_dir: Path) -> None:
     assert run("generate", str(model_dir), "-", stdin="from a pipe").exit_code == 0
     assert local[2] == "from a pipe"
+
+
+def test_generate_names_a_task(local: list[Any], model_dir: Path) -> None:
+    assert run("generate", str(model_dir), "x", "--task", "C++ & co.").exit_code == 0
+    assert local[-1] == "C++ & co."
 
 
 def test_the_request_to_try_carries_a_key_when_the_service_needs_one(lifecycle: FakeLifecycle) -> None:

@@ -11,6 +11,7 @@ from transformers import MixtralConfig as TransformersConfig
 
 from model.config import MixtralConfig, read_config
 from model.errors import ConfigError, ModelError
+from model.routing import Routing
 
 OLD = {  # as transformers 4.36 wrote it for the first Mixtral
     "architectures": ["MixtralForCausalLM"],
@@ -162,6 +163,53 @@ def test_refused(tmp_path: Path, changes: dict[str, object], field: str) -> None
     assert caught.value.remedy
     value = changes.get(field, ...)
     assert value is ... or json.dumps(value) in message
+
+
+SENTENCE = {"level": "sentence", "positions": 32}
+TASK = {"level": "task", "tasks": ["python", "prose"]}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (..., Routing()),
+        (None, Routing()),
+        ({}, Routing()),
+        ({"level": "token", "positions": None}, Routing()),
+        (SENTENCE, Routing("sentence", 32)),
+        (TASK | {"positions": None}, Routing("task", 0, ("python", "prose"))),
+    ],
+)
+def test_routing(tmp_path: Path, given: object, expected: Routing) -> None:
+    assert read_config(write(tmp_path, manta_routing=given)).routing == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("sentence", 'manta_routing is "sentence", but must be an object or null'),
+        ({"level": "word"}, 'manta_routing.level is "word", but must be "token" or "sentence" or "task"'),
+        ({"level": 3}, "manta_routing.level is 3"),
+        ({"level": "sentence"}, "manta_routing.positions is missing, but must be an integer of at least 1"),
+        (SENTENCE | {"positions": 0}, "manta_routing.positions is 0"),
+        (SENTENCE | {"positions": True}, "manta_routing.positions is true"),
+        (SENTENCE | {"tasks": ["a"]}, 'manta_routing.tasks is ["a"], but must be absent, as level is "sentence"'),
+        ({"positions": 32}, 'manta_routing.positions is 32, but must be absent, as level is "token"'),
+        ({"level": "task"}, "manta_routing.tasks is missing, but must be a list of different names, at least one"),
+        (TASK | {"tasks": []}, "manta_routing.tasks is []"),
+        (TASK | {"tasks": "python"}, 'manta_routing.tasks is "python"'),
+        (TASK | {"tasks": ["a", "a"]}, 'manta_routing.tasks is ["a", "a"]'),
+        (TASK | {"tasks": ["a", ""]}, 'manta_routing.tasks is ["a", ""]'),
+        (TASK | {"tasks": ["a", 3]}, 'manta_routing.tasks is ["a", 3]'),
+        (TASK | {"positions": 3}, 'manta_routing.positions is 3, but must be absent, as level is "task"'),
+        (SENTENCE | {"window": 3}, "manta_routing.window is 3, but must be absent; fields here: level, positions, tas"),
+    ],
+)
+def test_routing_that_is_refused(tmp_path: Path, given: object, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config(write(tmp_path, manta_routing=given))
+    assert str(caught.value).startswith(f"{tmp_path / 'config.json'}: {words}")
+    assert "Correct it in config.json" in caught.value.remedy
 
 
 def test_missing_directory_and_missing_file(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from protos.dispatch_pb2 import ExpertRows
 from router.core import Router
+from router.levels import TokenGates
 from transport.address import Address
 from transport.base import Answer, DegradedRows, Peer, Request
 from transport.errors import CallError
@@ -112,7 +113,7 @@ def make_router(
         key, service = services[address]
         return wrap(key, LocalPeer(service))
 
-    router = Router([layer.gate_ED for layer in layers], top_k, Replicas(connect, call_later, 1.0), degrade)
+    router = Router(TokenGates([layer.gate_ED for layer in layers], top_k), Replicas(connect, call_later, 1.0), degrade)
     router.update(shards)
     return router
 

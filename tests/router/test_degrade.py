@@ -254,8 +254,8 @@ def test_while_nothing_is_missing_a_lone_row_goes_the_short_way(
     generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fleet = fleet_of(generator)
-    monkeypatch.setattr("router.core.top_k_living", None)
-    monkeypatch.setattr("router.core.dispatch", None)
+    monkeypatch.setattr("router.levels.top_k_living", None)
+    monkeypatch.setattr("router.levels.dispatch", None)
     row_1D = torch.randn(1, 8, generator=generator)
     assert fleet.is_naive(fleet.ask(row_1D), row_1D)
 

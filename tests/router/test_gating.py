@@ -1,6 +1,6 @@
 """The gate against transformers' Mixtral router.
 
-T rows, D model dim, E experts, K chosen experts per row.
+T rows, D model dim, E experts, K chosen experts per row, S tasks.
 """
 
 import math
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 
-from router.gating import gate_weights, top_k_gate, top_k_living
+from router.gating import gate_weights, task_choices, top_k_gate, top_k_living, top_k_task
 
 
 def theirs(rows_TD: torch.Tensor, gate_ED: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,3 +116,36 @@ def test_a_gate_without_missing_experts_decides_in_the_gates_dtype(dtype: torch.
     assert weights_TK.dtype == torch.float32
     assert torch.allclose(weights_TK, expected_weights_TK, atol=1e-5)
     assert torch.equal(experts_TK, torch.tensor([1, 2, 3, 4, 6, 7])[places_TK])
+
+
+@given(st.data())
+def test_a_tasks_logits_choose_for_all_its_rows(data: st.DataObject) -> None:
+    num_experts = data.draw(st.integers(2, 9))
+    top_k = data.draw(st.integers(1, num_experts))
+    missing = data.draw(st.sets(st.integers(0, num_experts - 1), max_size=num_experts - 1))
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
+    task_gate_SE = torch.randn(3, num_experts, dtype=torch.float64, generator=generator)
+    weights_SK, experts_SK = task_choices(task_gate_SE, top_k, missing)
+    for logits_E, weights_K, experts_K in zip(task_gate_SE.tolist(), weights_SK, experts_SK, strict=True):
+        expected = plain_gate(logits_E, top_k, missing)
+        assert dict(zip(experts_K.tolist(), weights_K.tolist(), strict=True)) == pytest.approx(expected, abs=1e-12)
+    tasks_T = torch.tensor([2, 0, 0, 1, 2])
+    weights_SK, experts_SK = task_choices(task_gate_SE, top_k)
+    weights_TK, experts_TK = top_k_task(tasks_T, task_gate_SE, top_k)
+    assert torch.equal(weights_TK, weights_SK[tasks_T])
+    assert torch.equal(experts_TK, experts_SK[tasks_T])
+
+
+def test_a_task_gate_in_bfloat16_gives_weights_in_float32() -> None:
+    weights_SK, experts_SK = task_choices(torch.tensor([[1.0, 0.0, 2.0]]).bfloat16(), 2)
+    assert (weights_SK.dtype, experts_SK.dtype, experts_SK.tolist()) == (torch.float32, torch.int64, [[2, 0]])
+
+
+def test_gradients_reach_the_gates_and_the_rows() -> None:
+    """Training calls the very same functions."""
+    rows_TD = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    gate_ED = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda rows, gate: top_k_gate(rows, gate, 2)[0], (rows_TD, gate_ED))
+    task_gate_SE = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    tasks_T = torch.tensor([1, 1, 0])
+    assert torch.autograd.gradcheck(lambda gate: top_k_task(tasks_T, gate, 2)[0], (task_gate_SE,))

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 import torch
 
+from router.levels import TokenGates
 from router.server import RouterServer
 from tests.router.fleet import Weights, cut, random_weights, serve_shard
 from tests.transport.driving import KEY, connected, random_rows, turn_until
@@ -45,7 +46,7 @@ class ExpertThread:
 
 @contextmanager
 def running_router(layers: list[Weights], recovery_timeout_s: float, degrade: bool = False) -> Iterator[RouterServer]:
-    server = RouterServer([layer.gate_ED for layer in layers], 2, KEY, None, recovery_timeout_s, degrade)
+    server = RouterServer(TokenGates([layer.gate_ED for layer in layers], 2), KEY, None, recovery_timeout_s, degrade)
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

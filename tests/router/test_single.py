@@ -25,8 +25,9 @@ def test_it_is_sent_and_combined_as_any_row(data: st.DataObject) -> None:
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32)))
     gate_ED = gate_weights(torch.randn(num_experts, WIDTH, generator=generator).to(dtype))
     row_1D = torch.randn(1, WIDTH, generator=generator).to(dtype)
-    sent_KD, plan = route_row(row_1D, gate_ED, top_k)
-    expected_KD, expected = dispatch(row_1D, *top_k_gate(row_1D, gate_ED, top_k), num_experts)
+    gate_row_1D = data.draw(st.sampled_from([row_1D, torch.randn(1, WIDTH, generator=generator).to(dtype)]))
+    sent_KD, plan = route_row(row_1D, gate_row_1D, gate_ED, top_k)
+    expected_KD, expected = dispatch(row_1D, *top_k_gate(gate_row_1D, gate_ED, top_k), num_experts)
     assert torch.equal(sent_KD, expected_KD)
     assert plan.counts == expected.counts
     answers_KD = torch.randn(top_k, WIDTH, generator=generator).to(dtype)
@@ -41,13 +42,14 @@ def test_it_is_sent_and_combined_as_any_row(data: st.DataObject) -> None:
 def test_what_is_no_number_comes_back_as_none(value: float) -> None:
     """As with many rows; it must not end the router, whose other requests are well."""
     row_1D = torch.full((1, WIDTH), value)
-    sent_KD, plan = route_row(row_1D, torch.randn(5, WIDTH), 2)
+    sent_KD, plan = route_row(row_1D, row_1D, torch.randn(5, WIDTH), 2)
     assert sum(plan.counts) == 2
     assert bool(combine(plan, sent_KD).isnan().any())
 
 
 def test_large_logits_do_not_overflow() -> None:
     gate_ED = torch.tensor([[1e8, 0.0], [-1e8, 0.0], [0.0, 1.0]])
-    _, plan = route_row(torch.tensor([[1e30, 0.0]]), gate_ED, 2)
+    row_1D = torch.tensor([[1e30, 0.0]])
+    _, plan = route_row(row_1D, row_1D, gate_ED, 2)
     assert plan.counts == [1, 0, 1]
     assert plan.weights_TK.tolist() == [[1.0, 0.0]]

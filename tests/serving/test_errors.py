@@ -259,3 +259,29 @@ def test_a_broken_generator_is_an_internal_error(serve: Serve) -> None:
     status, error, _ = post(served, "/v1/completions", COMPLETION)
     assert (status, error["code"]) == (500, "internal")
     assert "Zero" not in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, "routes by task, and it is missing; allowed: python, C++ & co."),
+        ({"task": ""}, "it is missing; allowed: python, C++ & co."),
+        ({"task": "poetry"}, "'poetry' is none of them; allowed: python, C++ & co."),
+    ],
+)
+def test_a_model_that_routes_by_task_needs_one(serve: Serve, path: str, change: dict[str, Any], words: str) -> None:
+    served = serve(FakeGenerator(), tasks=("python", "C++ & co."))
+    body = COMPLETION if path == "/v1/completions" else CHAT
+    status, error, _ = post(served, path, body | change)
+    assert (status, error["param"]) == (400, "task")
+    assert words in error["message"]
+    assert not served.generator.submits
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_the_task_reaches_the_nodes(serve: Serve, path: str) -> None:
+    served = serve(FakeGenerator(), tasks=("python", "C++ & co."))
+    body = (COMPLETION if path == "/v1/completions" else CHAT) | {"task": "C++ & co.", "n": 2}
+    assert httpx.post(served.url + path, json=body, timeout=20).status_code == 200
+    assert [submit.task for submit in served.generator.submits] == ["C++ & co."] * 2

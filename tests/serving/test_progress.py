@@ -21,7 +21,7 @@ def test_prompt_scores_of_several_messages_come_with_the_first_token() -> None:
 
 
 def test_a_resume_asks_for_what_is_left() -> None:
-    submit = Submit(prompt_ids=[1, 2], sampling=Sampling(prompt_logprobs=True, max_tokens=4))
+    submit = Submit(prompt_ids=[1, 2], sampling=Sampling(prompt_logprobs=True, max_tokens=4), task="prose")
     progress = Progress(submit)
     progress.take(scores(2))
     assert not progress.request().resumed
@@ -34,6 +34,7 @@ def test_a_resume_asks_for_what_is_left() -> None:
     assert [score.token_id for score in again.prompt_logprobs] == [2], "the lost node's scores are not repeated"
     request = progress.request()
     assert list(request.output_ids) == [7, 8]
+    assert request.task == "prose"
     assert not request.sampling.prompt_logprobs
     assert submit.sampling.prompt_logprobs, "the caller's message is left alone"
 
