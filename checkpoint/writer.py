@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import CONFIG_FILE, GENERATION_FILE, MixtralConfig
+from model.routing import FIELD, Routing
 
 MAX_FILE_BYTES = 5_000_000_000
 TOKENIZER_FILES = (
@@ -80,7 +81,7 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 def config_json(config: MixtralConfig, dtype_name: str) -> dict[str, Any]:
     """Returns config.json, with the fields of old and of new transformers."""
     ids = list(config.eos_token_ids)
-    return {
+    return _routing_json(config.routing) | {
         "architectures": ["MixtralForCausalLM"],
         "model_type": "mixtral",
         "hidden_act": "silu",
@@ -108,6 +109,13 @@ def config_json(config: MixtralConfig, dtype_name: str) -> dict[str, Any]:
         "output_router_logits": False,
         "use_cache": True,
     }
+
+
+def _routing_json(routing: Routing) -> dict[str, Any]:
+    if routing.level == "token":
+        return {}
+    which = {"positions": routing.positions} if routing.level == "sentence" else {"tasks": list(routing.tasks)}
+    return {FIELD: {"level": routing.level, **which}}
 
 
 def _write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], max_file_bytes: int) -> None:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from training.data_errors import EncodingError
 
+MAX_VOCABULARY = 1 << 31
 TOKENIZER, TOKENIZER_CONFIG, MODEL_CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
 
 
@@ -86,6 +87,28 @@ def load_encoder(directory: Path, vocab_size: int) -> Encoder:
     encoder = Encoder(text, vocab_size, eos_id, around[-1:] == [eos_id], None if starts else bos_id)
     encoder.check([eos_id, *around], lambda: str(path))
     return encoder
+
+
+@dataclass(frozen=True, slots=True)
+class SpecialIds:
+    """What a model of a tokenizer has to know of it. `bos_id` None: it knows no token that starts a text."""
+
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int
+
+
+def special_ids(directory: Path) -> SpecialIds:
+    """Returns the size of a tokenizer's vocabulary and the ids that start and end a text.
+
+    Raises:
+        EncodingError: As for `load_encoder`.
+    """
+    load_encoder(directory, MAX_VOCABULARY)  # for its checks
+    tokenizer = _tokenizer((directory / TOKENIZER).read_text(encoding="utf-8"))
+    config = _read_json(directory / TOKENIZER_CONFIG)
+    bos_id = _special_id(tokenizer, config, "bos_token")
+    return SpecialIds(tokenizer.get_vocab_size(), bos_id, _eos_id(tokenizer, config, directory))
 
 
 def _eos_id(tokenizer: Tokenizer, config: dict[str, Any], directory: Path) -> int:

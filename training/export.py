@@ -8,9 +8,11 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from checkpoint.experts import ExpertNaming, gate_name, task_gate_name
 from checkpoint.writer import write_checkpoint
 from model.config import MixtralConfig
 from model.dtypes import TORCH_DTYPES
+from model.routing import Routing
 from training.checkpoints import CHECKPOINT_FOLDER, Complete, complete_checkpoints
 
 TOKENIZER_FOLDER = "tokenizer"  # in a run's folder
@@ -19,7 +21,6 @@ LAYER_NAMES = {
     "input_norm": "input_layernorm.weight",
     "post_norm": "post_attention_layernorm.weight",
     "attention.output": "self_attn.o_proj.weight",
-    "moe.gate": "block_sparse_moe.gate.weight",
 }
 WHOLE_NAMES = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}
 
@@ -59,7 +60,9 @@ def find_checkpoint(run: Path, step: int | None) -> Complete:
 
 def config_of(complete: Complete) -> MixtralConfig:
     """Returns the model's sizes, as the checkpoint has them."""
-    return MixtralConfig(**{**complete.config, "eos_token_ids": tuple(complete.config["eos_token_ids"])})
+    said = complete.config
+    routing = Routing(**{**said["routing"], "tasks": tuple(said["routing"]["tasks"])})
+    return MixtralConfig(**{**said, "eos_token_ids": tuple(said["eos_token_ids"]), "routing": routing})
 
 
 def exported(complete: Complete, config: MixtralConfig) -> Iterator[tuple[str, Tensor]]:
@@ -86,6 +89,9 @@ def _renamed(name: str, value: Tensor, config: MixtralConfig) -> Iterator[tuple[
     prefix = f"model.layers.{layer}"
     if rest in LAYER_NAMES:
         yield f"{prefix}.{LAYER_NAMES[rest]}", value
+    elif rest == "moe.gate":
+        name_of = task_gate_name if config.routing.level == "task" else gate_name
+        yield name_of(ExpertNaming.PER_EXPERT, int(layer)), value
     elif rest == "attention.qkv":
         rows = [config.query_size, config.key_value_size, config.key_value_size]
         for which, part in zip("qkv", value.split(rows), strict=True):

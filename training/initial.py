@@ -3,7 +3,8 @@
 Each tensor has a generator of its own, seeded by its name, and each expert too: so any division of the experts among
 ranks starts from the same model.
 
-V vocabulary, D model dim, F expert hidden dim, E experts, N rows of the joint projection, M columns of the output one.
+V vocabulary, D model dim, F expert hidden dim, E experts, N rows of the joint projection, M columns of the output
+one, S tasks.
 """
 
 import hashlib
@@ -41,7 +42,7 @@ class InitialWeights(Protocol):
         ...
 
     def gate(self, layer: int) -> Tensor:
-        """[E, D]"""
+        """[E, D]; at level task [S, E]"""
         ...
 
     def expert(self, layer: int, expert: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +79,10 @@ class RandomWeights:
         return self._normal(f"layers.{layer}.output", self._config.hidden_size, self._config.query_size)
 
     def gate(self, layer: int) -> Tensor:
-        return self._normal(f"layers.{layer}.gate", self._config.num_experts, self._config.hidden_size)
+        routing, num_experts = self._config.routing, self._config.num_experts
+        if routing.level == "task":
+            return self._normal(f"layers.{layer}.task_gate", len(routing.tasks), num_experts)
+        return self._normal(f"layers.{layer}.gate", num_experts, self._config.hidden_size)
 
     def expert(self, layer: int, expert: int) -> tuple[Tensor, Tensor]:
         name, hidden, ffn = f"layers.{layer}.experts.{expert}", self._config.hidden_size, self._config.ffn_size

@@ -155,11 +155,8 @@ def _batch(it: _Run, cursor: Cursor) -> Batch:
 
 
 def _on_device(packed: PackedBatch, mesh: Mesh) -> Batch:
-    ids_BL, labels_BL, positions_BL = (
-        torch.from_numpy(values_BL).to(mesh.device)
-        for values_BL in (packed.ids_BL, packed.labels_BL, packed.positions_BL)
-    )
-    return Batch(ids_BL, labels_BL, positions_BL)
+    values = (packed.ids_BL, packed.labels_BL, packed.positions_BL, packed.tasks_B)
+    return Batch(*(torch.from_numpy(value).to(mesh.device) for value in values))
 
 
 @torch.no_grad()
@@ -187,7 +184,7 @@ def _packed(job: Job, store: Path) -> PackedData:
 def _initial(job: Job) -> InitialWeights:
     dtype = torch.float64 if job.dtype == "float64" else torch.float32
     if job.start_from is not None:
-        return CheckpointWeights(job.start_from, job.config, dtype)
+        return CheckpointWeights(job.start_from, job.config, job.seed, dtype)
     return RandomWeights(job.config, job.seed, dtype)
 
 

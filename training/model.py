@@ -14,9 +14,10 @@ from model.config import MixtralConfig
 from model.norm import rms_norm
 from model.rope import RotaryTable
 from training.attention import Attention, AttentionPlan, additive, sees
+from training.gate_input import GateInput, Jitter, gate_input_of
 from training.initial import InitialWeights
 from training.mesh import Mesh
-from training.moe import MoeLayer, Routing
+from training.moe import MoeLayer, RoutedRows
 
 IGNORED = -1  # a label from which nothing is learnt
 EXPERT_PARAMETERS = ("gate_up", "down")
@@ -30,11 +31,13 @@ class Batch:
         ids_BL: Token ids, int64.
         labels_BL: The id that follows each; IGNORED where nothing is to be learnt.
         positions_BL: Each position's place in its document.
+        tasks_B: Each sequence's task; zeros where there are none.
     """
 
     ids_BL: Tensor
     labels_BL: Tensor
     positions_BL: Tensor
+    tasks_B: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Outcome:
 
     nats: Tensor
     num_labels: int
-    routings: list[Routing]
+    routings: list[RoutedRows]
 
 
 class Layer(nn.Module):
@@ -63,31 +66,18 @@ class Layer(nn.Module):
         self.post_norm = nn.Parameter(weights.vector(f"layers.{index}.post_norm"))
         experts = [weights.expert(index, expert) for expert in local]
         gate_up, down = (torch.stack(parts) for parts in zip(*experts, strict=True))
-        self.moe = MoeLayer(weights.gate(index), gate_up, down, config.top_k, mesh)
+        self.moe = MoeLayer(weights.gate(index), gate_up, down, config, mesh)
         self._eps = config.norm_eps
 
     def forward(
-        self, rows_TD: Tensor, plan: AttentionPlan, jitter: "Jitter | None", capacity: int | None
-    ) -> tuple[Tensor, Routing]:
+        self, rows_TD: Tensor, plan: AttentionPlan, gate_input: GateInput, capacity: int | None
+    ) -> tuple[Tensor, RoutedRows]:
         """Returns the rows after this layer, and what was routed where."""
         normed_TD = rms_norm(rows_TD, self.input_norm.to(rows_TD.dtype), self._eps)
         rows_TD = rows_TD + self.attention(normed_TD, plan)
         normed_TD = rms_norm(rows_TD, self.post_norm.to(rows_TD.dtype), self._eps)
-        gate_input_TD = normed_TD if jitter is None else jitter(normed_TD)
-        out_TD, routing = self.moe(normed_TD, gate_input_TD, capacity)
+        out_TD, routing = self.moe(normed_TD, gate_input, capacity)
         return rows_TD + out_TD, routing
-
-
-class Jitter:
-    """Multiplies what the gate sees by noise from 1 - share to 1 + share (Switch Transformers, arXiv 2101.03961)."""
-
-    def __init__(self, share: float, generator: torch.Generator) -> None:
-        self._share = share
-        self._generator = generator
-
-    def __call__(self, rows_TD: Tensor) -> Tensor:
-        noise_TD = torch.empty_like(rows_TD).uniform_(1 - self._share, 1 + self._share, generator=self._generator)
-        return rows_TD * noise_TD
 
 
 class TrainModel(nn.Module):
@@ -126,13 +116,14 @@ class TrainModel(nn.Module):
 
     def rows(
         self, batch: Batch, capacity: int | None = None, jitter: Jitter | None = None
-    ) -> tuple[Tensor, list[Routing]]:
+    ) -> tuple[Tensor, list[RoutedRows]]:
         """Returns the normed rows [T, D] after the last layer, and each layer's routing."""
         plan = self._plan(batch.positions_BL)
+        gate_input = gate_input_of(self.config.routing, batch.positions_BL, batch.tasks_B, jitter)
         rows_TD = F.embedding(batch.ids_BL.flatten(), self.embedding).to(self.dtype)
-        routings: list[Routing] = []
+        routings: list[RoutedRows] = []
         for layer in self.layers:
-            rows_TD, routing = layer(rows_TD, plan, jitter, capacity)
+            rows_TD, routing = layer(rows_TD, plan, gate_input, capacity)
             routings.append(routing)
         return rms_norm(rows_TD, self.final_norm.to(self.dtype), self.config.norm_eps), routings
 

@@ -1,7 +1,8 @@
 """One layer's mixture of experts in training: gate, dispatch, exchange, experts, exchange back, combine.
 
 T rows of this rank, D model dim, E experts, e experts that this rank holds, K chosen experts per row, N = T*K copies,
-R copies received for the experts here, G ranks of the `ep` group, C capacity, F expert hidden dim.
+R copies received for the experts here, G ranks of the `ep` group, C capacity, F expert hidden dim,
+S tasks.
 """
 
 from dataclasses import dataclass
@@ -10,16 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.config import MixtralConfig
 from router.capacity import combine_from_capacity, dispatch_to_capacity
-from router.gating import choose, gate_logits
+from router.gating import choose
 from router.plan import combine, dispatch
 from training.exchange import exchange_counts, exchange_rows
 from training.ffn import expert_ffn
+from training.gate_input import GateInput
 from training.mesh import Mesh
 
 
 @dataclass(frozen=True)
-class Routing:
+class RoutedRows:
     """What one layer did with this rank's rows.
 
     Args:
@@ -39,26 +42,27 @@ class MoeLayer(nn.Module):
     """The experts that this rank holds, and the gate, which every rank has.
 
     Args:
-        gate_ED, gate_up_e2FD, down_eDF: The initial weights.
+        gate: The initial weights, [E, D]; at level task [S, E].
+        gate_up_e2FD, down_eDF: Those of the experts here.
     """
 
-    def __init__(self, gate_ED: Tensor, gate_up_e2FD: Tensor, down_eDF: Tensor, top_k: int, mesh: Mesh) -> None:
+    def __init__(self, gate: Tensor, gate_up_e2FD: Tensor, down_eDF: Tensor, config: MixtralConfig, mesh: Mesh) -> None:
         super().__init__()
-        self.gate = nn.Parameter(gate_ED)
+        self.gate = nn.Parameter(gate)
         self.gate_up = nn.Parameter(gate_up_e2FD)
         self.down = nn.Parameter(down_eDF)
-        self._num_experts = gate_ED.shape[0]
-        self._top_k = top_k
+        self._num_experts = config.num_experts
+        self._top_k = config.top_k
         self._mesh = mesh
 
-    def forward(self, rows_TD: Tensor, gate_input_TD: Tensor, capacity: int | None) -> tuple[Tensor, Routing]:
+    def forward(self, rows_TD: Tensor, gate_input: GateInput, capacity: int | None) -> tuple[Tensor, RoutedRows]:
         """Returns the combined outputs [T, D] and what was routed where.
 
         Args:
-            gate_input_TD: What the gate sees; the rows, unless they are jittered or pooled for it.
+            gate_input: What the gate goes by, beside the rows.
             capacity: C, the same on every rank; None: dropless.
         """
-        logits_TE = gate_logits(gate_input_TD, self.gate)
+        logits_TE = gate_input.logits(rows_TD, self.gate)
         weights_TK, experts_TK = choose(logits_TE, self._top_k)
         if capacity is None:
             sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
@@ -69,7 +73,7 @@ class MoeLayer(nn.Module):
             counts, dropped = full.counts, full.num_dropped
         probs_E = logits_TE.softmax(-1).sum(0)
         z = logits_TE.logsumexp(-1).square().sum()
-        return out_TD, Routing(probs_E, z, torch.tensor(counts), dropped)
+        return out_TD, RoutedRows(probs_E, z, torch.tensor(counts), dropped)
 
     def _dropless(self, sent_ND: Tensor, counts: list[int]) -> Tensor:
         """Returns the answers of the experts, wherever they are, in the order of the rows."""

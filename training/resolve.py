@@ -1,8 +1,10 @@
 """From a training file to what the ranks need: every choice made, as plain data."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from model.config import MixtralConfig, read_config
+from model.routing import Routing
 from training.encoding import special_ids
 from training.loop import Job
 from training.losses import LossSettings
@@ -18,6 +20,8 @@ PREPARED_DTYPE = "float32"  # what a new model's config.json says until it is ex
 def model_of(spec: TrainingSpec) -> MixtralConfig:
     """Returns the model's sizes: the checkpoint's, or the file's with the tokenizer's vocabulary.
 
+    At level task, the tasks are not known before the data have been read: `with_tasks` adds them.
+
     Raises:
         ConfigError: The checkpoint is no Mixtral that can be trained.
         EncodingError: The tokenizer cannot be read.
@@ -27,7 +31,7 @@ def model_of(spec: TrainingSpec) -> MixtralConfig:
     if wanted is None:
         config = read_config(Path(str(spec.model.path)))
         check_experts(spec, config.num_experts)
-        return config
+        return replace(config, routing=_routing(spec))
     ids = special_ids(spec.model.tokenizer_directory)
     return MixtralConfig(
         hidden_size=wanted.hidden_size,
@@ -47,7 +51,20 @@ def model_of(spec: TrainingSpec) -> MixtralConfig:
         bos_token_id=ids.bos_id,
         eos_token_ids=(ids.eos_id,),
         dtype=PREPARED_DTYPE,
+        routing=_routing(spec),
     )
+
+
+def with_tasks(config: MixtralConfig, tasks: tuple[str, ...]) -> MixtralConfig:
+    """Returns the model with the tasks of its data, in the order of their numbers there; of other levels, itself."""
+    if config.routing.level != "task":
+        return config
+    return replace(config, routing=Routing("task", tasks=tasks))
+
+
+def _routing(spec: TrainingSpec) -> Routing:
+    level = spec.model.routing
+    return Routing(level, positions=spec.model.sentence_positions if level == "sentence" else 0)
 
 
 def sources_of(spec: TrainingSpec) -> list[Source]:

@@ -10,7 +10,7 @@ from model.config import MixtralConfig
 from training.checkpoints import Complete, complete_checkpoints
 from training.export import TOKENIZER_FOLDER
 from training.ingest import Ingested, ingest
-from training.resolve import job_of, model_of, run_folder, sources_of, workers_of
+from training.resolve import job_of, model_of, run_folder, sources_of, with_tasks, workers_of
 from training.spec import TrainingSpec
 from training.trainer import TrainingFailed, train
 
@@ -57,6 +57,7 @@ def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
         watch.on_tokens,
     )
     watch.on_data(ingested)
+    config = with_tasks(config, ingested.training.info.task_names)
     held_out = None if ingested.held_out is None else ingested.held_out.directory
     job = job_of(spec, config, ingested.training.directory, held_out)
     copy_tokenizer(spec.model.tokenizer_directory, job.folder / TOKENIZER_FOLDER)  # for whoever exports it

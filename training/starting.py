@@ -7,25 +7,35 @@ from torch import Tensor
 
 from checkpoint.reader import CheckpointReader
 from checkpoint.weights import AttentionWeights, read_attention_weights, read_expert_layer, read_gates
-from model.config import MixtralConfig
+from model.config import MixtralConfig, read_config
+from training.initial import RandomWeights
 
 
 class CheckpointWeights:
     """A checkpoint's weights, as `TrainModel` asks for its initial ones.
 
     Args:
+        config: The checkpoint's, perhaps with another routing level.
+        seed: Of gates that the checkpoint does not have.
         dtype: Of the parameters.
 
     Raises:
         CheckpointError: It cannot be read (checkpoint/errors.py).
     """
 
-    def __init__(self, directory: Path, config: MixtralConfig, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, directory: Path, config: MixtralConfig, seed: int, dtype: torch.dtype = torch.float32
+    ) -> None:
+        self._seed = seed
         self._reader = CheckpointReader(directory)
         self._config = config
         self._dtype = dtype
         self._dense: AttentionWeights = read_attention_weights(self._reader, config, dtype)
-        self._gates = read_gates(self._reader, config, dtype)
+        stored = read_config(directory)
+        # A checkpoint of another level has no gates for this one: they start at random.
+        levels = {stored.routing.level, config.routing.level}
+        known = len(levels) == 1 or "task" not in levels
+        self._gates = read_gates(self._reader, config, dtype) if known else None
 
     def embedding(self) -> Tensor:
         return self._dense.embedding_VD
@@ -47,6 +57,8 @@ class CheckpointWeights:
         return self._dense.layers[layer].output_DM
 
     def gate(self, layer: int) -> Tensor:
+        if self._gates is None:
+            return RandomWeights(self._config, self._seed, self._dtype).gate(layer)
         return self._gates[layer]
 
     def expert(self, layer: int, expert: int) -> tuple[Tensor, Tensor]:

@@ -10,10 +10,11 @@ import torch
 from torch.optim import Optimizer
 
 from router.capacity import capacity_of
+from training.gate_input import Jitter
 from training.gradients import clip, global_norm, reduce_gradients
 from training.losses import Losses, LossSettings, losses_of
 from training.mesh import Mesh
-from training.model import Batch, Jitter, TrainModel
+from training.model import Batch, TrainModel
 
 
 class NonFiniteLoss(ArithmeticError):

@@ -147,7 +147,7 @@ def _manta_step(rank: int, shape: MeshShape, sizes: Sizes, meeting: str) -> Call
 
     def step(number: int) -> object:
         ids = torch.randint(sizes.vocab_size, (sizes.batch // shape.world, sizes.sequence_length + 1))
-        batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions_BL)
+        batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions_BL, positions_BL[:, 0])
         return train_step(model, optimizer, batch, number, positions_BL.numel(), settings, mesh)
 
     return step

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import MixtralConfig
+from model.routing import BY_TOKEN
 from training.model import Batch
 
 Parameters = dict[str, Tensor]
@@ -37,6 +38,7 @@ def small_config(**changes: object) -> MixtralConfig:
         "bos_token_id": 0,
         "eos_token_ids": (1,),
         "dtype": "float32",
+        "routing": BY_TOKEN,
     }
     return MixtralConfig(**{**fields, **changes})  # pyright: ignore[reportArgumentType]
 
@@ -51,7 +53,8 @@ def random_batch(config: MixtralConfig, seed: int, num_sequences: int, length: i
     for row in range(num_sequences):
         cut = int(torch.randint(1, length, (1,), generator=generator))
         positions[row, cut:] -= cut
-    return Batch(ids[:, :-1].contiguous(), labels, positions)
+    tasks = torch.arange(num_sequences) % max(1, len(config.routing.tasks))
+    return Batch(ids[:, :-1].contiguous(), labels, positions, tasks)
 
 
 def parameters_of(config: MixtralConfig, seed: int, scale: float = 12.0) -> Parameters:
@@ -63,7 +66,8 @@ def parameters_of(config: MixtralConfig, seed: int, scale: float = 12.0) -> Para
         sizes[start + "input_norm"] = sizes[start + "post_norm"] = (config.hidden_size,)
         sizes[start + "attention.qkv"] = (config.query_size + 2 * config.key_value_size, config.hidden_size)
         sizes[start + "attention.output"] = (config.hidden_size, config.query_size)
-        sizes[start + "moe.gate"] = (config.num_experts, config.hidden_size)
+        tasks = len(config.routing.tasks)
+        sizes[start + "moe.gate"] = (tasks, config.num_experts) if tasks else (config.num_experts, config.hidden_size)
         sizes[start + "moe.gate_up"] = (config.num_experts, 2 * config.ffn_size, config.hidden_size)
         sizes[start + "moe.down"] = (config.num_experts, config.hidden_size, config.ffn_size)
     sizes["final_norm"] = (config.hidden_size,)
@@ -170,7 +174,7 @@ def _forward(parameters: Parameters, config: MixtralConfig, batch: Batch, capaci
         start = f"layers.{layer}."
         x = x + _attention(parameters, start, config, _norm(x, parameters[start + "input_norm"], config), batch)
         rows = _norm(x, parameters[start + "post_norm"], config).flatten(0, 1)
-        logits = rows @ parameters[start + "moe.gate"].T
+        logits = _logits(parameters[start + "moe.gate"], rows, config, batch)
         out, lost = _experts(parameters, start, config, rows, logits, capacity)
         x = x + out.view_as(x)
         all_logits.append(logits)
@@ -181,6 +185,20 @@ def _forward(parameters: Parameters, config: MixtralConfig, batch: Batch, capaci
     kept = batch.labels_BL >= 0
     nats = -log_probs[kept].gather(-1, batch.labels_BL[kept].unsqueeze(-1)).sum()
     return _Pass(nats, all_logits, dropped, x.flatten(0, 1))
+
+
+def _logits(gate: Tensor, rows: Tensor, config: MixtralConfig, batch: Batch) -> Tensor:
+    length = batch.ids_BL.shape[1]
+    if config.routing.level == "task":
+        return torch.stack([gate[batch.tasks_B[row // length]] for row in range(rows.shape[0])])
+    if config.routing.level == "token":
+        return rows @ gate.T
+    seen: list[Tensor] = []
+    for row in range(rows.shape[0]):
+        position = int(batch.positions_BL.flatten()[row])
+        counted = range(row - position, row - position + min(position + 1, config.routing.positions))
+        seen.append(torch.stack([rows[other] for other in counted]).mean(0))
+    return torch.stack(seen) @ gate.T
 
 
 def _norm(x: Tensor, weight: Tensor, config: MixtralConfig) -> Tensor:

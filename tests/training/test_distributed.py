@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.config import MixtralConfig
+from model.routing import Routing
 from router.capacity import capacity_of
 from tests.training import naive
 from tests.training.naive import GivenWeights, Parameters, parameters_of, random_batch, small_config
@@ -68,6 +69,8 @@ def cases(seed: int) -> list[Case]:
         dropless,
         replace(dropless, factor=0.8),
         replace(dropless, losses=replace(both, scope="rank"), config=replace(config, window=4, top_k=1)),
+        replace(dropless, config=replace(config, routing=Routing("sentence", 3))),
+        replace(dropless, factor=1.0, config=replace(config, routing=Routing("task", 0, ("one", "two")))),
         replace(dropless, one_sided=True, config=replace(config, top_k=1, tie_embeddings=True)),
     ]
 

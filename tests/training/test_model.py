@@ -1,9 +1,13 @@
 """One process against the naive model: outputs, losses and every gradient, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
+from model.config import MixtralConfig
+from model.routing import Routing
 from router.capacity import capacity_of
 from tests.training import naive
 from tests.training.naive import GivenWeights, parameters_of, random_batch, small_config
@@ -26,7 +30,32 @@ def distance(one: Tensor, other: Tensor) -> float:
 def test_outputs_losses_and_gradients_are_the_naive_ones(
     num_experts: int, top_k: int, factor: float | None, window: int | None, tie: bool, seed: int
 ) -> None:
-    config = small_config(num_experts=num_experts, top_k=top_k, window=window, tie_embeddings=tie)
+    check(small_config(num_experts=num_experts, top_k=top_k, window=window, tie_embeddings=tie), factor, seed)
+
+
+@pytest.mark.parametrize("factor", [None, 0.7])
+@pytest.mark.parametrize(
+    "routing",
+    [Routing("sentence", 1), Routing("sentence", 4), Routing("sentence", 50), Routing("task", 0, ("one", "two"))],
+    ids=str,
+)
+def test_so_are_those_of_other_levels(routing: Routing, factor: float | None, seed: int) -> None:
+    check(small_config(routing=routing), factor, seed)
+
+
+def test_what_comes_later_changes_nothing_before(seed: int) -> None:
+    config = small_config(routing=Routing("sentence", 6))
+    model = TrainModel(config, GivenWeights(parameters_of(config, seed)), lone_mesh(), torch.float64)
+    batch = random_batch(config, seed, num_sequences=2, length=12)
+    other = replace(batch, ids_BL=batch.ids_BL.clone())
+    other.ids_BL[:, 5:] = (other.ids_BL[:, 5:] + 1) % config.vocab_size
+    before, after = (model.rows(one)[0].view(2, 12, -1) for one in (batch, other))
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+def check(config: MixtralConfig, factor: float | None, seed: int) -> None:
+    num_experts, top_k = config.num_experts, config.top_k
     parameters = parameters_of(config, seed)
     batch = random_batch(config, seed, num_sequences=3, length=12)
     capacity = None if factor is None else capacity_of(36, top_k, num_experts, factor)
