@@ -201,9 +201,7 @@ def export(
     run: Annotated[Path, typer.Argument(help="A run's folder: STORAGE/NAME of its training file.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="The directory to write; new, or empty.", show_default=False)],
     step: Annotated[int | None, typer.Option(help="Which checkpoint; without it: the newest.")] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="What the weights are stored in.")
-    ] = "bfloat16",
+    dtype: Annotated[Literal["float32", "bfloat16"], typer.Option(help="What the weights are stored in.")] = "bfloat16",
 ) -> None:
     """Write a trained model as a Hugging Face checkpoint, to serve it."""
     with plain_errors():

@@ -20,9 +20,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
+from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim import Optimizer
 
@@ -118,7 +120,7 @@ class Saver:
         self._timeout_s = timeout_s
         self._mesh = mesh
         # Its own group: a save's messages must not get between the training's.
-        self._group = None if mesh.grid is None else dist.new_group(backend="gloo")
+        self._group: Any = None if mesh.grid is None else dist.new_group(backend="gloo")
         self._pending: tuple[Path, Progress, dict[str, Any], Future[Any]] | None = None
 
     def save(self, model: TrainModel, optimizer: Optimizer, progress: Progress) -> None:
@@ -131,9 +133,9 @@ class Saver:
         directory = self._folder / (checkpoint_name(progress.step) + PARTIAL)
         copied = {name: _copied(value) for name, value in state_of(model, optimizer, self._mesh).items()}
         try:
-            future: Any = dcp.async_save(
+            future: Any = async_save(
                 copied,
-                storage_writer=dcp.FileSystemWriter(directory, sync_files=True),
+                storage_writer=FileSystemWriter(directory, sync_files=True),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
@@ -196,9 +198,9 @@ def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mes
     check_fits(complete, model.config)
     state = state_of(model, optimizer, mesh)
     try:
-        dcp.load(
+        load_tensors(
             state,
-            storage_reader=dcp.FileSystemReader(complete.directory),
+            storage_reader=FileSystemReader(complete.directory),
             no_dist=mesh.grid is None,
         )
     except (OSError, CheckpointException, RuntimeError, ValueError, KeyError) as error:

@@ -1,12 +1,14 @@
 """From a run's checkpoint to a Hugging Face one, which `manta serve` and transformers load. One process, no ranks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from checkpoint.experts import ExpertNaming, gate_name, task_gate_name
 from checkpoint.writer import write_checkpoint
@@ -60,24 +62,29 @@ def find_checkpoint(run: Path, step: int | None) -> Complete:
 
 def config_of(complete: Complete) -> MixtralConfig:
     """Returns the model's sizes, as the checkpoint has them."""
-    said = complete.config
-    routing = Routing(**{**said["routing"], "tasks": tuple(said["routing"]["tasks"])})
-    return MixtralConfig(**{**said, "eos_token_ids": tuple(said["eos_token_ids"]), "routing": routing})
+    said: dict[str, Any] = complete.config
+    routing: dict[str, Any] = said["routing"]
+    whole: dict[str, Any] = {
+        **said,
+        "eos_token_ids": tuple(said["eos_token_ids"]),
+        "routing": Routing(routing["level"], routing["positions"], tuple(routing["tasks"])),
+    }
+    return MixtralConfig(**whole)
 
 
 def exported(complete: Complete, config: MixtralConfig) -> Iterator[tuple[str, Tensor]]:
     """Yields the model's tensors by their names in a Hugging Face checkpoint; reads one of training's at a time."""
-    reader = dcp.FileSystemReader(complete.directory)
+    reader = FileSystemReader(complete.directory)
     stored = reader.read_metadata().state_dict_metadata
     for name in sorted(name.removeprefix("parameters.") for name in stored if name.startswith("parameters.")):
         yield from _renamed(name, _read(complete.directory, f"parameters.{name}", stored), config)
 
 
-def _read(directory: Path, name: str, stored: dict[str, object]) -> Tensor:
+def _read(directory: Path, name: str, stored: Mapping[str, object]) -> Tensor:
     found = stored[name]
     assert isinstance(found, TensorStorageMetadata), f"{name} is no tensor"
     state = {name: torch.empty(found.size, dtype=found.properties.dtype)}
-    dcp.load(state, storage_reader=dcp.FileSystemReader(directory), no_dist=True)
+    load_tensors(state, storage_reader=FileSystemReader(directory), no_dist=True)
     return state[name]
 
 

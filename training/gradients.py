@@ -45,14 +45,14 @@ def global_norm(dense: Sequence[Tensor], experts: Sequence[Tensor], mesh: Mesh) 
 def clip(gradients: Sequence[Tensor], norm: float, limit: float) -> None:
     """Shortens gradients in place so that the whole model's, now `norm` long, is at most `limit` long."""
     if norm > limit:
-        torch._foreach_mul_(list(gradients), limit / norm)  # pyright: ignore[reportPrivateUsage]
+        for gradient in gradients:
+            gradient.mul_(limit / norm)
 
 
 def _square_of(gradients: Sequence[Tensor], device: torch.device) -> Tensor:
     if not gradients:
         return torch.zeros((), dtype=torch.float64, device=device)
-    lengths = torch._foreach_norm(list(gradients))  # pyright: ignore[reportPrivateUsage]
-    return torch.stack([length.double() for length in lengths]).square().sum()
+    return torch.stack([torch.linalg.vector_norm(gradient).double() for gradient in gradients]).square().sum()
 
 
 def _start(gradient: Tensor, group: dist.ProcessGroup) -> dist.Work:

@@ -23,9 +23,7 @@ class CheckpointWeights:
         CheckpointError: It cannot be read (checkpoint/errors.py).
     """
 
-    def __init__(
-        self, directory: Path, config: MixtralConfig, seed: int, dtype: torch.dtype = torch.float32
-    ) -> None:
+    def __init__(self, directory: Path, config: MixtralConfig, seed: int, dtype: torch.dtype = torch.float32) -> None:
         self._seed = seed
         self._reader = CheckpointReader(directory)
         self._config = config

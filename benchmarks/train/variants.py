@@ -157,24 +157,22 @@ def _transformers_step(sizes: Sizes) -> Callable[[int], object]:
     from transformers import MixtralConfig as TheirConfig
     from transformers import MixtralForCausalLM
 
-    model: Any = MixtralForCausalLM(
-        TheirConfig(
-            vocab_size=sizes.vocab_size,
-            hidden_size=sizes.hidden_size,
-            intermediate_size=sizes.ffn_size,
-            num_hidden_layers=sizes.num_layers,
-            num_attention_heads=sizes.num_heads,
-            num_key_value_heads=sizes.num_kv_heads,
-            num_local_experts=sizes.num_experts,
-            num_experts_per_tok=sizes.top_k,
-            sliding_window=None,
-            max_position_embeddings=sizes.sequence_length,
-            tie_word_embeddings=True,
-            router_aux_loss_coef=BALANCE,
-            output_router_logits=True,
-            attn_implementation="sdpa",
-        )
+    config: Any = TheirConfig(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.ffn_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_heads,
+        num_key_value_heads=sizes.num_kv_heads,
+        num_local_experts=sizes.num_experts,
+        num_experts_per_tok=sizes.top_k,
+        sliding_window=None,
+        max_position_embeddings=sizes.sequence_length,
+        tie_word_embeddings=True,
+        router_aux_loss_coef=BALANCE,
+        output_router_logits=True,
     )
+    model: Any = MixtralForCausalLM(config)  # its defaults: sdpa, grouped products of the experts
     model.to(getattr(torch, sizes.dtype)).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=SETTINGS.peak_lr, betas=(SETTINGS.beta1, SETTINGS.beta2), fused=True

@@ -62,9 +62,7 @@ def test_ray_is_imported_only_where_processes_are_made() -> None:
         and path.name not in RAY_FILES
         and path not in RAY_PATHS
     ]
-    assert strangers == [], (
-        "Ray belongs in deployment.py, actor.py, the files named above, cluster/ and benchmarks/"
-    )
+    assert strangers == [], "Ray belongs in deployment.py, actor.py, the files named above, cluster/ and benchmarks/"
 
 
 def test_the_gateway_and_the_configuration_do_without_torch() -> None:
