@@ -21,6 +21,10 @@ TOKENIZER_FILES = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+    "vocab.json",
+    "merges.txt",
     "chat_template.jinja",
     "added_tokens.json",
 )

@@ -5,6 +5,7 @@ Nothing heavy is imported until a command runs, so that `manta --help` answers a
 
 import json
 import secrets
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -208,6 +209,26 @@ def export(
         from manta.train import export_run
 
         typer.echo(export_run(run, out, step, dtype))
+
+
+@app.command()
+def extract(
+    model: Annotated[
+        Path, typer.Argument(help="A Hugging Face directory whose model routes by task.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Argument(help="The directory to write; new, or empty.", show_default=False)],
+    task: Annotated[str, typer.Option(help="One of the model's tasks.", show_default=False)],
+    dtype: Annotated[Dtype, typer.Option(help="What the weights are stored in. auto: the model's own.")] = "auto",
+) -> None:
+    """Write a plain, smaller Mixtral with the experts of one task only."""
+    with plain_errors():
+        from training.extract import extract as extract_task
+
+        before, after = extract_task(model, out, task, dtype)
+        typer.echo(
+            f"Wrote {after.num_experts} of {before.num_experts} experts in each layer to {out}. "
+            f"Serve it: manta serve {shlex.quote(str(out))}"
+        )
 
 
 @app.command()

@@ -58,6 +58,11 @@ class TaskModel:
         self._model = model
         self._tasks = tasks
 
+    @property
+    def layers(self) -> torch.nn.ModuleList:
+        """The layers of transformers' model."""
+        return self._model.model.layers
+
     def double(self) -> None:
         """Computes in float64 from now on."""
         self._model.double()

@@ -1,1 +1,1 @@
-"""Runs in Ray Train workers: mesh, MoE layer, losses, data, loop, export."""
+"""Runs in Ray Train workers: mesh, MoE layer, losses, data, loop, export, extraction."""

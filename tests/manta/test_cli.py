@@ -37,6 +37,9 @@ SURFACE = {
         "--dtype",
         "--echo",
     },
+    "train": {"FILE", "--steps", "--address"},
+    "export": {"run", "out", "--step", "--dtype"},
+    "extract": {"model", "out", "--task", "--dtype"},
     "version": set[str](),
 }
 
