@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
@@ -33,6 +34,9 @@ from training.mesh import Mesh
 from training.model import TrainModel, is_expert
 
 CHECKPOINT_FOLDER = "checkpoints"  # in a run's folder
+# What torch says of a run of a single process.
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+
 PROGRESS_FILE = "progress.json"
 FORMAT = 1
 PARTIAL = ".partial"

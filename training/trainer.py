@@ -6,7 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
@@ -20,7 +19,6 @@ from training.workers import Workers
 
 POLL_S = 0.5
 RAY_FOLDER = "ray"  # in the run's folder: what Ray Train itself keeps
-STOPPED = "stopped"
 
 
 class TrainingFailed(RuntimeError):
@@ -52,9 +50,8 @@ def train(job: Job, workers: Workers, on_record: Callable[[dict[str, Any]], None
     finally:
         done.set()
         follower.join()
-    stopped = (result.metrics or {}).get(STOPPED)
-    if stopped:
-        raise TrainingFailed(str(stopped))
+    if result.return_value:
+        raise TrainingFailed(str(result.return_value))
 
 
 def _trainer(job: Job, workers: Workers) -> TorchTrainer:
@@ -79,16 +76,15 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
     )
 
 
-def _work(config: dict[str, Any]) -> None:
-    """What each rank does."""
+def _work(config: dict[str, Any]) -> str:
+    """What each rank does. Returns why it stopped before the end; empty: it did not."""
     job, workers = config["job"], config["workers"]
     torch.set_num_threads(max(1, int(workers.num_cpus)))
     try:
         run(job, _mesh(job, workers))
-    except TrainingStopped as error:  # said, not raised: Ray Train would start the ranks again, to the same end
-        ray.train.report({STOPPED: str(error)})
-    else:
-        ray.train.report({STOPPED: ""})
+    except TrainingStopped as error:  # not raised: Ray Train would start the ranks again, to the same end
+        return str(error)
+    return ""
 
 
 def _mesh(job: Job, workers: Workers) -> Mesh:

@@ -3,7 +3,6 @@
 Legend: B sequences (here always one), L tokens, V vocabulary.
 """
 
-import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -17,8 +16,11 @@ from tokenizers import Tokenizer
 from transformers import MixtralForCausalLM
 
 from manta.demo import corpus
+from manta.demo.curve import loss_curve
+from training.metrics import read_metrics
 
 CHUNK = 1024
+TRAINING_LENGTH = 512  # data.sequence_length of train.yaml
 SAMPLE_PROMPT = "class Reader:\n    def __init__(self, path):\n        self.path = path\n\n    def read(self):\n"
 SAMPLE_TOKENS = 80
 
@@ -33,10 +35,11 @@ FACTS = {
     "data": "the standard library of CPython $python: $train_files files, $train_mb MB of source",
     "left out": "test folders, `site-packages`, `encodings`, `pydoc_data`, files made for one machine",
     "held out": "$held_out_files files, $held_out_kb kB, chosen by the hash of their names",
-    "training": "$steps steps of 2048 tokens ($train_tokens M tokens, $epochs passes) in $minutes minutes "
-    "on one thread of a processor that other work shared",
-    "method": "AdamW, peak learning rate 2e-3, warm-up and cosine by time spent, gradients clipped at 1, "
-    "load-balancing loss 0.02, bf16 autocast; sequences of 256 tokens, of 512 in the last 30 %",
+    "training": "`manta train`: $steps steps of $step_tokens tokens ($train_tokens M tokens) in $minutes minutes by "
+    "$workers workers of one thread each, which hold half of the experts each, on a processor that other work shared",
+    "method": "AdamW, peak learning rate 2e-3, warm-up and cosine, gradients clipped at 1, load-balancing loss 0.02, "
+    "computed in bf16; packed sequences of 512 tokens, attention within documents; each file as a whole, and again cut "
+    "at its top-level definitions ([train.yaml](train.yaml))",
     "**held-out loss**": "**$loss nats per token, $bits_per_byte bits per byte** "
     "(bf16 weights, computed in fp32, each chunk of 1024 tokens alone)",
 }
@@ -57,14 +60,17 @@ real, so that a served completion looks like Python. It shows that Manta works; 
 | --- | --- |
 """
 TAIL = """
+![Loss by step: each, and smoothed](loss.svg)
+
 ## Make it again
 
 ```
-python -m manta.demo.recipe OUT --minutes 75
+python -m manta.demo.recipe OUT
+manta train OUT/train.yaml
 python -m manta.demo.recipe OUT --finish       # scores it on the held-out files and writes this card
 ```
 
-Another interpreter has another library, and the schedule follows the clock, so the weights will differ.
+Another interpreter has another library, so its weights will differ.
 
 ## A sample
 
@@ -145,13 +151,16 @@ def num_bytes(texts: Mapping[str, str]) -> int:
     return sum(len(text.encode()) for text in texts.values())
 
 
-def figures(out: Path, texts: corpus.Corpus) -> dict[str, object]:
-    """Measure the checkpoint under `out`; returns what the card's blanks are filled with."""
+def figures(out: Path, records: Sequence[Mapping[str, Any]], texts: corpus.Corpus) -> dict[str, object]:
+    """Measure the checkpoint under `out`; returns what the card's blanks are filled with.
+
+    Args:
+        records: Of the run's metrics.
+    """
     model = MixtralForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
-    training = json.loads((out / "training.json").read_text())
+    step_tokens = TRAINING_LENGTH * records[0]["samples_seen"]
     held_out = score(model, corpus.encode_documents(tokenizer, texts.held_out.values()))
-    train_tokens = sum(map(len, corpus.encode_documents(tokenizer, texts.train.values())))
     parameters = sum(p.numel() for p in model.parameters())
     return {
         "parameters": f"{parameters:,}",
@@ -163,10 +172,11 @@ def figures(out: Path, texts: corpus.Corpus) -> dict[str, object]:
         "train_mb": f"{num_bytes(texts.train) / 1e6:.1f}",
         "held_out_files": len(texts.held_out),
         "held_out_kb": f"{num_bytes(texts.held_out) / 1e3:.0f}",
-        "steps": training["steps"],
-        "train_tokens": f"{training['tokens'] / 1e6:.1f}",
-        "epochs": f"{training['tokens'] / train_tokens:.1f}",
-        "minutes": f"{training['training_s'] / 60:.0f}",
+        "steps": len(records),
+        "step_tokens": step_tokens,
+        "train_tokens": f"{TRAINING_LENGTH * records[-1]['samples_seen'] / 1e6:.1f}",
+        "minutes": f"{sum(step_tokens / record['tokens_per_s'] for record in records) / 60:.0f}",
+        "workers": records[-1]["workers"],
         "loss": f"{held_out.per_token:.3f}",
         "bits_per_byte": f"{held_out.bits_per_byte(num_bytes(texts.held_out)):.3f}",
         "sample": sample(model, tokenizer),
@@ -175,6 +185,8 @@ def figures(out: Path, texts: corpus.Corpus) -> dict[str, object]:
     }
 
 
-def write_card(out: Path, texts: corpus.Corpus) -> None:
-    """Score the checkpoint under `out` and write its README.md."""
-    (out / "README.md").write_text(CARD.substitute(figures(out, texts)))
+def write_card(out: Path, run: Path, texts: corpus.Corpus) -> None:
+    """Scores the checkpoint under `out` and writes its README.md, with the loss curve of the run that made it."""
+    records = read_metrics(run)
+    (out / "loss.svg").write_text(loss_curve([record["loss"] for record in records], "loss, nats per token"))
+    (out / "README.md").write_text(CARD.substitute(figures(out, records, texts)))

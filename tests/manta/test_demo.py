@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -12,6 +13,13 @@ from transformers import AutoTokenizer, MixtralForCausalLM
 
 import manta.demo
 from manta.demo import card, corpus, recipe
+from manta.demo.curve import loss_curve
+from tests.training.small_data import make_store
+from training.encoding import load_encoder
+from training.loop import run
+from training.mesh import lone_mesh
+from training.resolve import job_of, model_of
+from training.spec import load_training
 
 FOLDER = Path(manta.demo.__file__).parent
 SOURCE = """\
@@ -98,49 +106,40 @@ def test_a_folder_without_sources_is_refused(tmp_path: Path) -> None:
         corpus.read_corpus(tmp_path)
 
 
-def test_a_pause_counts_no_training_time() -> None:
-    clock = recipe.TrainingClock(budget_s=10.0)
-    for step_s in (1.0, 3600.0, 1.5):
-        clock.add(step_s)
-    assert clock.spent_s == 2.5
-    assert clock.progress == 0.25
+def test_pieces_begin_at_definitions_and_keep_decorators(tmp_path: Path) -> None:
+    text = "import os\n" + "".join(f"\n@cached\ndef f{number}():\n    return {'x' * 150}\n" for number in range(9))
+    found = list(recipe.pieces(text))
+    assert len(found) == 3
+    assert all(piece.startswith("@cached\ndef ") and len(piece) >= recipe.LEAST_PIECE for piece in found)
+    assert list(recipe.pieces("print(1)\n")) == []
 
 
-def test_the_learning_rate_warms_up_and_falls() -> None:
-    rates = [recipe.learning_rate(progress / 1000) for progress in range(1001)]
-    peak = rates.index(max(rates))
-    assert rates[peak] == recipe.PEAK_LR
-    assert peak == 20
-    assert rates[:peak] == sorted(rates[:peak])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[-1] == pytest.approx(recipe.FINAL_LR)
+def test_the_loss_curve_is_a_picture() -> None:
+    root = ElementTree.fromstring(loss_curve([8.0 / (1 + step) for step in range(1000)], "loss"))
+    points = [line.attrib["points"].split() for line in root if line.tag.endswith("polyline")]
+    assert [len(line) for line in points] == [500, 500]
+    heights = [float(point.split(",")[1]) for point in points[0]]
+    assert heights == sorted(heights), "it falls: downwards is larger"
 
 
-def test_batches_cover_the_corpus_and_open_with_a_document_and_with_a_start() -> None:
-    ids_N = torch.arange(3, 3 + 2**14, dtype=torch.int16)
-    seen: set[int] = set()
-    stream = recipe.batches(ids_N, [128, 256], 256, torch.Generator().manual_seed(0))
-    for _ in range(16):
-        batch_BL = next(stream)
-        assert batch_BL.shape[1] == 256
-        assert batch_BL[0, 1].item() - 4 in {128, 256}
-        assert batch_BL[-1, 0] == 0
-        seen |= set(batch_BL.flatten().tolist())
-    assert len(seen) > 0.9 * len(ids_N)
-
-
-def test_a_short_training_run_saves_a_checkpoint_and_its_card(tmp_path: Path) -> None:
-    files = sorted(name for name in corpus.read_corpus().train if name.startswith("json/"))
-    library = Path(json.__file__).parent.parent
-    texts = {name: (library / name).read_text() for name in files} | {"long.py": SOURCE * 60}
+def test_the_recipe_from_corpus_to_card(tmp_path: Path, seed: int) -> None:
+    """All of it but Ray: a few steps of the very file, on a small part of the corpus."""
+    texts = {f"{number}.py": SOURCE * 20 for number in range(3)}
     small = corpus.Corpus(train=texts, held_out={"held_out.py": SOURCE})
-    bpe = corpus.train_tokenizer(small.train.values(), vocab_size=512)
-    recipe.train(tmp_path, bpe, recipe.encode(bpe, small), budget_s=1.0)
-    card.write_card(tmp_path, small)
-    assert "bits per byte" in (tmp_path / "README.md").read_text()
-    loaded = MixtralForCausalLM.from_pretrained(tmp_path)
-    assert loaded.dtype == torch.bfloat16
-    assert not list(tmp_path.glob(".*.partial"))
+    recipe.prepare(tmp_path, small)
+    few = {"schedule.steps": 2, "schedule.batch": 2, "optimizer.warmup_steps": 1}
+    spec = load_training(tmp_path / "train.yaml", few)
+    config = model_of(spec)
+    assert (config.num_experts, config.window, config.eos_token_ids) == (8, 256, (1,))
+    encoder = load_encoder(spec.model.tokenizer_directory, config.vocab_size)
+    make_store(tmp_path / "store", encoder.encode(list(texts.values())), vocab_size=config.vocab_size)
+    run(job_of(spec, config, tmp_path / "store", None), lone_mesh())
+    recipe.finish(tmp_path, small)
+    card_text = (tmp_path / "model" / "README.md").read_text()
+    assert "bits per byte" in card_text
+    assert "2 steps of 1024 tokens" in card_text
+    assert (tmp_path / "model" / "loss.svg").is_file()
+    assert MixtralForCausalLM.from_pretrained(tmp_path / "model").dtype == torch.bfloat16
 
 
 def test_bits_per_byte() -> None:

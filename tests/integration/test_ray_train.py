@@ -1,0 +1,223 @@
+"""Runs under Ray Train: they reach their end though a worker is killed, and say why where they cannot."""
+
+import json
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import torch
+from transformers import MixtralForCausalLM
+
+from tests.integration.ray_service import complete, kill, running_service, wait_until
+from tests.training.small_data import make_tokenizer
+from training.checkpoints import complete_checkpoints
+from training.data_errors import DataError
+from training.export import export
+from training.loop import run
+from training.mesh import lone_mesh
+from training.metrics import read_metrics
+from training.resolve import job_of
+from training.running import Finished, Watch, run_training
+from training.spec import TrainingSpec, training_from_dict
+from training.trainer import TrainingFailed
+
+pytestmark = pytest.mark.cluster
+
+STEPS = 120
+TRAINING_S = 240.0
+WORKER = "ray::RayTrainWorker"
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory, ray_port: int) -> Path:
+    """A folder with a tokenizer and some text that can be learnt; its tokens are made by the first run."""
+    del ray_port  # a Ray runs
+    folder = tmp_path_factory.mktemp("training")
+    make_tokenizer(folder / "tokenizer")
+    (folder / "text").mkdir()
+    for number in range(40):
+        (folder / "text" / f"{number:02}.txt").write_text(f"file {number} counts: " + "one two three " * 12)
+    return folder
+
+
+def spec_of(folder: Path, name: str, **sections: dict[str, Any]) -> TrainingSpec:
+    """Two workers that share the experts; small steps in float64, so that any two runs have the same curve."""
+    config = {
+        "hidden_size": 32,
+        "ffn_size": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "num_experts": 4,
+        "window": 24,
+        "max_context": 256,
+    }
+    data: dict[str, Any] = {
+        "name": name,
+        "storage": str(folder / "storage"),
+        "model": {"tokenizer": str(folder / "tokenizer"), "config": config, "dtype": "float64"},
+        "data": {"sources": [{"path": str(folder / "text")}], "sequence_length": 48, "held_out": 0.2},
+        "parallel": {"workers": 2, "expert_parallel": 2, "num_cpus": 0.2},
+        "optimizer": {"warmup_steps": 1},
+        "schedule": {"steps": STEPS, "batch": 4, "evaluate_every": 30},
+        "checkpoints": {"every": 10},
+        "limits": {"collective_timeout_s": 60},
+    }
+    for section, fields in sections.items():
+        data[section] = {**data.get(section, {}), **fields}
+    return training_from_dict(data)
+
+
+class Killing(threading.Thread):
+    """Kills a worker of a run once that has made some steps. (The run itself needs the main thread.)"""
+
+    def __init__(self, folder: Path, saving: bool) -> None:
+        super().__init__()
+        self._folder = folder
+        self._saving = saving
+        self.victims: list[int] = []
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._kill()
+        except BaseException as error:
+            self.error = error
+
+    def _kill(self) -> None:
+        wait_until(lambda: len(read_metrics(self._folder)) > 30, TRAINING_S, "the run is on its way")
+        if self._saving:
+            partial = self._folder / "checkpoints"
+            wait_until(lambda: list(partial.glob("*.partial")), TRAINING_S, "a checkpoint is being written")
+        self.victims = workers()
+        kill(self.victims[1])
+
+
+def workers() -> list[int]:
+    """The training workers of this session's Ray: children of its raylet."""
+    session = ray._private.worker._global_node.get_session_dir_path()  # pyright: ignore
+    found: list[int] = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has just ended
+            if not (process / "cmdline").read_text().startswith(WORKER):
+                continue
+            parent = int((process / "stat").read_text().rpartition(") ")[2].split()[1])
+            if session in Path(f"/proc/{parent}/cmdline").read_text():
+                found.append(int(process.name))
+    return found
+
+
+def undisturbed(spec: TrainingSpec, finished: Finished, folder: Path) -> list[dict[str, Any]]:
+    """The records of the same run, made by this process alone."""
+    (store,) = (Path(spec.storage) / "data").glob("*/training")
+    job = job_of(spec, finished.config, store, store.parent / "held_out")
+    run(replace(job, folder=folder), lone_mesh())
+    return read_metrics(folder)
+
+
+def same_curve(records: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    assert [one["step"] for one in records] == list(range(1, STEPS + 1))
+    for one, other in zip(records, expected, strict=True):
+        assert one["samples_seen"] == other["samples_seen"]
+        for name in ("loss", "balance", "gradient_norm", "held_out_loss"):
+            assert (one[name] is None) == (other[name] is None)
+            assert one[name] is None or one[name] == pytest.approx(other[name], rel=1e-7), (name, one["step"])
+
+
+@pytest.mark.parametrize(
+    "saving",
+    [pytest.param(False, id="between saves", marks=pytest.mark.full), pytest.param(True, id="during a save")],
+)
+def test_a_killed_worker_changes_nothing_of_the_curve(files: Path, saving: bool, tmp_path: Path) -> None:
+    name = f"killed {saving}".replace(" ", "-").lower()
+    spec = spec_of(files, name, checkpoints={"every": 2 if saving else 25})
+    folder = files / "storage" / name
+    killing = Killing(folder, saving)
+    killing.start()
+    finished = run_training(spec, Watch())
+    killing.join()
+    assert killing.error is None, killing.error
+    assert len(killing.victims) == 2
+    assert finished.checkpoint.progress.step == STEPS
+    records = read_metrics(folder)
+    same_curve(records, undisturbed(spec, finished, tmp_path / "alone"))
+    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
+    assert not list((folder / "checkpoints").glob("*.partial"))
+
+
+def test_from_training_to_served_tokens(files: Path, ray_port: int) -> None:
+    finished = run_training(spec_of(files, "served", schedule={"steps": 40}), Watch())
+    out = files / "out"
+    export(finished.checkpoint, out, "float32", files / "tokenizer")
+    theirs = MixtralForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    prompt = [0, 70, 75, 80]
+    with torch.no_grad():
+        whole: Any = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24, pad_token_id=1)
+    expected = whole[0, len(prompt) :].tolist()
+    with running_service(out, ray_port, "trained") as service:
+        answer = complete(service.client(), prompt, 24, extra_body={"return_token_ids": True, "ignore_eos": True})
+    assert answer.token_ids[: len(expected)] == expected
+
+
+@pytest.mark.full
+def test_a_range_takes_the_workers_that_there_is_room_for(files: Path) -> None:
+    parallel = {"workers": {"min": 1, "max": 4}, "num_cpus": 0.8}  # of two CPUs, which other tests share
+    run_training(spec_of(files, "elastic", parallel=parallel, schedule={"steps": 4}), Watch())
+    records = read_metrics(files / "storage" / "elastic")
+    assert 1 <= records[-1]["workers"] <= 2
+    assert records[-1]["step"] == 4
+
+
+@pytest.mark.full
+def test_it_goes_on_where_it_stopped(files: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    run_training(spec_of(files, "twice", schedule={"steps": 10}), Watch())
+    watch = Watch(on_record=lambda record: seen.append(record["step"]))
+    run_training(spec_of(files, "twice", schedule={"steps": 15}, parallel={"workers": 1, "expert_parallel": 1}), watch)
+    assert seen == [11, 12, 13, 14, 15]
+
+
+def test_a_loss_that_is_no_number_is_not_tried_again(files: Path) -> None:
+    spec = spec_of(
+        files,
+        "broken",
+        optimizer={"name": "sgd", "peak_lr": 1e200, "final_lr": 1e200, "warmup_steps": 0, "clip_norm": None},
+        checkpoints={"every": 1},
+    )
+    began_s = time.monotonic()
+    with pytest.raises(TrainingFailed, match=r"step \d+ .*(there is no checkpoint yet|last good checkpoint is step-0)"):
+        run_training(spec, Watch())
+    assert time.monotonic() - began_s < 60
+    records = read_metrics(files / "storage" / "broken")
+    assert [one["step"] for one in records] == list(range(1, len(records) + 1))
+
+
+def test_storage_that_cannot_be_written_is_named(files: Path) -> None:
+    (files / "storage" / "blocked").mkdir(parents=True)
+    (files / "storage" / "blocked" / "checkpoints").write_text("a file where a folder is to be")
+    with pytest.raises(TrainingFailed, match=r"blocked/checkpoints cannot be written"):
+        run_training(spec_of(files, "blocked", limits={"max_failures": 0}), Watch())
+
+
+def test_empty_data_are_named(files: Path) -> None:
+    (files / "empty").mkdir()
+    with pytest.raises(DataError, match="empty"):
+        run_training(spec_of(files, "empty", data={"sources": [{"path": str(files / "empty")}]}), Watch())
+
+
+@pytest.mark.full
+def test_a_checkpoint_of_another_shape_is_named(files: Path) -> None:
+    spec = spec_of(files, "shape", schedule={"steps": 2})
+    run_training(spec, Watch())
+    (found,) = complete_checkpoints(files / "storage" / "shape" / "checkpoints")
+    path = found.directory / "progress.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "config": {**said["config"], "ffn_size": 7}}))
+    with pytest.raises(TrainingFailed, match=r"another model: ffn_size 7 \(now 48\)"):
+        run_training(spec_of(files, "shape", schedule={"steps": 4}, limits={"max_failures": 0}), Watch())
+    assert found.directory.is_dir()

@@ -1,0 +1,122 @@
+"""Against transformers' own Mixtral, in float32: losses, every gradient, and what is exported."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import MixtralForCausalLM
+
+from checkpoint.experts import ExpertNaming
+from model.config import MixtralConfig, read_config
+from model.routing import Routing
+from tests.random_checkpoint import make_checkpoint
+from training.checkpoints import Progress, Saver, complete_checkpoints
+from training.export import config_of, export
+from training.losses import LossSettings, losses_of
+from training.mesh import lone_mesh
+from training.model import Batch, TrainModel
+from training.optimizer import OptimizerSettings, make_optimizer
+from training.starting import CheckpointWeights
+from training.step import StepSettings, train_step
+
+CLOSE = 2e-5
+
+
+def batch_of(config: MixtralConfig, seed: int, num_sequences: int = 2, length: int = 20) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(config.vocab_size, (num_sequences, length + 1), generator=generator)
+    positions = torch.arange(length).repeat(num_sequences, 1)
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions, positions[:, 0])
+
+
+def close(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() <= CLOSE * other.abs().max())
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("window", [None, 7])
+@pytest.mark.parametrize("fused_names", [False, True])
+def test_losses_and_gradients_are_those_of_transformers(
+    fused_names: bool, window: int | None, tie: bool, tmp_path: Path, seed: int
+) -> None:
+    theirs = make_checkpoint(tmp_path / "model", seed=seed, window=window, tie=tie, fused_names=fused_names)
+    config = read_config(tmp_path / "model")
+    ours = TrainModel(config, CheckpointWeights(tmp_path / "model", config, seed), lone_mesh(), torch.float32)
+    batch = batch_of(config, seed)
+    losses = losses_of(ours(batch), batch.ids_BL.numel(), config.top_k, LossSettings(balance=0), lone_mesh())
+    losses.share.backward()
+
+    logits = theirs(input_ids=batch.ids_BL).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch.labels_BL.flatten())
+    loss.backward()
+    assert losses.nats == pytest.approx(float(loss.detach()), rel=CLOSE)
+    expected = by_our_names(theirs, config)
+    for name, parameter in ours.named_parameters():
+        assert parameter.grad is not None
+        assert close(parameter.grad, expected[name]), name
+
+
+def by_our_names(model: MixtralForCausalLM, config: MixtralConfig) -> dict[str, Tensor]:
+    """Their gradients by our names, whichever way their version holds the experts."""
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    mapped = {"embedding": found["model.embed_tokens.weight"], "final_norm": found["model.norm.weight"]}
+    if not config.tie_embeddings:
+        mapped["lm_head"] = found["lm_head.weight"]
+    for layer in range(config.num_layers):
+        there, here = f"model.layers.{layer}.", f"layers.{layer}."
+        mapped[here + "input_norm"] = found[there + "input_layernorm.weight"]
+        mapped[here + "post_norm"] = found[there + "post_attention_layernorm.weight"]
+        parts = [found[f"{there}self_attn.{which}_proj.weight"] for which in "qkv"]
+        mapped[here + "attention.qkv"] = torch.cat(parts)
+        mapped[here + "attention.output"] = found[there + "self_attn.o_proj.weight"]
+        block = there + ExpertNaming.FUSED.value
+        mapped[here + "moe.gate"] = found[f"{block}.gate.weight"]
+        mapped[here + "moe.gate_up"] = found[f"{block}.experts.gate_up_proj"]
+        mapped[here + "moe.down"] = found[f"{block}.experts.down_proj"]
+    return mapped
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_exported_is_what_was_trained(dtype: str, tmp_path: Path, seed: int) -> None:
+    make_checkpoint(tmp_path / "model", seed=seed, window=16)
+    config = read_config(tmp_path / "model")
+    model = TrainModel(config, CheckpointWeights(tmp_path / "model", config, seed), lone_mesh(), torch.float32)
+    optimizer = make_optimizer(model.parameters(), OptimizerSettings())
+    for step in range(2):
+        train_step(model, optimizer, batch_of(config, seed + step), step, 40, StepSettings(), lone_mesh())
+    saver = Saver(tmp_path / "checkpoints", 1, 60, lone_mesh())
+    saver.save(model, optimizer, Progress(2, 4, "store"))
+    saver.finish()
+    (found,) = complete_checkpoints(tmp_path / "checkpoints")
+    assert config_of(found) == config
+    export(found, tmp_path / "out", dtype, tmp_path / "model")
+
+    theirs = MixtralForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
+    with torch.no_grad():
+        if dtype == "bfloat16":
+            for parameter in model.parameters():
+                parameter.copy_(parameter.bfloat16().float())
+        batch = batch_of(config, seed + 9)
+        ours = model.logits(model.rows(batch)[0]).view(2, 20, -1)
+        assert close(ours, theirs(input_ids=batch.ids_BL).logits)
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+    again = read_config(tmp_path / "out")
+    assert (again.window, again.dtype, again.rope_theta) == (config.window, dtype, config.rope_theta)
+
+
+@pytest.mark.parametrize("routing", [Routing("sentence", 4), Routing("task", 0, ("one", "two"))], ids=str)
+def test_other_levels_are_exported_and_read_again(routing: Routing, tmp_path: Path, seed: int) -> None:
+    from dataclasses import replace
+
+    make_checkpoint(tmp_path / "model", seed=seed)
+    config = replace(read_config(tmp_path / "model"), routing=routing)
+    model = TrainModel(config, CheckpointWeights(tmp_path / "model", config, seed), lone_mesh(), torch.float32)
+    saver = Saver(tmp_path / "checkpoints", 1, 60, lone_mesh())
+    saver.save(model, make_optimizer(model.parameters(), OptimizerSettings()), Progress(0, 0, "store"))
+    saver.finish()
+    export(complete_checkpoints(tmp_path / "checkpoints")[0], tmp_path / "out", "float32", None)
+    assert read_config(tmp_path / "out") == replace(config, dtype="float32")
+    again = TrainModel(config, CheckpointWeights(tmp_path / "out", config, seed + 1), lone_mesh(), torch.float32)
+    for (name, one), (_, other) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
