@@ -61,7 +61,7 @@ def make_runs(firsts_R: Ints, counts_R: Ints, num_positions: int, device: torch.
 
     Args:
         firsts_R: The position of each run's first row.
-        counts_R: Rows of each run, at least one.
+        counts_R: Rows of each run, at least one; there need not be a run.
         num_positions: `Routing.positions`.
     """
     ends_R = counts_R.cumsum()
@@ -69,7 +69,7 @@ def make_runs(firsts_R: Ints, counts_R: Ints, num_positions: int, device: torch.
     offset_T = np.arange(len(run_T)) - (ends_R - counts_R)[run_T]
     position_T = firsts_R[run_T] + offset_T
     num_counted_R = np.clip(num_positions - firsts_R, 0, counts_R)
-    most_counted = int(num_counted_R.max())
+    most_counted = int(num_counted_R.max(initial=0))
     source_T = np.arange(len(run_T)) - np.maximum(offset_T - np.maximum(num_counted_R - 1, 0)[run_T], 0)
     single = len(run_T) == len(counts_R)
     counted_T = position_T < num_positions
@@ -86,7 +86,7 @@ def make_runs(firsts_R: Ints, counts_R: Ints, num_positions: int, device: torch.
         passes=tuple((shift, put(offset_T[:, None] >= shift)) for shift in _powers_of_two(most_counted)),
         source_T=None if single else put(source_T),
         divisor_T1=put(np.minimum(position_T, num_positions - 1)[:, None] + 1),
-        any_counted=most_counted > 0,
+        any_counted=most_counted > 0 or not len(counts_R),
     )
 
 

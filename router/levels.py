@@ -103,13 +103,14 @@ class TaskGates:
         """See `Gates.check`."""
         _check_shape(request, len(self._task_gates), self._width)
         asked = request.header.layer_rows
-        task_ids, counts = list(asked.task_ids), list(asked.num_rows_per_task)
-        same_length = len(task_ids) == len(counts)
-        if not same_length or sum(counts) != request.rows_TD.shape[0] or max(task_ids) >= self._num_tasks:
+        task_ids, counts = asked.task_ids, asked.num_rows_per_task
+        fitting = len(task_ids) == len(counts) <= request.rows_TD.shape[0]
+        if not fitting or sum(counts) != request.rows_TD.shape[0] or max(task_ids) >= self._num_tasks:
             raise CallError(
                 "invalid_request",
-                f"rows {counts} of tasks {task_ids}; allowed, as the model routes by task: tasks 0 to "
-                f"{self._num_tasks - 1}, with {request.rows_TD.shape[0]} rows together",
+                f"{len(task_ids)} runs of tasks up to {max(task_ids, default=-1)}, {len(counts)} counts, {sum(counts)} "
+                f"rows; allowed, as the model routes by task: tasks 0 to {self._num_tasks - 1}, with "
+                f"{request.rows_TD.shape[0]} rows together",
             )
 
     def route(self, request: Request, missing: Collection[int]) -> tuple[Tensor, Plan]:

@@ -54,5 +54,5 @@ def combine(plan: Plan, answers_ND: Tensor) -> Tensor:
     if plan.place_N is None:
         return weights_TK.mm(answers_ND)
     num_rows, top_k = weights_TK.shape
-    answers_TKD = answers_ND.index_select(0, plan.place_N).view(num_rows, top_k, -1)
+    answers_TKD = answers_ND.index_select(0, plan.place_N).view(num_rows, top_k, answers_ND.shape[1])
     return (answers_TKD * weights_TK.unsqueeze(-1)).sum(1)

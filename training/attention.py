@@ -70,7 +70,7 @@ class Attention(nn.Module):
         """Returns [T, D] for the normed rows of a layer."""
         num_sequences, length, head_dim = plan.cos_BLS.shape
         joint_TN = F.linear(rows_TD, self.qkv.to(rows_TD.dtype))
-        joint = joint_TN.view(num_sequences, length, -1, head_dim)
+        joint = joint_TN.view(num_sequences, length, sum(self._heads), head_dim)
         q_BLHS, k_BLGS, v_BLGS = joint.split(self._heads, dim=2)
         q_BHLS, k_BGLS = _rotate(q_BLHS, plan).transpose(1, 2), _rotate(k_BLGS, plan).transpose(1, 2)
         mixed_BHLS = F.scaled_dot_product_attention(
@@ -80,7 +80,7 @@ class Attention(nn.Module):
             attn_mask=None if plan.mask_BLL is None else plan.mask_BLL.unsqueeze(1),
             is_causal=plan.mask_BLL is None,
         )
-        mixed_TM = mixed_BHLS.transpose(1, 2).reshape(num_sequences * length, -1)
+        mixed_TM = mixed_BHLS.transpose(1, 2).reshape(num_sequences * length, self._heads[0] * head_dim)
         return F.linear(mixed_TM, self.output.to(rows_TD.dtype))
 
 

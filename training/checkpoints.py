@@ -47,6 +47,10 @@ class CheckpointError(RuntimeError):
     """A checkpoint cannot be written or read; says which, why, and what is left."""
 
 
+class OtherRun(CheckpointError):
+    """A checkpoint is of a run that this one cannot go on with; another try would end alike."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run had come.
@@ -54,12 +58,12 @@ class Progress:
     Args:
         step: Steps made.
         samples_seen: Training sequences seen: where the data goes on.
-        store: The token store that they were read from.
+        data: Names what they were, and their order.
     """
 
     step: int
     samples_seen: int
-    store: str
+    data: str
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,9 @@ class Saver:
         """
         self.finish()
         directory = self._folder / (checkpoint_name(progress.step) + PARTIAL)
-        copied = {name: _copied(value) for name, value in state_of(model, optimizer, self._mesh).items()}
         try:
-            future: Any = async_save(
-                copied,
+            future: Any = async_save(  # copies what it is given before it returns
+                state_of(model, optimizer, self._mesh),
                 storage_writer=FileSystemWriter(directory, sync_files=True),
                 process_group=self._group,
                 no_dist=self._group is None,
@@ -211,17 +214,30 @@ def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mes
         raise CheckpointError(f"{complete.directory} cannot be read: {_cause(error)}") from error
 
 
+def check_data(complete: Complete, data: str) -> None:
+    """Does nothing if a run goes on with the samples of its checkpoint.
+
+    Raises:
+        OtherRun: They, or their order, are others.
+    """
+    if complete.progress.data != data:
+        raise OtherRun(
+            f"{complete.directory} was made from other data: its sources, how they are cut or the seed were changed "
+            "since, so that samples would be seen twice or never; give the run another name, or the data back"
+        )
+
+
 def check_fits(complete: Complete, config: MixtralConfig) -> None:
     """Does nothing if a checkpoint is of a model of these sizes.
 
     Raises:
-        CheckpointError: Names what differs.
+        OtherRun: Names what differs.
     """
     now = json.loads(json.dumps(asdict(config)))
     differing = [name for name in now if complete.config.get(name) != now[name]]
     if differing:
         words = ", ".join(f"{name} {complete.config.get(name)} (now {now[name]})" for name in differing)
-        raise CheckpointError(
+        raise OtherRun(
             f"{complete.directory} is of another model: {words}; give the run another name, or its model's settings"
         )
 
@@ -264,14 +280,6 @@ def _whole(name: str, value: Tensor, mesh: Mesh) -> Tensor:
     if mesh.grid is None or not is_expert(name):
         return value
     return DTensor.from_local(value, mesh.grid, [Replicate(), Shard(0)], run_check=False)
-
-
-def _copied(value: Tensor) -> Tensor:
-    """A copy in main memory: training goes on while it is written."""
-    if isinstance(value, DTensor):
-        local = value.to_local()
-        return DTensor.from_local(_copied(local), value.device_mesh, value.placements, run_check=False)
-    return value.detach().to("cpu", copy=True)
 
 
 def _listed(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch.optim import Optimizer
@@ -22,6 +21,7 @@ from training.checkpoints import (
     Complete,
     Progress,
     Saver,
+    check_data,
     check_fits,
     checkpoint_name,
     clear_partial,
@@ -78,6 +78,12 @@ class Job:
     save_timeout_s: float = 600.0
 
     @property
+    def data(self) -> str:
+        """Names the samples and their order: a store lies in a folder that is named by what it was made from."""
+        cut = "separate" if self.separate_documents else "together"
+        return f"{self.store.parent.name}/{self.store.name}, {self.sequence_length} tokens, {cut}, seed {self.seed}"
+
+    @property
     def checkpoints(self) -> Path:
         return self.folder / CHECKPOINT_FOLDER
 
@@ -111,6 +117,7 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
     newest = _newest(job, mesh)
     if newest is not None:
         check_fits(newest, job.config)
+        check_data(newest, job.data)
     it = _Run(job, mesh)
     made, cursor = 0, Cursor(0)
     if newest is not None:
@@ -129,7 +136,7 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
                 on_record(record)
             it.saver.poll()
             if _due(job.checkpoint_every, made, job.steps):
-                progress = Progress(made, cursor.samples_seen, job.store.name)
+                progress = Progress(made, cursor.samples_seen, job.data)
                 it.saver.save(it.model, it.optimizer, progress)
         it.saver.finish()
     finally:
@@ -166,10 +173,11 @@ def _evaluate(it: _Run) -> float | None:
         return None
     job, mesh = it.job, it.mesh
     totals = torch.zeros(2, dtype=torch.float64, device=mesh.device)
+    order = SampleOrder(it.held_out.num_samples, job.seed)  # of all sources and tasks, not of the first ones
     num_samples = min(it.held_out.num_samples, job.evaluate_batches * job.batch)
     for start in range(0, num_samples, job.batch):
         mine = part(min(job.batch, num_samples - start), mesh.rank, mesh.world)
-        indices = np.arange(start + mine.start, start + mine.stop)
+        indices = order.samples(range(start + mine.start, start + mine.stop))
         outcome = it.model(_on_device(it.held_out.batch(indices), mesh))
         totals += torch.tensor([float(outcome.nats), outcome.num_labels], dtype=torch.float64, device=mesh.device)
     if mesh.everybody is not None:

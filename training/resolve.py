@@ -10,7 +10,7 @@ from training.loop import Job
 from training.losses import LossSettings
 from training.optimizer import OptimizerSettings
 from training.sources import Source
-from training.spec import TrainingSpec, check_experts
+from training.spec import SUBJECT, Problem, SpecError, TrainingSpec, check_experts
 from training.step import StepSettings
 from training.workers import Workers
 
@@ -31,6 +31,7 @@ def model_of(spec: TrainingSpec) -> MixtralConfig:
     if wanted is None:
         config = read_config(Path(str(spec.model.path)))
         check_experts(spec, config.num_experts)
+        _check_fits(spec, config)
         return replace(config, routing=_routing(spec))
     ids = special_ids(spec.model.tokenizer_directory)
     return MixtralConfig(
@@ -60,6 +61,28 @@ def with_tasks(config: MixtralConfig, tasks: tuple[str, ...]) -> MixtralConfig:
     if config.routing.level != "task":
         return config
     return replace(config, routing=Routing("task", tasks=tasks))
+
+
+def _check_fits(spec: TrainingSpec, config: MixtralConfig) -> None:
+    """Does nothing if the file asks for what the checkpoint can be trained on to.
+
+    Raises:
+        SpecError: Names the field, what the checkpoint has, and what to do.
+    """
+    stored, asked, problems = config.routing, _routing(spec), list[Problem]()
+    if spec.data.sequence_length > config.max_context:
+        words = (
+            f"{spec.data.sequence_length} was given; at most {config.max_context}, the checkpoint's context, is allowed"
+        )
+        problems.append(Problem("data.sequence_length", words))
+    if stored.level not in ("token", asked.level):
+        words = f"{asked.level} was given; the checkpoint routes by {stored.level} and would lose that: give that"
+        problems.append(Problem("model.routing", words))
+    elif stored.level == "sentence" and stored.positions != asked.positions:
+        words = f"{asked.positions} was given; the checkpoint was trained with {stored.positions}: give that"
+        problems.append(Problem("model.sentence_positions", words))
+    if problems:
+        raise SpecError(problems, subject=SUBJECT)
 
 
 def _routing(spec: TrainingSpec) -> Routing:

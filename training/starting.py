@@ -33,7 +33,8 @@ class CheckpointWeights:
         # A checkpoint of another level has no gates for this one: they start at random.
         levels = {stored.routing.level, config.routing.level}
         known = len(levels) == 1 or "task" not in levels
-        self._gates = read_gates(self._reader, config, dtype) if known else None
+        self._stored_tasks = stored.routing.tasks
+        self._gates = read_gates(self._reader, stored, dtype) if known else None
 
     def embedding(self) -> Tensor:
         return self._dense.embedding_VD
@@ -56,9 +57,17 @@ class CheckpointWeights:
 
     def gate(self, layer: int) -> Tensor:
         if self._gates is None:
-            return RandomWeights(self._config, self._seed, self._dtype).gate(layer)
-        return self._gates[layer]
+            return self._drawn(layer)
+        if self._config.routing.level != "task":
+            return self._gates[layer]
+        # By name: the data's tasks may be others, and in another order.
+        rows = {name: self._gates[layer][place] for place, name in enumerate(self._stored_tasks)}
+        drawn_SE = self._drawn(layer)
+        return torch.stack([rows.get(name, drawn_SE[place]) for place, name in enumerate(self._config.routing.tasks)])
 
     def expert(self, layer: int, expert: int) -> tuple[Tensor, Tensor]:
         weights = read_expert_layer(self._reader, self._config, layer, expert, self._dtype)
         return weights.gate_up_2FD, weights.down_DF
+
+    def _drawn(self, layer: int) -> Tensor:
+        return RandomWeights(self._config, self._seed, self._dtype).gate(layer)

@@ -3,6 +3,7 @@
 T rows of a rank.
 """
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 
@@ -95,7 +96,8 @@ def capacity_for(model: TrainModel, most_rows: int, settings: StepSettings) -> i
 def _jitter(step: int, settings: StepSettings, mesh: Mesh) -> Jitter | None:
     if settings.jitter == 0:
         return None
-    generator = torch.Generator(mesh.device).manual_seed((settings.seed << 40) + (step << 16) + mesh.rank)
+    digest = hashlib.sha256(f"{settings.seed}/{step}/{mesh.rank}".encode()).digest()
+    generator = torch.Generator(mesh.device).manual_seed(int.from_bytes(digest[:4], "big"))  # a CPU's reads 32 bits
     return Jitter(settings.jitter, generator)
 
 

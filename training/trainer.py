@@ -12,6 +12,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from training.checkpoints import OtherRun
 from training.loop import Job, TrainingStopped, run
 from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
 from training.metrics import read_metrics
@@ -82,7 +83,7 @@ def _work(config: dict[str, Any]) -> str:
     torch.set_num_threads(max(1, int(workers.num_cpus)))
     try:
         run(job, _mesh(job, workers))
-    except TrainingStopped as error:  # not raised: Ray Train would start the ranks again, to the same end
+    except (TrainingStopped, OtherRun) as error:  # not raised: Ray Train would start the ranks again, to the same end
         return str(error)
     return ""
 

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model.config import MixtralConfig
-from model.routing import Routing
+from model.routing import BY_TOKEN, Routing
 from router.capacity import capacity_of
 from tests.training import naive
 from tests.training.naive import GivenWeights, Parameters, parameters_of, random_batch, small_config
@@ -201,6 +201,25 @@ def test_ten_steps_stay_equal(shape: MeshShape, factor: float | None, ranks: Ran
             step_between = shape.expert_parallel if name.endswith(("gate_up", "down")) else 1
             for rank in range(step_between, shape.world):
                 assert torch.equal(found[rank][number][name], found[rank - step_between][number][name]), (name, rank)
+
+
+def with_an_idle_rank(rank: int, shape: MeshShape, case: Case) -> Tensor:
+    mesh = mesh_of(shape)
+    model = TrainModel(case.config, GivenWeights(case.parameters), mesh, torch.float64)
+    batch = case.batch(0)
+    if rank:
+        batch = Batch(batch.ids_BL[:0], batch.labels_BL[:0], batch.positions_BL[:0], batch.tasks_B[:0])
+    with torch.no_grad():
+        return model(batch).nats
+
+
+@pytest.mark.parametrize("routing", [BY_TOKEN, Routing("sentence", 3), Routing("task", 0, ("one", "two"))], ids=str)
+def test_a_rank_without_a_sequence_takes_part(routing: Routing, ranks: Ranks, seed: int) -> None:
+    case = replace(cases(seed)[0], config=small_config(routing=routing))
+    nats, nothing = ranks.run(2, with_an_idle_rank, MeshShape(2, 1), case)
+    expected = TrainModel(case.config, GivenWeights(case.parameters), lone_mesh(), torch.float64)(case.batch(0)).nats
+    assert float(nats) == pytest.approx(float(expected.detach()), rel=TINY)
+    assert float(nothing) == 0
 
 
 def powers_of_two(rank: int, shape: MeshShape) -> tuple[Tensor, Tensor, float]:

@@ -12,7 +12,7 @@ import torch
 from tests.training.naive import small_config
 from tests.training.ranks import Ranks
 from tests.training.small_data import make_store
-from training.checkpoints import CheckpointError, complete_checkpoints
+from training.checkpoints import CheckpointError, OtherRun, complete_checkpoints
 from training.loop import Job, TrainingStopped, run
 from training.losses import LossSettings
 from training.mesh import MeshShape, lone_mesh, make_mesh
@@ -166,6 +166,22 @@ def test_a_run_of_another_model_is_not_gone_on_with(tmp_path: Path, seed: int) -
     run(job(tmp_path, seed, steps=2), lone_mesh())
     with pytest.raises(CheckpointError, match=r"another model: ffn_size 24 \(now 32\)"):
         run(job(tmp_path, seed, config=replace(CONFIG, ffn_size=32)), lone_mesh())
+
+
+def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, seed: int) -> None:
+    run(job(tmp_path, seed, steps=2), lone_mesh())
+    for changes in ({"sequence_length": 6}, {"separate_documents": False}, {"seed": seed + 1}):
+        with pytest.raises(OtherRun, match="was made from other data"):
+            run(replace(job(tmp_path, seed), **changes), lone_mesh())
+
+
+def test_noise_in_the_gates_is_the_same_when_a_step_is_made_again(tmp_path: Path) -> None:
+    seed = 20260101  # larger than fits beside a step
+    noisy = StepSettings(jitter=0.3, seed=seed)
+    for name in ("one", "two"):
+        run(job(tmp_path / name, seed, step=noisy, steps=4), lone_mesh())
+    run(job(tmp_path / "none", seed, step=StepSettings(), steps=4), lone_mesh())
+    assert curve(tmp_path / "one") == curve(tmp_path / "two") != curve(tmp_path / "none")
 
 
 def test_metrics_are_whole_lines(tmp_path: Path, seed: int) -> None:

@@ -50,8 +50,9 @@ def test_what_comes_later_changes_nothing_before(seed: int) -> None:
     other = replace(batch, ids_BL=batch.ids_BL.clone())
     other.ids_BL[:, 5:] = (other.ids_BL[:, 5:] + 1) % config.vocab_size
     before, after = (model.rows(one)[0].view(2, 12, -1) for one in (batch, other))
-    assert torch.equal(before[:, :5], after[:, :5])
-    assert not torch.allclose(before[:, 5:], after[:, 5:])
+    # Not bit for bit: how many rows an expert gets decides how its products are rounded.
+    assert distance(before[:, :5], after[:, :5]) < TINY
+    assert distance(before[:, 5:], after[:, 5:]) > 1e-3
 
 
 def check(config: MixtralConfig, factor: float | None, seed: int) -> None:

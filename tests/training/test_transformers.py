@@ -1,5 +1,6 @@
 """Against transformers' own Mixtral, in float32: losses, every gradient, and what is exported."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,8 +108,6 @@ def test_what_is_exported_is_what_was_trained(dtype: str, tmp_path: Path, seed: 
 
 @pytest.mark.parametrize("routing", [Routing("sentence", 4), Routing("task", 0, ("one", "two"))], ids=str)
 def test_other_levels_are_exported_and_read_again(routing: Routing, tmp_path: Path, seed: int) -> None:
-    from dataclasses import replace
-
     make_checkpoint(tmp_path / "model", seed=seed)
     config = replace(read_config(tmp_path / "model"), routing=routing)
     model = TrainModel(config, CheckpointWeights(tmp_path / "model", config, seed), lone_mesh(), torch.float32)
@@ -120,3 +119,27 @@ def test_other_levels_are_exported_and_read_again(routing: Routing, tmp_path: Pa
     again = TrainModel(config, CheckpointWeights(tmp_path / "out", config, seed + 1), lone_mesh(), torch.float32)
     for (name, one), (_, other) in zip(model.named_parameters(), again.named_parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_tasks_keep_their_gates_whatever_their_order(tmp_path: Path, seed: int) -> None:
+    first = make_task_model(tmp_path / "model", seed, ("python", "prose"))
+    config = replace(first, routing=Routing("task", 0, ("letters", "prose", "python")))
+    weights = CheckpointWeights(tmp_path / "model", config, seed)
+    before = CheckpointWeights(tmp_path / "model", first, seed)
+    for layer in range(config.num_layers):
+        table, known = weights.gate(layer), before.gate(layer)
+        assert torch.equal(table[1:], known[[1, 0]])
+        assert table.shape[0] == 3
+
+
+def make_task_model(directory: Path, seed: int, tasks: tuple[str, ...]) -> MixtralConfig:
+    make_checkpoint(directory / "plain", seed=seed)
+    config = replace(read_config(directory / "plain"), routing=Routing("task", 0, tasks))
+    model = TrainModel(config, CheckpointWeights(directory / "plain", config, seed), lone_mesh(), torch.float32)
+    saver = Saver(directory / "checkpoints", 1, 60, lone_mesh())
+    saver.save(model, make_optimizer(model.parameters(), OptimizerSettings()), Progress(0, 0, "store"))
+    saver.finish()
+    export(complete_checkpoints(directory / "checkpoints")[0], directory / "out", "float32", None)
+    for path in (directory / "out").iterdir():
+        path.rename(directory / path.name)
+    return config
