@@ -59,9 +59,8 @@ class RouterClient:
         deadline_s = time.monotonic() + self._timeout_s
         while not answers:
             left_s = deadline_s - time.monotonic()
-            self._pump(
-                max(0.0, left_s)
-            )  # once more when it is late: an answer may lie there, if this process was held up
+            # Once more when it is late: an answer may lie there, if this process was held up.
+            self._pump(max(0.0, left_s))
             if left_s <= 0 and not answers:
                 raise CallError("expert_unavailable", f"no answer from the experts within {self._timeout_s:g} s")
         answer = answers[0]

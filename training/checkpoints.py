@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +34,10 @@ from model.config import MixtralConfig
 from training.mesh import Mesh
 from training.model import TrainModel, is_expert
 
-CHECKPOINT_FOLDER = "checkpoints"  # in a run's folder
 # What torch says of a run of a single process.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
+CHECKPOINT_FOLDER = "checkpoints"  # in a run's folder
 PROGRESS_FILE = "progress.json"
 FORMAT = 1
 PARTIAL = ".partial"
@@ -99,11 +100,11 @@ def read_progress(directory: Path) -> Complete:
     path = directory / PROGRESS_FILE
     try:
         said = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory} is no complete checkpoint of a training run: {error}") from error
-    if said.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {said.get('format')}; this version of Manta reads {FORMAT}")
-    return Complete(directory, Progress(**said["progress"]), said["config"])
+        if said["format"] != FORMAT:
+            raise CheckpointError(f"{path} has format {said['format']}; this version of Manta reads {FORMAT}")
+        return Complete(directory, Progress(**said["progress"]), dict(said["config"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{directory} is no complete checkpoint of a training run: {error!r}") from error
 
 
 def clear_partial(folder: Path) -> None:
@@ -128,7 +129,8 @@ class Saver:
         self._timeout_s = timeout_s
         self._mesh = mesh
         # Its own group: a save's messages must not get between the training's.
-        self._group: Any = None if mesh.grid is None else dist.new_group(backend="gloo")
+        limit = timedelta(seconds=timeout_s)
+        self._group: Any = None if mesh.grid is None else dist.new_group(backend="gloo", timeout=limit)
         self._pending: tuple[Path, Progress, dict[str, Any], Future[Any]] | None = None
 
     def save(self, model: TrainModel, optimizer: Optimizer, progress: Progress) -> None:
@@ -150,18 +152,14 @@ class Saver:
             raise self._failed(directory, error) from error
         self._pending = directory, progress, asdict(model.config), future
 
-    def poll(self) -> bool:
-        """Makes a save that is done the newest checkpoint; returns whether it was one that was.
-
-        Only the first rank's word counts: what it knows, is so.
+    def poll(self) -> None:
+        """Makes a save that is done the newest checkpoint; does not wait for one that is not.
 
         Raises:
             CheckpointError: It failed.
         """
-        if self._pending is None or not self._pending[3].done():
-            return False
-        self.finish()
-        return True
+        if self._pending is not None and self._pending[3].done():
+            self.finish()
 
     def finish(self) -> None:
         """Waits until the pending save, if there is one, is done, and makes it the newest checkpoint.
@@ -186,6 +184,7 @@ class Saver:
         if target.exists():  # of an earlier try of the same steps
             shutil.rmtree(target)
         directory.rename(target)
+        _sync(self._folder)  # before older ones go: a rename that is not on disk may be undone
         for old in complete_checkpoints(self._folder)[self._keep :]:
             shutil.rmtree(old.directory, ignore_errors=True)
 
@@ -294,6 +293,14 @@ def _write_durably(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _cause(error: BaseException) -> str:

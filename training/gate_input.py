@@ -48,8 +48,9 @@ class GateInput:
         if self.tasks_T is not None:
             table_SE = gate if gate.dtype == torch.float64 else gate.float()
             return table_SE[self.tasks_T]
-        seen_TD = rows_TD if self.sentences is None else sentence_means(rows_TD, self.sentences)[0]
-        return gate_logits(seen_TD if self.jitter is None else self.jitter(seen_TD), gate)
+        # Noise before the means: a sentence keeps one choice.
+        seen_TD = rows_TD if self.jitter is None else self.jitter(rows_TD)
+        return gate_logits(seen_TD if self.sentences is None else sentence_means(seen_TD, self.sentences)[0], gate)
 
 
 def gate_input_of(routing: Routing, positions_BL: Tensor, tasks_B: Tensor, jitter: Jitter | None) -> GateInput:

@@ -34,9 +34,10 @@ from training.initial import InitialWeights, RandomWeights
 from training.mesh import Mesh
 from training.metrics import MetricsLog, Record
 from training.model import Batch, TrainModel
-from training.optimizer import OptimizerSettings, learning_rate, make_optimizer, set_learning_rate
+from training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from training.packing import Batch as PackedBatch
 from training.packing import PackedData
+from training.spec_schema import OptimizerSpec
 from training.starting import CheckpointWeights
 from training.step import NonFiniteLoss, StepFigures, StepSettings, train_step
 from training.tokens import TokenStore
@@ -69,7 +70,7 @@ class Job:
     separate_documents: bool
     steps: int
     batch: int
-    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    optimizer: OptimizerSpec = field(default_factory=OptimizerSpec)
     step: StepSettings = field(default_factory=StepSettings)
     evaluate_every: int | None = None
     evaluate_batches: int = 8
@@ -128,10 +129,11 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
         while made < job.steps:
             started_s = time.perf_counter()
             figures, rate = _step(it, made, cursor)
+            took_s = time.perf_counter() - started_s
             made, cursor = made + 1, cursor.after(job.batch)
             held_out = _evaluate(it) if _due(job.evaluate_every, made, job.steps) else None
             if log is not None:
-                record = _record(it, made, cursor, figures, rate, held_out, time.perf_counter() - started_s)
+                record = _record(it, made, cursor, figures, rate, held_out, took_s)
                 log.add(record)
                 on_record(record)
             it.saver.poll()

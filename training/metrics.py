@@ -82,6 +82,34 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines[:-1]]  # what follows the last line end is being written
 
 
+class Follower:
+    """Reads what a run adds to its metrics, each step once, though steps are made again after a failure.
+
+    What is there already counts as read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / METRICS_FILE
+        self._file_id = self._offset = self._last_step = 0
+        self.read()
+
+    def read(self) -> list[dict[str, Any]]:
+        """Returns the records of steps that no earlier call has returned."""
+        try:
+            with self._path.open("rb") as file:
+                file_id = os.fstat(file.fileno()).st_ino
+                if file_id != self._file_id:  # whoever goes on with a run replaces the file
+                    self._file_id, self._offset = file_id, 0
+                file.seek(self._offset)
+                whole, end, _ = file.read().rpartition(b"\n")  # what follows is being written
+        except FileNotFoundError:
+            return []
+        self._offset += len(whole) + len(end)
+        records = [record for record in map(json.loads, whole.splitlines()) if record["step"] > self._last_step]
+        self._last_step = max((record["step"] for record in records), default=self._last_step)
+        return records
+
+
 def _scalars(record: Record) -> Iterator[tuple[str, float]]:
     yield "loss/training", record.loss
     if record.held_out_loss is not None:

@@ -8,7 +8,6 @@ from model.routing import Routing
 from training.encoding import special_ids
 from training.loop import Job
 from training.losses import LossSettings
-from training.optimizer import OptimizerSettings
 from training.sources import Source
 from training.spec import SUBJECT, Problem, SpecError, TrainingSpec, check_experts
 from training.step import StepSettings
@@ -105,7 +104,7 @@ def run_folder(spec: TrainingSpec) -> Path:
 
 def job_of(spec: TrainingSpec, config: MixtralConfig, store: Path, held_out: Path | None) -> Job:
     """Returns what each rank is to do, with the token stores that were made of the sources."""
-    optimizer, losses, capacity = spec.optimizer, spec.losses, spec.parallel.dispatch == "capacity"
+    losses, capacity = spec.losses, spec.parallel.dispatch == "capacity"
     return Job(
         folder=run_folder(spec),
         store=store,
@@ -118,12 +117,12 @@ def job_of(spec: TrainingSpec, config: MixtralConfig, store: Path, held_out: Pat
         separate_documents=spec.data.separate_documents,
         steps=spec.schedule.steps,
         batch=spec.schedule.batch,
-        optimizer=OptimizerSettings(**{name: getattr(optimizer, name) for name in type(optimizer).model_fields}),
+        optimizer=spec.optimizer,
         step=StepSettings(
             losses=LossSettings(losses.balance, losses.balance_scope, losses.router_z),
             capacity_factor=spec.parallel.capacity_factor if capacity else None,
             jitter=losses.jitter,
-            clip_norm=optimizer.clip_norm,
+            clip_norm=spec.optimizer.clip_norm,
             seed=spec.model.seed,
         ),
         evaluate_every=spec.schedule.evaluate_every,

@@ -10,6 +10,7 @@ from model.config import MixtralConfig
 from training.checkpoints import Complete, complete_checkpoints
 from training.export import TOKENIZER_FOLDER
 from training.ingest import Ingested, ingest
+from training.packing import PackedData
 from training.resolve import job_of, model_of, run_folder, sources_of, with_tasks, workers_of
 from training.spec import TrainingSpec
 from training.trainer import TrainingFailed, train
@@ -47,7 +48,7 @@ def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
         TrainingFailed: It did not reach its end; says why, and what there is to go on from.
     """
     config = model_of(spec)
-    storage = Path(spec.storage)
+    storage, workers = Path(spec.storage), workers_of(spec)
     ingested = ingest(
         sources_of(spec),
         spec.model.tokenizer_directory,
@@ -55,13 +56,15 @@ def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
         config.vocab_size,
         spec.data.held_out,
         watch.on_tokens,
+        min(1.0, workers.num_cpus),  # what a rank fits in, a task that reads does too
     )
+    PackedData(ingested.training, spec.data.sequence_length)  # whether there is anything to learn, before ranks start
     watch.on_data(ingested)
     config = with_tasks(config, ingested.training.info.task_names)
     held_out = None if ingested.held_out is None else ingested.held_out.directory
     job = job_of(spec, config, ingested.training.directory, held_out)
     copy_tokenizer(spec.model.tokenizer_directory, job.folder / TOKENIZER_FOLDER)  # for whoever exports it
-    train(job, workers_of(spec), watch.on_record)
+    train(job, workers, watch.on_record)
     found = complete_checkpoints(job.checkpoints)
     if not found:
         raise TrainingFailed(f"{run_folder(spec)} has no checkpoint, though the run has ended")

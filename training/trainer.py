@@ -15,7 +15,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from training.checkpoints import OtherRun
 from training.loop import Job, TrainingStopped, run
 from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
-from training.metrics import read_metrics
+from training.metrics import Follower
 from training.workers import Workers
 
 POLL_S = 0.5
@@ -96,16 +96,12 @@ def _mesh(job: Job, workers: Workers) -> Mesh:
 
 
 def _follow(folder: Path, on_record: Callable[[dict[str, Any]], None], done: threading.Event) -> None:
-    """Passes each record on once; those of steps that are made again after a failure, again."""
-    seen: list[dict[str, Any]] = read_metrics(folder)
-    ended = False
+    """Passes each step's record on, once."""
+    follower, ended = Follower(folder), False
     while not ended:
         ended = done.wait(POLL_S)
-        records = read_metrics(folder)
-        same = sum(1 for one, other in zip(seen, records, strict=False) if one == other)
-        for record in records[same:]:
+        for record in follower.read():
             on_record(record)
-        seen = records
 
 
 def _why(error: TrainingFailedError) -> str:

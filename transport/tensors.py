@@ -21,24 +21,13 @@ MAX_REMEMBERED_TASKS = 8
 
 
 def layer_header(layer: int, rows_TD: Tensor) -> Header:
-    """Returns the header of a node's call of a router. Like all headers of calls it is shared: not to be changed."""
+    """Returns the header of a node's call of a router. Shared: not to be changed."""
     return _layer_header(layer, rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
-
-
-@functools.lru_cache(4096)
-def _layer_header(layer: int, dtype: torch.dtype, num_rows: int, width: int) -> Header:
-    return Header(layer_rows=LayerRows(layer=layer, rows=_describe(dtype, num_rows, width)))
 
 
 def gate_rows_header(layer: int, rows_TD: Tensor) -> Header:
     """`layer_header` of rows whose second half are gate rows (sentence-level routing)."""
-    return _gate_rows_header(layer, rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
-
-
-@functools.lru_cache(4096)
-def _gate_rows_header(layer: int, dtype: torch.dtype, num_rows: int, width: int) -> Header:
-    rows = LayerRows(layer=layer, rows=_describe(dtype, num_rows, width), has_gate_rows=True)
-    return Header(layer_rows=rows)
+    return _layer_header(layer, rows_TD.dtype, rows_TD.size(0), rows_TD.size(1), has_gate_rows=True)
 
 
 def task_header(layer: int, counts: tuple[tuple[int, int], ...], rows_TD: Tensor) -> Header:
@@ -47,17 +36,23 @@ def task_header(layer: int, counts: tuple[tuple[int, int], ...], rows_TD: Tensor
     Args:
         counts: Tasks and how many of the rows each one has, in the order of the rows.
     """
-    make = _task_header if len(counts) <= MAX_REMEMBERED_TASKS else _task_header.__wrapped__
-    return make(layer, counts, rows_TD.dtype, rows_TD.size(0), rows_TD.size(1))
+    make = _layer_header if len(counts) <= MAX_REMEMBERED_TASKS else _layer_header.__wrapped__
+    return make(layer, rows_TD.dtype, rows_TD.size(0), rows_TD.size(1), counts=counts)
 
 
 @functools.lru_cache(4096)
-def _task_header(
-    layer: int, counts: tuple[tuple[int, int], ...], dtype: torch.dtype, num_rows: int, width: int
+def _layer_header(
+    layer: int,
+    dtype: torch.dtype,
+    num_rows: int,
+    width: int,
+    has_gate_rows: bool = False,
+    counts: tuple[tuple[int, int], ...] = (),
 ) -> Header:
     rows = LayerRows(
         layer=layer,
         rows=_describe(dtype, num_rows, width),
+        has_gate_rows=has_gate_rows,
         task_ids=[task for task, _ in counts],
         num_rows_per_task=[count for _, count in counts],
     )

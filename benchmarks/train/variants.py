@@ -18,10 +18,11 @@ from training.initial import RandomWeights
 from training.losses import LossSettings
 from training.mesh import MeshShape, lone_mesh, make_mesh
 from training.model import Batch, TrainModel
-from training.optimizer import OptimizerSettings, make_optimizer
+from training.optimizer import make_optimizer
+from training.spec_schema import OptimizerSpec
 from training.step import StepSettings, train_step
 
-SETTINGS = OptimizerSettings()
+SETTINGS = OptimizerSpec()
 BALANCE = 0.02
 
 

@@ -24,7 +24,8 @@ from training.checkpoints import (
 )
 from training.mesh import Mesh, MeshShape, lone_mesh, make_mesh
 from training.model import TrainModel
-from training.optimizer import OptimizerSettings, make_optimizer
+from training.optimizer import make_optimizer
+from training.spec_schema import OptimizerSpec
 from training.step import StepSettings, train_step
 
 CONFIG = small_config(num_experts=4)
@@ -40,8 +41,8 @@ def trained(mesh: Mesh, seed: int, chosen: str, steps: int = 2) -> tuple[TrainMo
     return model, optimizer
 
 
-def settings_of(chosen: str) -> OptimizerSettings:
-    return OptimizerSettings(chosen, momentum=0.9)  # pyright: ignore[reportArgumentType]
+def settings_of(chosen: str) -> OptimizerSpec:
+    return OptimizerSpec(name=chosen, momentum=0.9)  # pyright: ignore[reportArgumentType]
 
 
 def save(rank: int, shape: MeshShape, folder: Path, seed: int, chosen: str) -> dict[str, Tensor]:

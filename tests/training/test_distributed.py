@@ -18,15 +18,16 @@ from training.gradients import global_norm, reduce_gradients
 from training.losses import LossSettings, losses_of
 from training.mesh import Mesh, MeshShape, lone_mesh, make_mesh
 from training.model import Batch, TrainModel
-from training.optimizer import OptimizerSettings, learning_rate, make_optimizer, set_learning_rate
+from training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from training.spec_schema import OptimizerSpec
 from training.step import StepSettings, train_step
 
 SHAPES = [MeshShape(1, 1), MeshShape(1, 4), MeshShape(2, 2), MeshShape(4, 1)]
 LENGTH = 10
 NUM_STEPS = 10
 TINY = 1e-12
-SGD = OptimizerSettings("sgd", peak_lr=0.3, final_lr=0.1, warmup_steps=2, momentum=0.9, weight_decay=0.01)
-ADAMW = OptimizerSettings("adamw", peak_lr=0.01, final_lr=0.001, warmup_steps=2)
+SGD = OptimizerSpec(name="sgd", peak_lr=0.3, final_lr=0.1, warmup_steps=2, momentum=0.9, weight_decay=0.01)
+ADAMW = OptimizerSpec(name="adamw", peak_lr=0.01, final_lr=0.001, warmup_steps=2)
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def test_outputs_losses_and_gradients_are_those_of_one_process(shape: MeshShape,
                 assert distance(gradient, whole) < TINY, (name, rank, case)
 
 
-def ten_steps(rank: int, shape: MeshShape, case: Case, optimizers: list[OptimizerSettings]) -> list[dict[str, Tensor]]:
+def ten_steps(rank: int, shape: MeshShape, case: Case, optimizers: list[OptimizerSpec]) -> list[dict[str, Tensor]]:
     mesh = mesh_of(shape)
     settings = StepSettings(case.losses, case.factor, clip_norm=0.5)
     found: list[dict[str, Tensor]] = []
@@ -158,7 +159,7 @@ def ten_steps(rank: int, shape: MeshShape, case: Case, optimizers: list[Optimize
     return found
 
 
-def naive_steps(case: Case, world: int, chosen: OptimizerSettings) -> Parameters:
+def naive_steps(case: Case, world: int, chosen: OptimizerSpec) -> Parameters:
     leaves = {name: value.clone().requires_grad_() for name, value in case.parameters.items()}
     optimizer = make_optimizer(leaves.values(), chosen)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     for step in range(NUM_STEPS):

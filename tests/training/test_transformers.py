@@ -17,7 +17,8 @@ from training.export import config_of, export
 from training.losses import LossSettings, losses_of
 from training.mesh import lone_mesh
 from training.model import Batch, TrainModel
-from training.optimizer import OptimizerSettings, make_optimizer
+from training.optimizer import make_optimizer
+from training.spec_schema import OptimizerSpec
 from training.starting import CheckpointWeights
 from training.step import StepSettings, train_step
 
@@ -83,7 +84,7 @@ def test_what_is_exported_is_what_was_trained(dtype: str, tmp_path: Path, seed: 
     make_checkpoint(tmp_path / "model", seed=seed, window=16)
     config = read_config(tmp_path / "model")
     model = TrainModel(config, CheckpointWeights(tmp_path / "model", config, seed), lone_mesh(), torch.float32)
-    optimizer = make_optimizer(model.parameters(), OptimizerSettings())
+    optimizer = make_optimizer(model.parameters(), OptimizerSpec())
     for step in range(2):
         train_step(model, optimizer, batch_of(config, seed + step), step, 40, StepSettings(), lone_mesh())
     saver = Saver(tmp_path / "checkpoints", 1, 60, lone_mesh())
@@ -112,7 +113,7 @@ def test_other_levels_are_exported_and_read_again(routing: Routing, tmp_path: Pa
     config = replace(read_config(tmp_path / "model"), routing=routing)
     model = TrainModel(config, CheckpointWeights(tmp_path / "model", config, seed), lone_mesh(), torch.float32)
     saver = Saver(tmp_path / "checkpoints", 1, 60, lone_mesh())
-    saver.save(model, make_optimizer(model.parameters(), OptimizerSettings()), Progress(0, 0, "store"))
+    saver.save(model, make_optimizer(model.parameters(), OptimizerSpec()), Progress(0, 0, "store"))
     saver.finish()
     export(complete_checkpoints(tmp_path / "checkpoints")[0], tmp_path / "out", "float32", None)
     assert read_config(tmp_path / "out") == replace(config, dtype="float32")
@@ -137,7 +138,7 @@ def make_task_model(directory: Path, seed: int, tasks: tuple[str, ...]) -> Mixtr
     config = replace(read_config(directory / "plain"), routing=Routing("task", 0, tasks))
     model = TrainModel(config, CheckpointWeights(directory / "plain", config, seed), lone_mesh(), torch.float32)
     saver = Saver(directory / "checkpoints", 1, 60, lone_mesh())
-    saver.save(model, make_optimizer(model.parameters(), OptimizerSettings()), Progress(0, 0, "store"))
+    saver.save(model, make_optimizer(model.parameters(), OptimizerSpec()), Progress(0, 0, "store"))
     saver.finish()
     export(complete_checkpoints(directory / "checkpoints")[0], directory / "out", "float32", None)
     for path in (directory / "out").iterdir():
