@@ -1,4 +1,6 @@
-"""The dispatch plan: where each row's copies go, and how the answers come back together. Pure; training uses it too.
+"""The dispatch plan: where each row's copies go, and how the answers come back together. Pure.
+
+Training sorts by the same order, and moves rows by it with gradients of its own (training/copies.py).
 
 T rows, D model dim, E experts, K chosen experts per row, N = T*K row copies.
 
@@ -11,8 +13,11 @@ Worked example, T=2 rows, K=2, E=3, experts_TK = [[2, 0], [0, 1]]:
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+
+Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,14 +36,28 @@ class Plan:
     counts: list[int]
 
 
-def dispatch(rows_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Plan]:
-    """Returns the row copies sorted by expert [T*K, D] (ties in row order) and the plan to combine the answers with."""
+def sort_copies(experts_TK: Tensor, num_experts: int) -> tuple[Ints, Ints, list[int]]:
+    """Returns order_N and place_N of the copies sorted by expert (ties in row order), and each expert's count."""
     # Small integer work: NumPy does it in a third of torch's time, and a GPU would have to hand over the counts anyway.
     flat_N = experts_TK.cpu().numpy().reshape(-1)
     order_N = flat_N.argsort(kind="stable")
+    return order_N, inverse(order_N), np.bincount(flat_N, minlength=num_experts).tolist()
+
+
+def inverse(order_N: Ints) -> Ints:
+    """Returns the permutation that undoes one.
+
+    >>> inverse(np.array([1, 2, 3, 0]))
+    array([3, 0, 1, 2])
+    """
     place_N = np.empty_like(order_N)
     place_N[order_N] = np.arange(len(order_N))
-    counts: list[int] = np.bincount(flat_N, minlength=num_experts).tolist()
+    return place_N
+
+
+def dispatch(rows_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> tuple[Tensor, Plan]:
+    """Returns the row copies sorted by expert [T*K, D] and the plan to combine the answers with."""
+    order_N, place_N, counts = sort_copies(experts_TK, num_experts)
     device = rows_TD.device
     sent_ND = rows_TD.index_select(0, torch.from_numpy(order_N // experts_TK.shape[1]).to(device))
     return sent_ND, Plan(weights_TK, torch.from_numpy(place_N).to(device), counts)

@@ -41,6 +41,7 @@ CHECKPOINT_FOLDER = "checkpoints"  # in a run's folder
 PROGRESS_FILE = "progress.json"
 FORMAT = 1
 PARTIAL = ".partial"
+REMEDY = "make room there, or see to it that it can be written, and start the run again: it goes on"
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -190,9 +191,12 @@ class Saver:
 
     def _failed(self, directory: Path, error: BaseException) -> CheckpointError:
         why = f"it took longer than {self._timeout_s:g} s" if isinstance(error, FutureTimeout) else _cause(error)
+        if self._mesh.rank == 0:  # what of it was written must not keep the room that is wanted
+            shutil.rmtree(directory, ignore_errors=True)
         left = complete_checkpoints(self._folder)
         newest = f"the newest complete one is {left[0].directory.name}" if left else "there is no complete one yet"
-        return CheckpointError(f"checkpoint {directory.name.removesuffix(PARTIAL)} in {self._folder}: {why}; {newest}")
+        name = directory.name.removesuffix(PARTIAL)
+        return CheckpointError(f"checkpoint {name} cannot be written in {self._folder}: {why}; {REMEDY}; {newest}")
 
 
 def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mesh: Mesh) -> None:

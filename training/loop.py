@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from model.config import MixtralConfig
 from training.checkpoints import (
     CHECKPOINT_FOLDER,
+    REMEDY,
     CheckpointError,
     Complete,
     Progress,
@@ -113,7 +114,7 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
 
     Raises:
         TrainingStopped: The loss is no number any more.
-        CheckpointError: A checkpoint cannot be written, or is of another model.
+        CheckpointError: A checkpoint or the metrics cannot be written, or a checkpoint is of another model.
     """
     newest = _newest(job, mesh)
     if newest is not None:
@@ -124,7 +125,7 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
     if newest is not None:
         load(newest, it.model, it.optimizer, mesh)
         made, cursor = newest.progress.step, Cursor(newest.progress.samples_seen)
-    log = MetricsLog(job.folder, made) if mesh.rank == 0 else None
+    log = _metrics(job, made) if mesh.rank == 0 else None
     try:
         while made < job.steps:
             started_s = time.perf_counter()
@@ -134,7 +135,7 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
             held_out = _evaluate(it) if _due(job.evaluate_every, made, job.steps) else None
             if log is not None:
                 record = _record(it, made, cursor, figures, rate, held_out, took_s)
-                log.add(record)
+                _add(log, record, job)
                 on_record(record)
             it.saver.poll()
             if _due(job.checkpoint_every, made, job.steps):
@@ -229,6 +230,24 @@ def _prepare(folder: Path) -> None:
             pass
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror}; give another `storage`") from error
+
+
+def _metrics(job: Job, made: int) -> MetricsLog:
+    try:
+        return MetricsLog(job.folder, made)
+    except OSError as error:
+        raise _unwritable(job, error) from error
+
+
+def _add(log: MetricsLog, record: Record, job: Job) -> None:
+    try:
+        log.add(record)
+    except OSError as error:
+        raise _unwritable(job, error) from error
+
+
+def _unwritable(job: Job, error: OSError) -> CheckpointError:
+    return CheckpointError(f"the metrics in {job.folder} cannot be written: {error.strerror}; {REMEDY}; {_left(job)}")
 
 
 def _left(job: Job) -> str:

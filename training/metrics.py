@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -48,29 +49,34 @@ class MetricsLog:
     Args:
         folder: The run's.
         steps_made: Where the run goes on: what was written of later steps is made again, and removed here.
+
+    Raises:
+        OSError: They cannot be written.
     """
 
     def __init__(self, folder: Path, steps_made: int) -> None:
-        from tensorboardX import SummaryWriter
+        from training.board import Board  # here: whoever only reads metrics needs no TensorBoard
 
         self._path = folder / METRICS_FILE
         _cut(self._path, steps_made)
         self._file = self._path.open("a")
-        self._board: Any = SummaryWriter(
-            str(folder / TENSORBOARD_FOLDER), purge_step=steps_made + 1, write_to_disk=True
-        )
+        self._board = Board(folder / TENSORBOARD_FOLDER, steps_made)
 
     def add(self, record: Record) -> None:
-        """Writes one record; readers see whole lines."""
+        """Writes one record; readers see whole lines.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         self._file.write(json.dumps(asdict(record)) + "\n")
         self._file.flush()
-        for name, value in _scalars(record):
-            self._board.add_scalar(name, value, record.step)
+        self._board.add(record.step, _scalars(record))
 
     def close(self) -> None:
-        """Writes what is buffered."""
-        self._file.close()
-        self._board.close()
+        """Closes the files. What `add` could not write is lost, as it has said."""
+        for file in (self._file, self._board):
+            with suppress(OSError):
+                file.close()
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -120,7 +126,7 @@ def _scalars(record: Record) -> Iterator[tuple[str, float]]:
     yield "training/learning rate", record.learning_rate
     yield "training/tokens per s", record.tokens_per_s
     for layer, (counts, dropped) in enumerate(zip(record.rows_per_expert, record.dropped_per_layer, strict=True)):
-        yield f"layer {layer}/busiest expert's share", max(counts) / max(1, sum(counts))
+        yield f"layer {layer}/share of the busiest expert", max(counts) / max(1, sum(counts))
         yield f"layer {layer}/dropped share", dropped / max(1, sum(counts))
 
 

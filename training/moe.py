@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from model.config import MixtralConfig
 from router.capacity import combine_from_capacity, dispatch_to_capacity
 from router.gating import choose
-from router.plan import combine, dispatch
+from router.plan import Ints, inverse
+from training.copies import combine_copies, copies_of, copy_rows, permute_rows
 from training.exchange import exchange_counts, exchange_rows
 from training.ffn import expert_ffn
 from training.gate_input import GateInput
@@ -65,8 +66,9 @@ class MoeLayer(nn.Module):
         logits_TE = gate_input.logits(rows_TD, self.gate)
         weights_TK, experts_TK = choose(logits_TE, self._top_k)
         if capacity is None:
-            sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, self._num_experts)
-            out_TD, counts, dropped = combine(plan, self._dropless(sent_ND, plan.counts)), plan.counts, 0
+            copies = copies_of(experts_TK, self._num_experts)
+            answers_ND = self._dropless(copy_rows(rows_TD, copies), copies.counts)
+            out_TD, counts, dropped = combine_copies(answers_ND, weights_TK, copies), copies.counts, 0
         else:
             sent_ECD, full = dispatch_to_capacity(rows_TD, weights_TK, experts_TK, self._num_experts, capacity)
             out_TD = combine_from_capacity(full, self._buffered(sent_ECD))
@@ -85,10 +87,9 @@ class MoeLayer(nn.Module):
         sent, received = counts_Ge.sum(1).tolist(), received_Ge.sum(1).tolist()
         received_RD = exchange_rows(sent_ND, sent, received, group)
         order_R, place_R = (order.to(sent_ND.device) for order in by_expert(received_Ge))
-        answers_RD = expert_ffn(
-            received_RD.index_select(0, order_R), self.gate_up, self.down, received_Ge.sum(0).tolist()
-        )
-        return exchange_rows(answers_RD.index_select(0, place_R), received, sent, group)
+        sorted_RD = permute_rows(received_RD, order_R, place_R)
+        answers_RD = expert_ffn(sorted_RD, self.gate_up, self.down, received_Ge.sum(0).tolist())
+        return exchange_rows(permute_rows(answers_RD, place_R, order_R), received, sent, group)
 
     def _buffered(self, sent_ECD: Tensor) -> Tensor:
         """The same for buffers [E, C, D], one for each expert."""
@@ -107,7 +108,7 @@ class MoeLayer(nn.Module):
         return exchange_rows(answers_GeCD.view(-1, width), equal, equal, group).view_as(sent_ECD)
 
 
-def by_expert(counts_Ge: "np.ndarray[tuple[int, int], np.dtype[np.int64]]") -> tuple[Tensor, Tensor]:
+def by_expert(counts_Ge: Ints) -> tuple[Tensor, Tensor]:
     """Returns where rows that came rank by rank, each rank's sorted by expert, stand when all are sorted by expert.
 
     Returns:
@@ -118,6 +119,4 @@ def by_expert(counts_Ge: "np.ndarray[tuple[int, int], np.dtype[np.int64]]") -> t
     """
     experts_R = np.repeat(np.tile(np.arange(counts_Ge.shape[1]), counts_Ge.shape[0]), counts_Ge.reshape(-1))
     order_R = experts_R.argsort(kind="stable")
-    place_R = np.empty_like(order_R)
-    place_R[order_R] = np.arange(len(order_R))
-    return torch.from_numpy(order_R), torch.from_numpy(place_R)
+    return torch.from_numpy(order_R), torch.from_numpy(inverse(order_R))

@@ -44,7 +44,10 @@ def test_every_package_is_listed_and_every_listed_package_exists() -> None:
     listed = set(PROJECT["tool"]["setuptools"]["packages"])
     assert all((ROOT / name.replace(".", "/") / "__init__.py").is_file() for name in listed)
     found = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
-    assert found == {name for name in listed if "." not in name}
+    below = {
+        f"{path.parent.parent.name}.{path.parent.name}" for name in found for path in ROOT.glob(f"{name}/*/__init__.py")
+    }
+    assert found | below == listed
     assert found == set(PROJECT["tool"]["importlinter"]["root_packages"])
     assert found == set(PROJECT["tool"]["basedpyright"]["include"])
 

@@ -1,6 +1,8 @@
 """The loop of a rank: what it writes, that it goes on where it stopped, and how it ends when it cannot."""
 
 import json
+import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 from tests.training.naive import small_config
 from tests.training.ranks import Ranks
 from tests.training.small_data import make_store
+from training.board import EVENTS
 from training.checkpoints import CheckpointError, OtherRun, complete_checkpoints
 from training.loop import Job, TrainingStopped, run
 from training.losses import LossSettings
@@ -69,6 +72,17 @@ def assert_same_curve(one: Path, other: Path) -> None:
         assert held_out is None or held_out == pytest.approx(held_out_too, rel=1e-9)
 
 
+def board(path: Path, tag: str) -> dict[int, float]:
+    """The values of a scalar for TensorBoard, by step. Its files: length (8), checksum (4), protobuf, checksum (4)."""
+    data, found = path.read_bytes(), dict[int, float]()
+    while data:
+        length = int.from_bytes(data[:8], "little")
+        event = EVENTS.Event.FromString(data[12 : 12 + length])
+        found.update((event.step, value.simple_value) for value in event.summary.value if value.tag == tag)
+        data = data[16 + length :]
+    return found
+
+
 def test_a_run_learns_and_writes_what_it_did(tmp_path: Path, seed: int) -> None:
     seen: list[int] = []
     run(job(tmp_path, seed), lone_mesh(), lambda record: seen.append(record.step))
@@ -82,7 +96,9 @@ def test_a_run_learns_and_writes_what_it_did(tmp_path: Path, seed: int) -> None:
         assert one["dropped_per_layer"] == [0] * CONFIG.num_layers
     found = complete_checkpoints(tmp_path / "run" / "checkpoints")
     assert [one.progress.step for one in found] == [12, 10]
-    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert board(events, "loss/training") == pytest.approx({one["step"]: one["loss"] for one in records}, rel=1e-6)
+    assert sorted(board(events, "loss/held out")) == [4, 8, 12]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +166,45 @@ def test_storage_that_cannot_be_written_is_named_before_anything_is_computed(tmp
     made.folder.write_text("a file where a folder is to be")
     with pytest.raises(CheckpointError, match=r"run/checkpoints cannot be written: .*; give another `storage`"):
         run(made, lone_mesh())
+
+
+@pytest.mark.parametrize(
+    ("room", "every", "what"),
+    [
+        (60_000, 2, r"checkpoint step-\d+ cannot be written in .*: rank \d: .*File too large.*"),
+        (4_000, STEPS, r"the metrics in .* cannot be written: File too large.*"),
+        (1_000, STEPS, r"the metrics in .* cannot be written: File too large.*"),
+    ],
+    ids=["checkpoint", "metrics", "metrics at once"],
+)
+def test_storage_that_takes_no_more_ends_the_run_and_loses_nothing(
+    room: int, every: int, what: str, ranks: Ranks, tmp_path: Path, seed: int
+) -> None:
+    """The kernel refuses what goes beyond so many bytes of a file: writes fail in the middle, as on a full disk."""
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    run(job(whole, seed), lone_mesh())
+    often = job(short, seed, checkpoint_every=2)
+    ranks.run(1, _until, MeshShape(1, 1), often, 7)
+    before = complete_checkpoints(often.checkpoints)
+    (message,) = ranks.run(1, _with_room, room, replace(often, checkpoint_every=every))
+    newest = before[0].directory.name
+    assert re.search(f"{what}make room there, .* start the run again.* {newest}", message), message
+    assert complete_checkpoints(often.checkpoints) == before
+    assert not list(often.checkpoints.glob("*.partial")), "what was half written is gone"
+    run(often, lone_mesh())
+    assert_same_curve(whole, short)
+
+
+def _with_room(rank: int, room: int, what: Job) -> str:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        run(what, lone_mesh())
+    except CheckpointError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return "it ran to its end"
 
 
 def test_a_run_of_another_model_is_not_gone_on_with(tmp_path: Path, seed: int) -> None:
