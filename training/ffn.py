@@ -60,19 +60,13 @@ class _ExpertFfn(torch.autograd.Function):
 
 
 def _through_swiglu(hidden_n2F: Tensor, grad_activated_nF: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns silu(gate) * up, made again, and its gradient's way back to gate and up, [n, 2F].
-
-    silu(g) = g * s with s = sigmoid(g), so d silu/dg = s + silu(g) * (1 - s).
-    """
+    """Returns silu(gate) * up, made again, and its gradient's way back to gate and up, [n, 2F]."""
     gate_nF, up_nF = hidden_n2F.chunk(2, dim=1)
-    sigmoid_nF = gate_nF.sigmoid()
-    silu_nF = gate_nF * sigmoid_nF
+    silu_nF = F.silu(gate_nF)
     grad_hidden_n2F = torch.empty_like(hidden_n2F)
     grad_gate_nF, grad_up_nF = grad_hidden_n2F.chunk(2, dim=1)
     torch.mul(grad_activated_nF, silu_nF, out=grad_up_nF)
-    slope_nF = torch.addcmul(sigmoid_nF, silu_nF, 1 - sigmoid_nF)
-    torch.mul(grad_activated_nF, up_nF, out=grad_gate_nF)
-    grad_gate_nF.mul_(slope_nF)
+    torch.ops.aten.silu_backward.grad_input(grad_activated_nF.mul_(up_nF), gate_nF, grad_input=grad_gate_nF)
     return silu_nF.mul_(up_nF), grad_hidden_n2F
 
 

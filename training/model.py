@@ -14,6 +14,7 @@ from model.config import MixtralConfig
 from model.norm import rms_norm
 from model.rope import RotaryTable
 from training.attention import Attention, AttentionPlan, additive, sees
+from training.cross_entropy import linear_cross_entropy
 from training.gate_input import GateInput, Jitter, gate_input_of
 from training.initial import InitialWeights
 from training.mesh import Mesh
@@ -110,8 +111,7 @@ class TrainModel(nn.Module):
         """
         rows_TD, routings = self.rows(batch, capacity, jitter)
         labels_T = batch.labels_BL.flatten()
-        logits_TV = self.logits(rows_TD)
-        nats = F.cross_entropy(_exact(logits_TV), labels_T, ignore_index=IGNORED, reduction="sum")
+        nats = linear_cross_entropy(rows_TD, self._head_VD, labels_T, IGNORED)
         return Outcome(nats, int((labels_T != IGNORED).sum()), routings)
 
     def rows(
@@ -129,8 +129,11 @@ class TrainModel(nn.Module):
 
     def logits(self, rows_TD: Tensor) -> Tensor:
         """Returns [T, V] for normed rows."""
-        head_VD = self.embedding if self.lm_head is None else self.lm_head
-        return F.linear(rows_TD, head_VD.to(self.dtype))
+        return F.linear(rows_TD, self._head_VD.to(self.dtype))
+
+    @property
+    def _head_VD(self) -> nn.Parameter:
+        return self.embedding if self.lm_head is None else self.lm_head
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Yields what every rank has, by name."""
@@ -151,7 +154,3 @@ class TrainModel(nn.Module):
 def is_expert(name: str) -> bool:
     """Whether a parameter's name is one of the experts'."""
     return name.rpartition(".")[2] in EXPERT_PARAMETERS
-
-
-def _exact(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
