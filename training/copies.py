@@ -3,7 +3,7 @@
 The same as `router.plan.dispatch` and `combine`. Every order here is a permutation, so the way back of a gather is a
 gather by its inverse; torch knows only the gather, and would add row after row into zeros (four times as long).
 
-T rows, D model dim, K chosen experts per row, N = T*K copies, sorted by expert; R rows of any kind.
+T rows, D model dim, K chosen experts per row, N = T*K copies, sorted by expert.
 """
 
 from dataclasses import dataclass
@@ -57,16 +57,6 @@ def combine_copies(answers_ND: Tensor, weights_TK: Tensor, copies: Copies) -> Te
     return _CombineCopies.apply(answers_ND, weights_TK.to(answers_ND.dtype), copies)  # pyright: ignore[reportReturnType]
 
 
-def permute_rows(rows_RD: Tensor, order_R: Tensor, place_R: Tensor) -> Tensor:
-    """Returns rows[order], [R, D]; differentiable.
-
-    Args:
-        order_R: Each row once.
-        place_R: Its inverse.
-    """
-    return _PermuteRows.apply(rows_RD, order_R, place_R)  # pyright: ignore[reportReturnType]
-
-
 class _CopyRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_TD: Tensor, copies: Copies) -> Tensor:
@@ -94,17 +84,6 @@ class _CombineCopies(torch.autograd.Function):
         grad_weights_TK = grad_weights_N.index_select(0, copies.place_N).view_as(weights_TK)
         weights_N1 = weights_TK.view(-1).index_select(0, copies.order_N).unsqueeze(1)
         return grad_ND.mul_(weights_N1), grad_weights_TK, None
-
-
-class _PermuteRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows_RD: Tensor, order_R: Tensor, place_R: Tensor) -> Tensor:
-        ctx.place_R = place_R
-        return rows_RD.index_select(0, order_R)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return grads[0].index_select(0, ctx.place_R), None, None
 
 
 def _by_row(sorted_ND: Tensor, copies: Copies) -> Tensor:

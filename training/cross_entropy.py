@@ -32,14 +32,12 @@ def linear_cross_entropy(rows_TD: Tensor, head_VD: Tensor, labels_T: Tensor, ign
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, rows_TD: Tensor, head_VD: Tensor, labels_T: Tensor, ignored: int, learning: bool
-    ) -> Tensor:
+    def forward(ctx: Any, rows_TD: Tensor, head_VD: Tensor, labels_T: Tensor, ignored: int, learning: bool) -> Tensor:
         head = head_VD.to(rows_TD.dtype)
         exact = torch.float64 if rows_TD.dtype == torch.float64 else torch.float32
         nats = torch.zeros((), dtype=exact, device=rows_TD.device)
         grad_TD, grad_VD = (torch.empty_like(rows_TD), torch.zeros_like(head_VD)) if learning else (None, None)
-        size = _rows_at_once(*rows_TD.shape, head.shape[0])
+        size = _rows_at_once(rows_TD.shape[0], rows_TD.shape[1], head.shape[0])
         for start in range(0, rows_TD.shape[0], size):
             part = slice(start, start + size)
             nats_of_part, grad_tV = _loss_and_gradient(rows_TD[part].mm(head.t()).to(exact), labels_T[part], ignored)

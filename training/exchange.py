@@ -25,29 +25,59 @@ def exchange_rows(rows_ND: Tensor, sent: Sequence[int], received: Sequence[int],
     return _Exchange.apply(rows_ND, list(sent), list(received), group)  # pyright: ignore[reportReturnType]
 
 
-def exchange_counts(counts_GN: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Sends row g of `counts_GN` to rank g of the group; returns the rows that the ranks sent to this one, [G, N].
+class Travelling:
+    """Rows on their way."""
+
+    def __init__(self, received_RD: Tensor, sent_ND: Tensor, work: dist.Work) -> None:
+        self._received_RD = received_RD
+        self._sent_ND = sent_ND  # read until all is done
+        self._work = work
+
+    def arrived(self) -> bool:
+        """Whether `wait` would return at once."""
+        return self._work.is_completed()
+
+    def wait(self) -> Tensor:
+        """Returns what this rank gets, in the order of the ranks."""
+        self._work.wait()
+        return self._received_RD
+
+
+def start_exchange(
+    rows_ND: Tensor,
+    sent: Sequence[int],
+    received: Sequence[int],
+    group: dist.ProcessGroup,
+    into: Tensor | None = None,
+) -> Travelling:
+    """`exchange_rows` without gradients, and without waiting.
+
+    Args:
+        into: Where to write what is received; None: new memory.
+    """
+    assert rows_ND.shape[0] == sum(sent), f"{rows_ND.shape[0]} rows, but {sent} are to be sent"
+    received_RD = rows_ND.new_empty(sum(received), *rows_ND.shape[1:]) if into is None else into
+    rows_ND = rows_ND.contiguous()
+    work = dist.all_to_all_single(received_RD, rows_ND, list(received), list(sent), group=group, async_op=True)
+    assert work is not None
+    return Travelling(received_RD, rows_ND, work)
+
+
+def start_counts(counts_GN: Tensor, group: dist.ProcessGroup) -> Travelling:
+    """Sends row g of `counts_GN` to rank g of the group; what is received are the rows that came to this one, [G, N].
 
     Whoever receives rows has to know how many: gloo and NCCL do not look, and would give garbage.
     """
-    received_GN = torch.empty_like(counts_GN)
-    dist.all_to_all_single(received_GN, counts_GN.contiguous(), group=group)
-    return received_GN
+    equal = [1] * counts_GN.shape[0]
+    return start_exchange(counts_GN, equal, equal, group)
 
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows_ND: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
         ctx.sent, ctx.received, ctx.group = sent, received, group
-        return _all_to_all(rows_ND, sent, received, group)
+        return start_exchange(rows_ND, sent, received, group).wait()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return _all_to_all(grads[0], ctx.received, ctx.sent, ctx.group), None, None, None
-
-
-def _all_to_all(rows_ND: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-    assert rows_ND.shape[0] == sum(sent), f"{rows_ND.shape[0]} rows, but {sent} are to be sent"
-    received_RD = rows_ND.new_empty(sum(received), *rows_ND.shape[1:])
-    dist.all_to_all_single(received_RD, rows_ND.contiguous(), received, sent, group=group)
-    return received_RD
+        return start_exchange(grads[0], ctx.received, ctx.sent, ctx.group).wait(), None, None, None

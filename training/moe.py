@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from model.config import MixtralConfig
 from router.capacity import combine_from_capacity, dispatch_to_capacity
 from router.gating import choose
-from router.plan import Ints, inverse
-from training.copies import combine_copies, copies_of, copy_rows, permute_rows
-from training.exchange import exchange_counts, exchange_rows
+from training.apart import apart_ffn, journey_of
+from training.copies import combine_copies, copies_of, copy_rows
+from training.exchange import exchange_rows, start_counts
 from training.ffn import expert_ffn
 from training.gate_input import GateInput
 from training.mesh import Mesh
@@ -66,9 +66,7 @@ class MoeLayer(nn.Module):
         logits_TE = gate_input.logits(rows_TD, self.gate)
         weights_TK, experts_TK = choose(logits_TE, self._top_k)
         if capacity is None:
-            copies = copies_of(experts_TK, self._num_experts)
-            answers_ND = self._dropless(copy_rows(rows_TD, copies), copies.counts)
-            out_TD, counts, dropped = combine_copies(answers_ND, weights_TK, copies), copies.counts, 0
+            (out_TD, counts), dropped = self._dropless(rows_TD, weights_TK, experts_TK), 0
         else:
             sent_ECD, full = dispatch_to_capacity(rows_TD, weights_TK, experts_TK, self._num_experts, capacity)
             out_TD = combine_from_capacity(full, self._buffered(sent_ECD))
@@ -77,19 +75,25 @@ class MoeLayer(nn.Module):
         z = logits_TE.logsumexp(-1).square().sum()
         return out_TD, RoutedRows(probs_E, z, torch.tensor(counts), dropped)
 
-    def _dropless(self, sent_ND: Tensor, counts: list[int]) -> Tensor:
-        """Returns the answers of the experts, wherever they are, in the order of the rows."""
-        group = self._mesh.ep
+    def _dropless(self, rows_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> tuple[Tensor, list[int]]:
+        """Returns the combined outputs, and how many copies were asked of each expert."""
+        group, num_experts = self._mesh.ep, self._num_experts
         if group is None:
-            return expert_ffn(sent_ND, self.gate_up, self.down, counts)
-        counts_Ge = torch.tensor(counts, device=sent_ND.device).view(group.size(), -1)
-        received_Ge = exchange_counts(counts_Ge, group).cpu().numpy()
-        sent, received = counts_Ge.sum(1).tolist(), received_Ge.sum(1).tolist()
-        received_RD = exchange_rows(sent_ND, sent, received, group)
-        order_R, place_R = (order.to(sent_ND.device) for order in by_expert(received_Ge))
-        sorted_RD = permute_rows(received_RD, order_R, place_R)
-        answers_RD = expert_ffn(sorted_RD, self.gate_up, self.down, received_Ge.sum(0).tolist())
-        return exchange_rows(permute_rows(answers_RD, place_R, order_R), received, sent, group)
+            copies = copies_of(experts_TK, num_experts)
+            answers_ND = expert_ffn(copy_rows(rows_TD, copies), self.gate_up, self.down, copies.counts)
+            return combine_copies(answers_ND, weights_TK, copies), copies.counts
+        here = self._mesh.local_experts(num_experts)
+        # Copies that stay come last, whatever the number of their expert.
+        stays_TK = (experts_TK >= here.start) & (experts_TK < here.stop)
+        copies = copies_of(experts_TK + stays_TK * num_experts, 2 * num_experts)
+        sent_Ge = np.array(copies.counts[:num_experts]).reshape(group.size(), -1)
+        coming = start_counts(torch.from_numpy(sent_Ge).to(rows_TD.device), group)
+        sent_ND = copy_rows(rows_TD, copies)
+        own_counts = copies.counts[num_experts:][here.start : here.stop]
+        journey = journey_of(sent_Ge, coming.wait().cpu().numpy(), own_counts, group, rows_TD.device)
+        answers_ND = apart_ffn(sent_ND, self.gate_up, self.down, journey)
+        counts = np.add(copies.counts[:num_experts], copies.counts[num_experts:]).tolist()
+        return combine_copies(answers_ND, weights_TK, copies), counts
 
     def _buffered(self, sent_ECD: Tensor) -> Tensor:
         """The same for buffers [E, C, D], one for each expert."""
@@ -106,17 +110,3 @@ class MoeLayer(nn.Module):
         answers_RD = expert_ffn(rows_eGCD.view(-1, width), self.gate_up, self.down, counts)
         answers_GeCD = answers_RD.view(num_local, size, capacity, width).transpose(0, 1).contiguous()
         return exchange_rows(answers_GeCD.view(-1, width), equal, equal, group).view_as(sent_ECD)
-
-
-def by_expert(counts_Ge: Ints) -> tuple[Tensor, Tensor]:
-    """Returns where rows that came rank by rank, each rank's sorted by expert, stand when all are sorted by expert.
-
-    Returns:
-        order_R (sorted = received[order]) and its inverse place_R (received = sorted[place]), int64.
-
-    >>> by_expert(np.array([[1, 2], [2, 0]]))  # received: expert 0, 1, 1 from rank 0, then expert 0, 0 from rank 1
-    (tensor([0, 3, 4, 1, 2]), tensor([0, 3, 4, 1, 2]))
-    """
-    experts_R = np.repeat(np.tile(np.arange(counts_Ge.shape[1]), counts_Ge.shape[0]), counts_Ge.reshape(-1))
-    order_R = experts_R.argsort(kind="stable")
-    return torch.from_numpy(order_R), torch.from_numpy(inverse(order_R))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from router.gating import top_k_gate
 from router.plan import combine, dispatch
-from training.copies import combine_copies, copies_of, copy_rows, permute_rows
+from training.copies import combine_copies, copies_of, copy_rows
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -90,11 +90,3 @@ def test_a_rank_without_rows() -> None:
     assert rows_TD.grad is not None
     assert weights_TK.grad is not None
     assert (rows_TD.grad.shape, weights_TK.grad.shape) == ((0, 3), (0, 2))
-
-
-def test_a_permutation_and_its_gradient(seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    order_R = torch.randperm(9, generator=generator)
-    rows_RD = torch.randn(9, 2, dtype=torch.float64, generator=generator).requires_grad_()
-    assert torch.equal(permute_rows(rows_RD, order_R, order_R.argsort()), rows_RD[order_R])
-    assert torch.autograd.gradcheck(lambda rows: permute_rows(rows, order_R, order_R.argsort()), (rows_RD,))
