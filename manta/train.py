@@ -65,6 +65,10 @@ class TrainingDisplay:
         last = record["step"] == self._num_steps
         self._say(f"step {record['step']}/{self._num_steps}: {figures}", self._due() or last, lasting=False)
 
+    def waiting(self, why: str) -> None:
+        """The workers have no room yet."""
+        self._say(why, now=True)
+
     def _due(self) -> bool:
         return time.monotonic() - self._said_s >= LINE_EVERY_S
 
@@ -83,7 +87,7 @@ def train_in_foreground(spec: TrainingSpec, address: str | None) -> None:
     """
     console = Console(stderr=True)
     with sigterm_is_ctrl_c(), closing(open_session(address)), TrainingDisplay(console, spec.schedule.steps) as display:
-        finished = run_training(spec, Watch(display.tokens, display.data, display.record))
+        finished = run_training(spec, Watch(display.tokens, display.data, display.record, display.waiting))
     Console().print(next_words(finished), markup=False, highlight=False, soft_wrap=True)
 
 

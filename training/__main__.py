@@ -9,6 +9,7 @@ from typing import Any
 import ray
 
 from spec.errors import SpecError
+from training.room import NoRoom
 from training.running import Watch, run_training
 from training.spec import load_training
 from training.trainer import TrainingFailed
@@ -22,11 +23,11 @@ def main(arguments: list[str]) -> int:
     try:
         spec = load_training(arguments[0])
         ray.init(log_to_driver=False)
-        finished = run_training(spec, Watch(on_record=print_record))
+        finished = run_training(spec, Watch(on_record=print_record, on_waiting=print))
     except (SpecError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except TrainingFailed as error:
+    except (NoRoom, TrainingFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"done: {finished.checkpoint.directory}")

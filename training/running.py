@@ -33,11 +33,13 @@ class Watch:
         on_tokens: Documents and tokens read so far.
         on_data: The token stores are ready.
         on_record: A step was made (`training.metrics.Record` as plain data).
+        on_waiting: There is no room for the workers yet; says for what.
     """
 
     on_tokens: Callable[[int, int], None] = lambda documents, tokens: None
     on_data: Callable[[Ingested], None] = lambda ingested: None
     on_record: Callable[[dict[str, Any]], None] = lambda record: None
+    on_waiting: Callable[[str], None] = lambda why: None
 
 
 def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
@@ -45,6 +47,7 @@ def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
 
     Raises:
         ValueError: The file, the checkpoint, the tokenizer or the data are not as they should be; says what to do.
+        NoRoom: The workers found no room.
         TrainingFailed: It did not reach its end; says why, and what there is to go on from.
     """
     config = model_of(spec)
@@ -64,7 +67,7 @@ def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
     held_out = None if ingested.held_out is None else ingested.held_out.directory
     job = job_of(spec, config, ingested.training.directory, held_out)
     copy_tokenizer(spec.model.tokenizer_directory, job.folder / TOKENIZER_FOLDER)  # for whoever exports it
-    train(job, workers, watch.on_record)
+    train(job, workers, watch.on_record, watch.on_waiting)
     found = complete_checkpoints(job.checkpoints)
     if not found:
         raise TrainingFailed(f"{run_folder(spec)} has no checkpoint, though the run has ended")

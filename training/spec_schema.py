@@ -121,7 +121,7 @@ class ParallelSpec(Section):
     """The workers, and how the experts are divided among them."""
 
     workers: ReplicaCount = ONE
-    """Processes that train; with a range, as many as the cluster has room for."""
+    """Processes that train; with a range, as many as all hosts hold: what else runs there is not seen."""
     expert_parallel: Count = 1
     """Workers that hold one set of experts between them; divides the experts, and the workers if they are no range."""
     num_gpus: NumGpus = 0
@@ -198,9 +198,9 @@ class LimitsSpec(Section):
     """How often things may fail, and how long they may take."""
 
     max_failures: CountOrZero = 3
-    """How many times a run may lose workers and go on from its newest checkpoint."""
+    """How many times a run may lose workers, or find no room for them again, and go on from its newest checkpoint."""
     start_timeout_s: Seconds = 300
-    """How long the workers may take to find room and start."""
+    """How long the workers may take to find room, and to start."""
     collective_timeout_s: Seconds = 300
     """How long a worker waits for the others in an exchange before it counts as failed."""
     save_timeout_s: Seconds = 600

@@ -16,6 +16,7 @@ from training.checkpoints import OtherRun
 from training.loop import Job, TrainingStopped, run
 from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
 from training.metrics import Follower
+from training.room import wait_for_room
 from training.workers import Workers
 
 POLL_S = 0.5
@@ -26,18 +27,26 @@ class TrainingFailed(RuntimeError):
     """A run has ended before its last step; says why, and what there is to go on from."""
 
 
-def train(job: Job, workers: Workers, on_record: Callable[[dict[str, Any]], None] = lambda record: None) -> None:
+def train(
+    job: Job,
+    workers: Workers,
+    on_record: Callable[[dict[str, Any]], None] = lambda record: None,
+    on_waiting: Callable[[str], None] = lambda why: None,
+) -> None:
     """Runs a job to its end on the Ray that this process has joined.
 
     Args:
         on_record: Called, in a thread of its own, with each step's record (`training.metrics.Record` as plain data).
+        on_waiting: Called if there is no room for the workers yet.
 
     Raises:
         MeshError: The ranks cannot be laid out as asked for.
+        NoRoom: There is no room for the workers.
         TrainingFailed: It did not reach its end.
     """
     if workers.fewest == workers.most:
         mesh_shape(workers.most, workers.expert_parallel, job.config.num_experts)
+    wait_for_room(workers, on_waiting)
     job.folder.mkdir(parents=True, exist_ok=True)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout_s)
     os.environ["RAY_TRAIN_COLLECTIVE_TIMEOUT_S"] = str(workers.collective_timeout_s)
@@ -56,15 +65,12 @@ def train(job: Job, workers: Workers, on_record: Callable[[dict[str, Any]], None
 
 
 def _trainer(job: Job, workers: Workers) -> TorchTrainer:
-    resources = {"CPU": workers.num_cpus}
-    if workers.num_gpus:
-        resources["GPU"] = workers.num_gpus
     num_workers = workers.most if workers.fewest == workers.most else (workers.fewest, workers.most)
     return TorchTrainer(
         _work,
         train_loop_config={"job": job, "workers": workers},
         scaling_config=ScalingConfig(
-            num_workers=num_workers, use_gpu=workers.num_gpus > 0, resources_per_worker=resources
+            num_workers=num_workers, use_gpu=workers.num_gpus > 0, resources_per_worker=workers.resources
         ),
         torch_config=TorchConfig(
             backend="nccl" if workers.num_gpus else "gloo", timeout_s=int(workers.collective_timeout_s)
@@ -72,7 +78,9 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
         run_config=RunConfig(
             name="run",
             storage_path=str((job.folder / RAY_FOLDER).absolute()),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
+            failure_config=FailureConfig(  # the second: of placements; Ray would try for ever
+                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
+            ),
         ),
     )
 

@@ -11,8 +11,8 @@ class Workers:
         fewest, most: How many; if they differ, Ray Train takes as many as there is room for.
         expert_parallel: Ranks that hold one set of experts; where the number of ranks is not fixed, at most so many.
         num_cpus, num_gpus: What one of them sets aside.
-        max_failures: How often the ranks are started again after one of them died.
-        start_timeout_s: How long they may take to be placed.
+        max_failures: How often the ranks are started again after one of them died, or could not be placed.
+        start_timeout_s: How long they may take to be placed, each time.
         collective_timeout_s: How long one of them waits for the others.
     """
 
@@ -24,3 +24,8 @@ class Workers:
     max_failures: int = 3
     start_timeout_s: float = 300
     collective_timeout_s: float = 300
+
+    @property
+    def resources(self) -> dict[str, float]:
+        """What one of them sets aside, as Ray names it."""
+        return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})

@@ -22,6 +22,7 @@ from training.loop import run
 from training.mesh import lone_mesh
 from training.metrics import read_metrics
 from training.resolve import job_of
+from training.room import NoRoom
 from training.running import Finished, Watch, run_training
 from training.spec import TrainingSpec, training_from_dict
 from training.trainer import TrainingFailed
@@ -165,12 +166,28 @@ def test_from_training_to_served_tokens(files: Path, ray_port: int) -> None:
 
 
 @pytest.mark.full
-def test_a_range_takes_the_workers_that_there_is_room_for(files: Path) -> None:
-    parallel = {"workers": {"min": 1, "max": 4}, "num_cpus": 0.8}  # of two CPUs, which other tests share
+def test_a_range_takes_its_most_workers_where_there_is_room_for_them(files: Path) -> None:
+    parallel = {
+        "workers": {"min": 1, "max": 3},
+        "expert_parallel": 2,
+        "num_cpus": 0.1,
+    }  # three cannot share four experts
     run_training(spec_of(files, "elastic", parallel=parallel, schedule={"steps": 4}), Watch())
-    records = read_metrics(files / "storage" / "elastic")
-    assert 1 <= records[-1]["workers"] <= 2
-    assert records[-1]["step"] == 4
+    last = read_metrics(files / "storage" / "elastic")[-1]
+    assert (last["step"], last["workers"], last["expert_parallel"]) == (4, 3, 1)
+
+
+def test_no_room_for_the_workers_is_said_in_time(files: Path) -> None:
+    spec = spec_of(files, "crowded", parallel={"num_cpus": 64}, limits={"start_timeout_s": 2})
+    waiting: list[str] = []
+    began_s = time.monotonic()
+    with pytest.raises(
+        NoRoom, match=r"within 2 s \(limits.start_timeout_s\) for 2 workers with 64 CPU each; free on .* of 2 CPU; end"
+    ):
+        run_training(spec, Watch(on_waiting=waiting.append))
+    assert time.monotonic() - began_s < 60
+    assert len(waiting) == 1
+    assert not (files / "storage" / "crowded" / "ray").exists(), "nothing was started"
 
 
 @pytest.mark.full

@@ -1,0 +1,55 @@
+"""Waits until a run's workers have room, before Ray Train starts them.
+
+Ray Train itself goes by what hosts have, not by what is free there, and while it waits for a placement it hears no
+Ctrl-C.
+"""
+
+import time
+from collections.abc import Callable
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+
+from training.workers import Workers
+
+POLL_S = 1.0
+
+
+class NoRoom(RuntimeError):
+    """There is no room for a run's workers; says for what, and what is free."""
+
+
+def wait_for_room(workers: Workers, on_waiting: Callable[[str], None] = lambda why: None) -> None:
+    """Waits until there is room for the fewest workers of a run; asks Ray's autoscaler for it, where there is one.
+
+    Args:
+        on_waiting: Called once, if there is none yet.
+
+    Raises:
+        NoRoom: There is none within `limits.start_timeout_s`.
+    """
+    deadline_s = time.monotonic() + workers.start_timeout_s
+    group = placement_group([workers.resources] * workers.fewest)
+    waited = False
+    try:
+        while not group.wait(min(POLL_S, workers.start_timeout_s)):
+            if time.monotonic() >= deadline_s:
+                limit = f"within {workers.start_timeout_s:g} s (limits.start_timeout_s)"
+                remedy = "end what holds the rest, add hosts, or change parallel.workers, num_cpus or num_gpus"
+                raise NoRoom(f"no room {limit} for {_wanted(workers)}; {_free(workers)}; {remedy}")
+            if not waited:
+                on_waiting(f"waiting for room for {_wanted(workers)}; {_free(workers)}")
+                waited = True
+    finally:
+        remove_placement_group(group)
+
+
+def _wanted(workers: Workers) -> str:
+    each = " and ".join(f"{amount:g} {name}" for name, amount in workers.resources.items())
+    return f"{workers.fewest} worker{'s' * (workers.fewest != 1)} with {each}{' each' * (workers.fewest != 1)}"
+
+
+def _free(workers: Workers) -> str:
+    free, whole = ray.available_resources(), ray.cluster_resources()
+    words = (f"{free.get(name, 0):g} of {whole.get(name, 0):g} {name}" for name in workers.resources)
+    return f"free on all hosts together: {', '.join(words)}"
