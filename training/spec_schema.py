@@ -200,7 +200,7 @@ class LimitsSpec(Section):
     max_failures: CountOrZero = 3
     """How many times a run may lose workers, or find no room for them again, and go on from its newest checkpoint."""
     start_timeout_s: Seconds = 300
-    """How long the workers may take to find room, and to start."""
+    """How long workers may take to find room, and to start; with a range, how long a lost host is waited for."""
     collective_timeout_s: Seconds = 300
     """How long a worker waits for the others in an exchange before it counts as failed."""
     save_timeout_s: Seconds = 600

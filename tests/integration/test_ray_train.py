@@ -1,10 +1,11 @@
 """Runs under Ray Train: they reach their end though a worker is killed, and say why where they cannot."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +15,17 @@ import torch
 from transformers import MixtralForCausalLM
 
 from tests.integration.ray_service import complete, kill, running_service, wait_until
-from tests.training.small_data import make_tokenizer
+from tests.integration.training_runs import STEPS, TRAINING_S, same_curve, spec_of, undisturbed, write_files
 from training.checkpoints import complete_checkpoints
 from training.data_errors import DataError
 from training.export import export
-from training.loop import run
-from training.mesh import lone_mesh
 from training.metrics import read_metrics
-from training.resolve import job_of
 from training.room import NoRoom
-from training.running import Finished, Watch, run_training
-from training.spec import TrainingSpec, training_from_dict
+from training.running import Watch, run_training
 from training.trainer import TrainingFailed
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 120
-TRAINING_S = 240.0
 WORKER = "ray::RayTrainWorker"
 
 
@@ -39,39 +34,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, ray_port: int) -> Path:
     """A folder with a tokenizer and some text that can be learnt; its tokens are made by the first run."""
     del ray_port  # a Ray runs
     folder = tmp_path_factory.mktemp("training")
-    make_tokenizer(folder / "tokenizer")
-    (folder / "text").mkdir()
-    for number in range(40):
-        (folder / "text" / f"{number:02}.txt").write_text(f"file {number} counts: " + "one two three " * 12)
+    write_files(folder)
     return folder
-
-
-def spec_of(folder: Path, name: str, **sections: dict[str, Any]) -> TrainingSpec:
-    """Two workers that share the experts; small steps in float64, so that any two runs have the same curve."""
-    config = {
-        "hidden_size": 32,
-        "ffn_size": 48,
-        "num_layers": 2,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "num_experts": 4,
-        "window": 24,
-        "max_context": 256,
-    }
-    data: dict[str, Any] = {
-        "name": name,
-        "storage": str(folder / "storage"),
-        "model": {"tokenizer": str(folder / "tokenizer"), "config": config, "dtype": "float64"},
-        "data": {"sources": [{"path": str(folder / "text")}], "sequence_length": 48, "held_out": 0.2},
-        "parallel": {"workers": 2, "expert_parallel": 2, "num_cpus": 0.2},
-        "optimizer": {"warmup_steps": 1},
-        "schedule": {"steps": STEPS, "batch": 4, "evaluate_every": 30},
-        "checkpoints": {"every": 10},
-        "limits": {"collective_timeout_s": 60},
-    }
-    for section, fields in sections.items():
-        data[section] = {**data.get(section, {}), **fields}
-    return training_from_dict(data)
 
 
 class Killing(threading.Thread):
@@ -111,23 +75,6 @@ def workers() -> list[int]:
             if session in Path(f"/proc/{parent}/cmdline").read_text():
                 found.append(int(process.name))
     return found
-
-
-def undisturbed(spec: TrainingSpec, finished: Finished, folder: Path) -> list[dict[str, Any]]:
-    """The records of the same run, made by this process alone."""
-    (store,) = (Path(spec.storage) / "data").glob("*/training")
-    job = job_of(spec, finished.config, store, store.parent / "held_out")
-    run(replace(job, folder=folder), lone_mesh())
-    return read_metrics(folder)
-
-
-def same_curve(records: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    assert [one["step"] for one in records] == list(range(1, STEPS + 1))
-    for one, other in zip(records, expected, strict=True):
-        assert one["samples_seen"] == other["samples_seen"]
-        for name in ("loss", "balance", "gradient_norm", "held_out_loss"):
-            assert (one[name] is None) == (other[name] is None)
-            assert one[name] is None or one[name] == pytest.approx(other[name], rel=1e-7), (name, one["step"])
 
 
 @pytest.mark.parametrize(
@@ -175,6 +122,16 @@ def test_a_range_takes_its_most_workers_where_there_is_room_for_them(files: Path
     run_training(spec_of(files, "elastic", parallel=parallel, schedule={"steps": 4}), Watch())
     last = read_metrics(files / "storage" / "elastic")[-1]
     assert (last["step"], last["workers"], last["expert_parallel"]) == (4, 3, 1)
+
+
+@pytest.mark.full
+@pytest.mark.hosts
+def test_a_run_goes_on_with_the_workers_that_are_left(tmp_path: Path) -> None:
+    """In a process of its own, which has a Ray cluster of two fake hosts: this session's is left alone."""
+    command = [sys.executable, "-m", "tests.integration.elastic_training", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TRAINING_S, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "by the one that was left" in done.stdout
 
 
 def test_no_room_for_the_workers_is_said_in_time(files: Path) -> None:
