@@ -27,7 +27,7 @@ def main(arguments: list[str]) -> int:
     except (SpecError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (NoRoom, TrainingFailed) as error:
+    except (NoRoom, TrainingFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"done: {finished.checkpoint.directory}")

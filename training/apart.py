@@ -1,15 +1,16 @@
 """Experts on several ranks: rows travel to them and back while each rank computes what it has already.
 
-A layer's ranks seldom have equally much to do, and each waits for what the others send. So a rank first computes
-whatever is there, its own rows or those of others; sends the others' back before it turns to its own, if it can; and on
-the way back leaves the weights' gradients, which nobody waits for, to the end. In which order rows were computed
-changes no result: the sums over them are always made in one order.
+A layer's ranks seldom have equally much to do, and each waits for what the others send. So a rank begins with its own
+rows; as soon as others' have arrived it turns to those and sends them back, before it goes on. On the backward pass the
+weights' gradients, which nobody waits for, come last. When rows were computed changes no result: sums over them are
+always made in one order.
 
 N copies of this rank's rows, those for other ranks first; R rows of other ranks; D model dim, e experts here, F expert
 hidden dim, G ranks of the `ep` group.
 """
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,13 +18,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from router.plan import Ints, inverse
 from training import ffn
 from training.exchange import Travelling, start_exchange
 
-Own = TypeVar("Own")
-Others = TypeVar("Others")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -98,63 +99,64 @@ class _ApartFfn(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, sent_ND: Tensor, gate_up_e2FD: Tensor, down_eDF: Tensor, journey: Journey) -> Tensor:
         weights = gate_up_e2FD.to(sent_ND.dtype), down_eDF.to(sent_ND.dtype)
-        out_ND, num_sent = torch.empty_like(sent_ND), sum(journey.sent)
-        own_ND, others = (
-            sent_ND[num_sent:],
-            start_exchange(sent_ND[:num_sent], journey.sent, journey.received, journey.group),
-        )
-
-        def compute_own() -> Tensor:
-            return ffn.forward(own_ND, *weights, journey.own_counts, out_ND[num_sent:])
+        num_sent = sum(journey.sent)
+        others = start_exchange(sent_ND[:num_sent], journey.sent, journey.received, journey.group)
+        own_ND = sent_ND[num_sent:].clone()  # kept for the way back; a part of `sent_ND` would keep all of it
+        out_ND = sent_ND.new_empty(sent_ND.shape)
+        own = ffn.Forward(own_ND, *weights, journey.own_counts, out_ND[num_sent:])
 
         def compute_others() -> tuple[Tensor, Tensor, Travelling]:
             rows_RD = journey.by_expert(others.wait())
-            answers_RD = torch.empty_like(rows_RD)
-            hidden_R2F = ffn.forward(rows_RD, *weights, journey.others_counts, answers_RD)
+            answers_RD = rows_RD.new_empty(rows_RD.shape)
+            there = ffn.Forward(rows_RD, *weights, journey.others_counts, answers_RD)
+            ffn.run(there.steps())
+            into = out_ND[:num_sent]
             answers_RD = journey.by_rank(answers_RD)
-            back = start_exchange(answers_RD, journey.received, journey.sent, journey.group, into=out_ND[:num_sent])
-            return rows_RD, hidden_R2F, back
+            return (
+                rows_RD,
+                there.hidden_N2F,
+                start_exchange(answers_RD, journey.received, journey.sent, journey.group, into),
+            )
 
-        own_hidden, (rows_RD, hidden_R2F, back) = _what_is_there(others, compute_own, compute_others)
+        rows_RD, hidden_R2F, back = _as_they_arrive(others, own.steps(), compute_others)
         back.wait()
-        ctx.save_for_backward(own_ND, own_hidden, rows_RD, hidden_R2F, gate_up_e2FD, down_eDF)
+        ctx.save_for_backward(own_ND, own.hidden_N2F, rows_RD, hidden_R2F, gate_up_e2FD, down_eDF)
         ctx.journey = journey
         return out_ND
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         own_ND, own_hidden, rows_RD, hidden_R2F, gate_up_e2FD, down_eDF = ctx.saved_tensors
         journey: Journey = ctx.journey
         weights = gate_up_e2FD.to(own_ND.dtype), down_eDF.to(own_ND.dtype)
         grad_ND, num_sent = grads[0].contiguous(), sum(journey.sent)
-        grad_sent_ND = torch.empty_like(grad_ND)
         others = start_exchange(grad_ND[:num_sent], journey.sent, journey.received, journey.group)
-
-        def compute_own() -> ffn.Backward:
-            way_back = ffn.Backward(own_ND, own_hidden, grad_ND[num_sent:], journey.own_counts)
-            way_back.rows(*weights, out_ND=grad_sent_ND[num_sent:])
-            return way_back
+        grad_sent_ND, gradients = grad_ND.new_empty(grad_ND.shape), ffn.WeightGradients(*weights)
+        own_back = ffn.Backward(own_ND, own_hidden, grad_ND[num_sent:], journey.own_counts)
+        own_steps = (own_back.row_steps(*weights, grad_sent_ND[num_sent:]), own_back.weight_steps(gradients))
 
         def compute_others() -> tuple[ffn.Backward, Travelling]:
-            way_back = ffn.Backward(rows_RD, hidden_R2F, journey.by_expert(others.wait()), journey.others_counts)
-            grad_RD = journey.by_rank(way_back.rows(*weights, out_ND=torch.empty_like(rows_RD)))
-            into = grad_sent_ND[:num_sent]
-            return way_back, start_exchange(grad_RD, journey.received, journey.sent, journey.group, into=into)
+            others_back = ffn.Backward(rows_RD, hidden_R2F, journey.by_expert(others.wait()), journey.others_counts)
+            grad_RD = rows_RD.new_empty(rows_RD.shape)
+            ffn.run(others_back.row_steps(*weights, grad_RD))
+            into, grad_RD = grad_sent_ND[:num_sent], journey.by_rank(grad_RD)
+            return others_back, start_exchange(grad_RD, journey.received, journey.sent, journey.group, into)
 
-        own_back, (others_back, back) = _what_is_there(others, compute_own, compute_others)
-        grad_gate_up, grad_down = (torch.zeros_like(weight) for weight in weights)
-        own_back.add_weights(grad_gate_up, grad_down)
-        others_back.add_weights(grad_gate_up, grad_down)
+        others_back, back = _as_they_arrive(others, itertools.chain(*own_steps), compute_others)
+        ffn.run(others_back.weight_steps(gradients))
         back.wait()
-        return grad_sent_ND, grad_gate_up.to(gate_up_e2FD.dtype), grad_down.to(down_eDF.dtype), None
+        return grad_sent_ND, *gradients.done(gate_up_e2FD.dtype, down_eDF.dtype), None
 
 
-def _what_is_there(
-    others: Travelling, compute_own: Callable[[], Own], compute_others: Callable[[], Others]
-) -> tuple[Own, Others]:
-    """Does both, beginning with the others' rows if they have arrived: whoever sent them waits for the answers."""
-    if others.arrived():
-        of_others = compute_others()
-        return compute_own(), of_others
-    own = compute_own()
-    return own, compute_others()
+def _as_they_arrive(others: Travelling, own_steps: Iterator[None], compute_others: Callable[[], Result]) -> Result:
+    """Makes all of this rank's steps, and between two of them, as soon as they have arrived, does the others' rows.
+
+    Whoever sent them waits for the answers. A rank that still waits for theirs goes on with its own.
+    """
+    for _ in own_steps:
+        if others.arrived():
+            result = compute_others()
+            ffn.run(own_steps)
+            return result
+    return compute_others()

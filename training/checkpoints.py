@@ -108,6 +108,15 @@ def read_progress(directory: Path) -> Complete:
         raise CheckpointError(f"{directory} is no complete checkpoint of a training run: {error!r}") from error
 
 
+def newest_in(folder: Path) -> str:
+    """Says what there is to go on from; for errors, so it raises none."""
+    try:
+        found = complete_checkpoints(folder)
+    except (OSError, CheckpointError) as error:
+        return f"what there is to go on from cannot be read ({error})"
+    return f"the newest complete checkpoint is {found[0].directory.name}" if found else "there is no checkpoint yet"
+
+
 def clear_partial(folder: Path) -> None:
     """Removes what a run that ended in the middle of a save has left."""
     for path in list(_listed(folder)):
@@ -150,7 +159,8 @@ class Saver:
                 no_dist=self._group is None,
             )
         except (OSError, CheckpointException) as error:
-            raise self._failed(directory, error) from error
+            self._remove(directory)
+            raise self._failed(directory, _cause(error)) from error
         self._pending = directory, progress, asdict(model.config), future
 
     def poll(self) -> None:
@@ -173,10 +183,17 @@ class Saver:
         (directory, progress, config, future), self._pending = self._pending, None
         try:
             future.result(self._timeout_s)
-            if self._mesh.rank == 0:
+        except FutureTimeout as error:  # ranks may be writing still: `clear_partial` will remove what they leave
+            raise self._failed(directory, f"it took longer than {self._timeout_s:g} s") from error
+        except (OSError, CheckpointException, RuntimeError) as error:
+            self._remove(directory)
+            raise self._failed(directory, _cause(error)) from error
+        if self._mesh.rank == 0:
+            try:
                 self._commit(directory, progress, config)
-        except (OSError, CheckpointException, FutureTimeout, RuntimeError) as error:
-            raise self._failed(directory, error) from error
+            except OSError as error:
+                self._remove(directory)
+                raise self._failed(directory, _cause(error)) from error
 
     def _commit(self, directory: Path, progress: Progress, config: dict[str, Any]) -> None:
         said = {"format": FORMAT, "progress": asdict(progress), "config": config}
@@ -189,14 +206,15 @@ class Saver:
         for old in complete_checkpoints(self._folder)[self._keep :]:
             shutil.rmtree(old.directory, ignore_errors=True)
 
-    def _failed(self, directory: Path, error: BaseException) -> CheckpointError:
-        why = f"it took longer than {self._timeout_s:g} s" if isinstance(error, FutureTimeout) else _cause(error)
-        if self._mesh.rank == 0:  # what of it was written must not keep the room that is wanted
+    def _remove(self, directory: Path) -> None:
+        """Removes what was written of a save that failed on some rank, and so is over on all: it keeps room."""
+        if self._mesh.rank == 0:
             shutil.rmtree(directory, ignore_errors=True)
-        left = complete_checkpoints(self._folder)
-        newest = f"the newest complete one is {left[0].directory.name}" if left else "there is no complete one yet"
+
+    def _failed(self, directory: Path, why: str) -> CheckpointError:
         name = directory.name.removesuffix(PARTIAL)
-        return CheckpointError(f"checkpoint {name} cannot be written in {self._folder}: {why}; {REMEDY}; {newest}")
+        what = f"checkpoint {name} cannot be written in {self._folder}: {why}; {REMEDY}"
+        return CheckpointError(f"{what}; {newest_in(self._folder)}")
 
 
 def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mesh: Mesh) -> None:

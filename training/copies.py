@@ -82,7 +82,7 @@ class _CombineCopies(torch.autograd.Function):
         grad_ND = grads[0].index_select(0, copies.rows_N)
         grad_weights_N = (answers_ND * grad_ND).sum(1)
         grad_weights_TK = grad_weights_N.index_select(0, copies.place_N).view_as(weights_TK)
-        weights_N1 = weights_TK.view(-1).index_select(0, copies.order_N).unsqueeze(1)
+        weights_N1 = weights_TK.reshape(-1).index_select(0, copies.order_N).unsqueeze(1)
         return grad_ND.mul_(weights_N1), grad_weights_TK, None
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 LOGITS_AT_ONCE = 1 << 21  # 8 MB
 
@@ -50,9 +51,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return nats
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_TD, grad_VD = ctx.saved_tensors
-        return grad_TD * grads[0].to(grad_TD.dtype), grad_VD * grads[0].to(grad_VD.dtype), None, None, None
+        return grad_TD * grads[0], grad_VD * grads[0], None, None, None  # a scalar of full precision changes no dtype
 
 
 def _rows_at_once(num_rows: int, width: int, vocab_size: int) -> int:
@@ -62,8 +64,8 @@ def _rows_at_once(num_rows: int, width: int, vocab_size: int) -> int:
 
 def _loss_and_gradient(logits_tV: Tensor, labels_t: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
     """Returns the loss of some rows, and its gradient by their logits; uses up the logits."""
-    counts_t1 = (labels_t != ignored).to(logits_tV.dtype).unsqueeze(1)
-    labels_t1 = labels_t.clamp(min=0).unsqueeze(1)
+    counts = labels_t != ignored
+    counts_t1, labels_t1 = counts.to(logits_tV.dtype).unsqueeze(1), labels_t.where(counts, 0).unsqueeze(1)
     logits_tV.sub_(logits_tV.amax(1, keepdim=True))
     of_label_t1 = logits_tV.gather(1, labels_t1)
     powers_tV = logits_tV.exp_()

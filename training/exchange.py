@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def exchange_rows(rows_ND: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup) -> Tensor:
@@ -38,7 +39,11 @@ class Travelling:
         return self._work.is_completed()
 
     def wait(self) -> Tensor:
-        """Returns what this rank gets, in the order of the ranks."""
+        """Returns what this rank gets, in the order of the ranks.
+
+        Raises:
+            RuntimeError: A rank of the group is gone, or did not take part within the group's time-out.
+        """
         self._work.wait()
         return self._received_RD
 
@@ -57,6 +62,7 @@ def start_exchange(
     """
     assert rows_ND.shape[0] == sum(sent), f"{rows_ND.shape[0]} rows, but {sent} are to be sent"
     received_RD = rows_ND.new_empty(sum(received), *rows_ND.shape[1:]) if into is None else into
+    assert received_RD.is_contiguous(), "what is received is written as it comes"
     rows_ND = rows_ND.contiguous()
     work = dist.all_to_all_single(received_RD, rows_ND, list(received), list(sent), group=group, async_op=True)
     assert work is not None
@@ -79,5 +85,6 @@ class _Exchange(torch.autograd.Function):
         return start_exchange(rows_ND, sent, received, group).wait()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return start_exchange(grads[0], ctx.received, ctx.sent, ctx.group).wait(), None, None, None

@@ -4,9 +4,9 @@ L positions of a sequence.
 """
 
 import math
-import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,9 +25,9 @@ from training.checkpoints import (
     check_data,
     check_fits,
     checkpoint_name,
-    clear_partial,
     complete_checkpoints,
     load,
+    newest_in,
     read_progress,
 )
 from training.cursor import Cursor, SampleOrder, part
@@ -41,6 +41,7 @@ from training.packing import PackedData
 from training.spec_schema import OptimizerSpec
 from training.starting import CheckpointWeights
 from training.step import NonFiniteLoss, StepFigures, StepSettings, train_step
+from training.storage import check_space, checkpoint_bytes, prepare
 from training.tokens import TokenStore
 
 NO_STEP = -1
@@ -121,6 +122,8 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
         check_fits(newest, job.config)
         check_data(newest, job.data)
     it = _Run(job, mesh)
+    if mesh.rank == 0:
+        check_space(job.checkpoints, checkpoint_bytes(it.model, job.optimizer, mesh))
     made, cursor = 0, Cursor(0)
     if newest is not None:
         load(newest, it.model, it.optimizer, mesh)
@@ -135,7 +138,7 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
             held_out = _evaluate(it) if _due(job.evaluate_every, made, job.steps) else None
             if log is not None:
                 record = _record(it, made, cursor, figures, rate, held_out, took_s)
-                _add(log, record, job)
+                _add(log, record, it)
                 on_record(record)
             it.saver.poll()
             if _due(job.checkpoint_every, made, job.steps):
@@ -157,7 +160,7 @@ def _step(it: _Run, step: int, cursor: Cursor) -> tuple[StepFigures, float]:
         return train_step(it.model, it.optimizer, batch, step, most_rows, job.step, mesh), rate
     except NonFiniteLoss as error:
         it.saver.finish()
-        raise TrainingStopped(f"{error}; {_left(job)}") from error
+        raise TrainingStopped(f"{error}; {newest_in(job.checkpoints)}") from error
 
 
 def _batch(it: _Run, cursor: Cursor) -> Batch:
@@ -207,7 +210,7 @@ def _newest(job: Job, mesh: Mesh) -> Complete | None:
     """
     found: list[Complete] = []
     if mesh.rank == 0:
-        _prepare(job.checkpoints)
+        prepare(job.checkpoints)
         found = complete_checkpoints(job.checkpoints)
     step = torch.tensor(found[0].progress.step if found else NO_STEP, device=mesh.device)
     if mesh.everybody is not None:
@@ -217,21 +220,6 @@ def _newest(job: Job, mesh: Mesh) -> Complete | None:
     return read_progress(job.checkpoints / checkpoint_name(int(step)))
 
 
-def _prepare(folder: Path) -> None:
-    """Makes the checkpoints' folder, and finds out whether it can be written before anything is computed.
-
-    Raises:
-        CheckpointError: It cannot.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_partial(folder)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror}; give another `storage`") from error
-
-
 def _metrics(job: Job, made: int) -> MetricsLog:
     try:
         return MetricsLog(job.folder, made)
@@ -239,22 +227,18 @@ def _metrics(job: Job, made: int) -> MetricsLog:
         raise _unwritable(job, error) from error
 
 
-def _add(log: MetricsLog, record: Record, job: Job) -> None:
+def _add(log: MetricsLog, record: Record, it: _Run) -> None:
     try:
         log.add(record)
     except OSError as error:
-        raise _unwritable(job, error) from error
+        with suppress(CheckpointError):
+            it.saver.finish()  # it may have been written already
+        raise _unwritable(it.job, error) from error
 
 
 def _unwritable(job: Job, error: OSError) -> CheckpointError:
-    return CheckpointError(f"the metrics in {job.folder} cannot be written: {error.strerror}; {REMEDY}; {_left(job)}")
-
-
-def _left(job: Job) -> str:
-    found = complete_checkpoints(job.checkpoints)
-    if not found:
-        return "there is no checkpoint yet"
-    return f"the last good checkpoint is {found[0].directory.name} (step {found[0].progress.step})"
+    what = f"the metrics in {job.folder} cannot be written: {error.strerror or error}"
+    return CheckpointError(f"{what}; {REMEDY}; {newest_in(job.checkpoints)}")
 
 
 def _due(every: int | None, made: int, steps: int) -> bool:

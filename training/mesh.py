@@ -9,10 +9,12 @@ rows; the EDP ranks of an `ep_dp` group hold the same experts and sum their grad
 """
 
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh
 
 EP, EP_DP = "ep", "ep_dp"
 
@@ -115,13 +117,24 @@ def lone_mesh(device: torch.device | None = None) -> Mesh:
     return Mesh(MeshShape(1, 1), device or torch.device("cpu"))
 
 
-def make_mesh(shape: MeshShape, device: torch.device) -> Mesh:
+def make_mesh(shape: MeshShape, device: torch.device, timeout_s: float = 300) -> Mesh:
     """Makes the groups; every rank of an initialised `torch.distributed` calls it.
+
+    Args:
+        timeout_s: How long a rank waits for the others of a group (`limits.collective_timeout_s`). `init_device_mesh`
+            would give its groups torch's half hour, whatever the world has.
 
     Raises:
         MeshError: The world is of another size.
     """
     if dist.get_world_size() != shape.world:
         raise MeshError(f"there are {dist.get_world_size()} ranks, and the mesh is made for {shape.world}")
-    sizes = (shape.expert_data_parallel, shape.expert_parallel)
-    return Mesh(shape, device, init_device_mesh(device.type, sizes, mesh_dim_names=(EP_DP, EP)))
+    ranks = torch.arange(shape.world).view(shape.expert_data_parallel, shape.expert_parallel)
+    groups = [_own_group(of_dimension, timeout_s) for of_dimension in (ranks.t().tolist(), ranks.tolist())]
+    return Mesh(shape, device, DeviceMesh.from_group(groups, device.type, ranks, mesh_dim_names=(EP_DP, EP)))
+
+
+def _own_group(groups: list[list[int]], timeout_s: float) -> dist.ProcessGroup:
+    """Makes all groups of a dimension, in the same order on every rank; returns this rank's."""
+    made: list[Any] = [dist.new_group(ranks, timeout=timedelta(seconds=timeout_s)) for ranks in groups]
+    return next(group for ranks, group in zip(groups, made, strict=True) if dist.get_rank() in ranks)

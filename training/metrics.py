@@ -57,10 +57,10 @@ class MetricsLog:
     def __init__(self, folder: Path, steps_made: int) -> None:
         from training.board import Board  # here: whoever only reads metrics needs no TensorBoard
 
-        self._path = folder / METRICS_FILE
-        _cut(self._path, steps_made)
-        self._file = self._path.open("a")
+        path = folder / METRICS_FILE
+        _cut(path, steps_made)
         self._board = Board(folder / TENSORBOARD_FOLDER, steps_made)
+        self._file = path.open("a")
 
     def add(self, record: Record) -> None:
         """Writes one record; readers see whole lines.
@@ -136,5 +136,8 @@ def _cut(path: Path, steps_made: int) -> None:
         return
     kept = [record for record in read_metrics(path.parent) if record["step"] <= steps_made]
     scratch = path.with_suffix(".partial")
-    scratch.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    os.replace(scratch, path)
+    try:
+        scratch.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)  # half written, it would keep room

@@ -111,7 +111,7 @@ class TrainModel(nn.Module):
         """
         rows_TD, routings = self.rows(batch, capacity, jitter)
         labels_T = batch.labels_BL.flatten()
-        nats = linear_cross_entropy(rows_TD, self._head_VD, labels_T, IGNORED)
+        nats = linear_cross_entropy(rows_TD, self.head_VD, labels_T, IGNORED)
         return Outcome(nats, int((labels_T != IGNORED).sum()), routings)
 
     def rows(
@@ -127,12 +127,9 @@ class TrainModel(nn.Module):
             routings.append(routing)
         return rms_norm(rows_TD, self.final_norm.to(self.dtype), self.config.norm_eps), routings
 
-    def logits(self, rows_TD: Tensor) -> Tensor:
-        """Returns [T, V] for normed rows."""
-        return F.linear(rows_TD, self._head_VD.to(self.dtype))
-
     @property
-    def _head_VD(self) -> nn.Parameter:
+    def head_VD(self) -> nn.Parameter:
+        """What makes logits of normed rows: the embedding, where the two are tied."""
         return self.embedding if self.lm_head is None else self.lm_head
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

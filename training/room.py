@@ -12,7 +12,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 
 from training.workers import Workers
 
-POLL_S = 1.0
+POLL_S = 1  # Ray counts whole seconds
+REMEDY = "end what holds the rest, add hosts, or change parallel.workers, num_cpus or num_gpus"
 
 
 class NoRoom(RuntimeError):
@@ -30,23 +31,16 @@ def wait_for_room(workers: Workers, on_waiting: Callable[[str], None] = lambda w
     """
     deadline_s = time.monotonic() + workers.start_timeout_s
     group = placement_group([workers.resources] * workers.fewest)
-    waited = False
+    said = False
     try:
-        while not group.wait(min(POLL_S, workers.start_timeout_s)):
+        while not group.wait(POLL_S):
+            if not said:
+                on_waiting(f"waiting for room for {workers.wanted}; {_free(workers)}")
+                said = True
             if time.monotonic() >= deadline_s:
-                limit = f"within {workers.start_timeout_s:g} s (limits.start_timeout_s)"
-                remedy = "end what holds the rest, add hosts, or change parallel.workers, num_cpus or num_gpus"
-                raise NoRoom(f"no room {limit} for {_wanted(workers)}; {_free(workers)}; {remedy}")
-            if not waited:
-                on_waiting(f"waiting for room for {_wanted(workers)}; {_free(workers)}")
-                waited = True
+                raise NoRoom(f"{workers.no_room()}; {_free(workers)}; {REMEDY}")
     finally:
         remove_placement_group(group)
-
-
-def _wanted(workers: Workers) -> str:
-    each = " and ".join(f"{amount:g} {name}" for name, amount in workers.resources.items())
-    return f"{workers.fewest} worker{'s' * (workers.fewest != 1)} with {each}{' each' * (workers.fewest != 1)}"
 
 
 def _free(workers: Workers) -> str:

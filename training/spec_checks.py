@@ -133,6 +133,8 @@ def _worker_problems(spec: TrainingSpec) -> Iterator[Problem]:
             f"at most {workers.max} were given, fewer than parallel.expert_parallel ({ranks}), the workers that hold "
             "one set of experts. Raise the first or lower the second.",
         )
+    if spec.parallel.num_cpus == 0 and spec.parallel.num_gpus == 0:
+        yield Problem("parallel.num_cpus", "0 was given, and num_gpus is 0 too. A worker sets aside one or the other.")
     if spec.schedule.batch < workers.max:
         yield Problem(
             "schedule.batch",

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer, get_device
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from training.checkpoints import OtherRun
@@ -56,7 +57,7 @@ def train(
     try:
         result = _trainer(job, workers).fit()
     except TrainingFailedError as error:
-        raise TrainingFailed(_why(error)) from error
+        raise TrainingFailed(reason_of(error, workers)) from error
     finally:
         done.set()
         follower.join()
@@ -78,8 +79,10 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
         run_config=RunConfig(
             name="run",
             storage_path=str((job.folder / RAY_FOLDER).absolute()),
-            failure_config=FailureConfig(  # the second: of placements; Ray would try for ever
-                max_failures=workers.max_failures, controller_failure_limit=workers.max_failures
+            failure_config=FailureConfig(
+                max_failures=workers.max_failures,
+                controller_failure_limit=workers.max_failures,  # placements; Ray would try for ever
+                max_preemption_failures=-1,  # hosts taken away with notice are no fault of the run's
             ),
         ),
     )
@@ -100,7 +103,8 @@ def _mesh(job: Job, workers: Workers) -> Mesh:
     world, device = get_context().get_world_size(), get_device()
     if world == 1 or not dist.is_initialized():
         return lone_mesh(device)
-    return make_mesh(elastic_shape(world, workers.expert_parallel, job.config.num_experts), device)
+    shape = elastic_shape(world, workers.expert_parallel, job.config.num_experts)
+    return make_mesh(shape, device, workers.collective_timeout_s)
 
 
 def _follow(folder: Path, on_record: Callable[[dict[str, Any]], None], done: threading.Event) -> None:
@@ -112,8 +116,10 @@ def _follow(folder: Path, on_record: Callable[[dict[str, Any]], None], done: thr
             on_record(record)
 
 
-def _why(error: TrainingFailedError) -> str:
+def reason_of(error: TrainingFailedError, workers: Workers) -> str:
     """The failure of the rank that failed first by itself; the others' are most often that they waited for it."""
+    if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+        return f"{workers.no_room()}; to go on later, start the run again"
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return str(error)
     rank, cause = min(error.worker_failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))

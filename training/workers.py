@@ -29,3 +29,17 @@ class Workers:
     def resources(self) -> dict[str, float]:
         """What one of them sets aside, as Ray names it."""
         return {"CPU": self.num_cpus} | ({"GPU": self.num_gpus} if self.num_gpus else {})
+
+    @property
+    def wanted(self) -> str:
+        """What the fewest of them need, in words.
+
+        >>> Workers(2, 4, num_cpus=0.5, num_gpus=1).wanted
+        '2 workers with 0.5 CPU and 1 GPU each'
+        """
+        each = " and ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
+        return f"{self.fewest} worker{'s' * (self.fewest != 1)} with {each}{' each' * (self.fewest != 1)}"
+
+    def no_room(self) -> str:
+        """Says that there was none in time."""
+        return f"no room within {self.start_timeout_s:g} s (limits.start_timeout_s) for {self.wanted}"

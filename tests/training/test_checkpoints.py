@@ -152,6 +152,8 @@ def test_a_folder_that_cannot_be_written_is_named_and_the_last_one_stays(tmp_pat
     saver.finish()
     (tmp_path / "step-00000020.partial").write_text("a file where a folder is to be")
     saver.save(model, optimizer, Progress(20, 0, "store"))
-    with pytest.raises(CheckpointError, match=r"step-00000020 in .*; the newest complete one is step-00000010"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000020 cannot be written in .*; the newest complete checkpoint is step-00000010"
+    ):
         saver.finish()
     assert [one.progress.step for one in complete_checkpoints(tmp_path)] == [10]

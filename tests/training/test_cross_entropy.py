@@ -44,6 +44,23 @@ def test_loss_and_gradients_are_those_of_all_logits_at_once(
         assert float((gradient - naive).abs().max()) <= tolerance * float(naive.abs().max())
 
 
+def test_in_bfloat16_the_loss_is_scaled_in_full_precision(seed: int) -> None:
+    """One scale for all rows: rounded to bfloat16 it would shorten or lengthen all of their gradients alike."""
+    rows_TD, head_VD, labels_T = inputs(seed, torch.bfloat16)
+    (plain_TD,) = torch.autograd.grad(linear_cross_entropy(rows_TD, head_VD, labels_T, IGNORED), rows_TD)
+    scaled = linear_cross_entropy(rows_TD, head_VD, labels_T, IGNORED) / 3127  # 0.2 % from what bfloat16 makes of it
+    (scaled_TD,) = torch.autograd.grad(scaled, rows_TD)
+    assert torch.equal(scaled_TD, (plain_TD.float() / 3127).bfloat16())
+
+
+def test_a_label_outside_of_the_vocabulary_is_an_error(seed: int) -> None:
+    rows_TD, head_VD, labels_T = inputs(seed, torch.float32)
+    for label in (-5, 11):
+        labels_T[0] = label
+        with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+            linear_cross_entropy(rows_TD, head_VD, labels_T, IGNORED)
+
+
 def test_rows_that_do_not_count_have_no_gradient(seed: int) -> None:
     rows_TD, head_VD, labels_T = inputs(seed, torch.float64)
     (gradient_TD,) = torch.autograd.grad(linear_cross_entropy(rows_TD, head_VD, labels_T, IGNORED), rows_TD)

@@ -5,6 +5,7 @@ import re
 import resource
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from training.board import EVENTS
 from training.checkpoints import CheckpointError, OtherRun, complete_checkpoints
 from training.loop import Job, TrainingStopped, run
 from training.losses import LossSettings
-from training.mesh import MeshShape, lone_mesh, make_mesh
+from training.mesh import Mesh, MeshShape, lone_mesh, make_mesh
 from training.metrics import Follower, MetricsLog, read_metrics
 from training.spec_schema import OptimizerSpec
 from training.step import StepSettings
@@ -157,7 +158,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, seed: int) -> No
         seed,
         optimizer=OptimizerSpec(name="sgd", peak_lr=1e200, final_lr=1e200, warmup_steps=0, clip_norm=None),
     )
-    with pytest.raises(TrainingStopped, match=r"of step \d+ .*; the last good checkpoint is step-00000006 \(step 6\)"):
+    with pytest.raises(TrainingStopped, match=r"of step \d+ .*; the newest complete checkpoint is step-00000006"):
         run(replace(broken, step=StepSettings(clip_norm=None)), lone_mesh())
 
 
@@ -195,15 +196,52 @@ def test_storage_that_takes_no_more_ends_the_run_and_loses_nothing(
     assert_same_curve(whole, short)
 
 
-def _with_room(rank: int, room: int, what: Job) -> str:
+def test_one_of_two_ranks_that_cannot_write_is_named_by_both(ranks: Ranks, tmp_path: Path, seed: int) -> None:
+    made = job(tmp_path, seed, steps=4, checkpoint_every=4)
+    messages = ranks.run(2, _second_without_room, made)
+    for message in messages:
+        assert re.search(
+            r"step-00000004 cannot be written in .*: rank 1: .*File too large.* there is no checkpoint yet", message
+        )
+    assert not list(made.checkpoints.iterdir())
+
+
+def _second_without_room(rank: int, what: Job) -> str:
+    mesh = make_mesh(MeshShape(2, 1), torch.device("cpu"))
+    return _with_room(rank, 2_000, what, mesh) if rank == 1 else _ends(what, mesh)
+
+
+def test_a_storage_without_room_for_a_checkpoint_is_named_at_once(
+    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = job(tmp_path, seed, steps=4)
+    run(made, lone_mesh())
+    (directory, *_) = (one.directory for one in complete_checkpoints(made.checkpoints))
+    taken = sum(path.stat().st_size for path in directory.glob("*.distcp"))
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=taken // 2))
+    with pytest.raises(
+        CheckpointError, match=r"has [\d.]+ MB free, and a checkpoint takes ([\d.]+) MB; make room"
+    ) as raised:
+        run(replace(made, steps=8), lone_mesh())
+    said = re.search(r"takes ([\d.]+) MB", str(raised.value))
+    assert said is not None
+    assert float(said[1]) == pytest.approx(taken / 1e6, rel=0.3)  # of small tensors their headers are more
+
+
+def _with_room(rank: int, room: int, what: Job, mesh: Mesh | None = None) -> str:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
-        run(what, lone_mesh())
-    except CheckpointError as error:
-        return str(error)
+        return _ends(what, mesh or lone_mesh())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def _ends(what: Job, mesh: Mesh) -> str:
+    try:
+        run(what, mesh)
+    except CheckpointError as error:
+        return str(error)
     return "it ran to its end"
 
 

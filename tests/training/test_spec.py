@@ -222,6 +222,7 @@ def test_everything_that_must_be_given_is_asked_for_at_once() -> None:
             "at most 3 were given, fewer than parallel.expert_parallel (4)",
         ),
         (smallest(), {"parallel.workers": 33}, "schedule.batch", "32 was given, fewer than the workers there may be"),
+        (smallest(), {"parallel.num_cpus": 0}, "parallel.num_cpus", "0 was given, and num_gpus is 0 too"),
         (smallest(), {"schedule.steps": 100}, "optimizer.warmup_steps", "is 100, and must be less than schedule.steps"),
         (smallest(), {"optimizer.peak_lr": 5e-5}, "optimizer.final_lr", "is 0.0001, more than optimizer.peak_lr"),
         (smallest(), {"schedule.evaluate_every": 10}, "schedule.evaluate_every", "Set data.held_out to a share"),
