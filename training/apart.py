@@ -110,13 +110,9 @@ class _ApartFfn(torch.autograd.Function):
             answers_RD = rows_RD.new_empty(rows_RD.shape)
             there = ffn.Forward(rows_RD, *weights, journey.others_counts, answers_RD)
             ffn.run(there.steps())
-            into = out_ND[:num_sent]
-            answers_RD = journey.by_rank(answers_RD)
-            return (
-                rows_RD,
-                there.hidden_N2F,
-                start_exchange(answers_RD, journey.received, journey.sent, journey.group, into),
-            )
+            answers_RD, into = journey.by_rank(answers_RD), out_ND[:num_sent]
+            back = start_exchange(answers_RD, journey.received, journey.sent, journey.group, into)
+            return rows_RD, there.hidden_N2F, back
 
         rows_RD, hidden_R2F, back = _as_they_arrive(others, own.steps(), compute_others)
         back.wait()
@@ -140,7 +136,7 @@ class _ApartFfn(torch.autograd.Function):
             others_back = ffn.Backward(rows_RD, hidden_R2F, journey.by_expert(others.wait()), journey.others_counts)
             grad_RD = rows_RD.new_empty(rows_RD.shape)
             ffn.run(others_back.row_steps(*weights, grad_RD))
-            into, grad_RD = grad_sent_ND[:num_sent], journey.by_rank(grad_RD)
+            grad_RD, into = journey.by_rank(grad_RD), grad_sent_ND[:num_sent]
             return others_back, start_exchange(grad_RD, journey.received, journey.sent, journey.group, into)
 
         others_back, back = _as_they_arrive(others, itertools.chain(*own_steps), compute_others)
