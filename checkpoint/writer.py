@@ -127,7 +127,10 @@ def _write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], max_f
     total = 0
     for number, part in enumerate(_parts(tensors, max_file_bytes), start=1):
         path = directory / f"part-{number:05d}.safetensors"
+        path.touch()
+        mode = path.stat().st_mode  # what the umask allows; safetensors would let nobody else read it
         save_file(part, path, metadata={"format": "pt"})
+        path.chmod(mode)
         files.append((path, list(part)))
         total += sum(tensor.nbytes for tensor in part.values())
     if len(files) == 1:

@@ -30,6 +30,7 @@ RAY_PATHS = {
     Path("transport/ray.py"),
     Path("transport/hosts.py"),
     Path("training/ingest.py"),
+    Path("training/room.py"),
     Path("training/trainer.py"),
     Path("training/__main__.py"),
 }

@@ -94,6 +94,8 @@ def test_what_is_exported_is_what_was_trained(dtype: str, tmp_path: Path, seed: 
     (found,) = complete_checkpoints(tmp_path / "checkpoints")
     assert config_of(found) == config
     export(found, tmp_path / "out", dtype, tmp_path / "model")
+    modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
+    assert modes == {(tmp_path / "out" / "config.json").stat().st_mode}, "whoever can read one file can read all"
 
     theirs = MixtralForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32).eval()
     with torch.no_grad():
