@@ -6,6 +6,7 @@ The naming is that of `block_sparse_moe` (checkpoint/experts.py), which every tr
 import json
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,8 @@ def _write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], max_f
         path.touch()
         mode = path.stat().st_mode  # what the umask allows; safetensors would let nobody else read it
         save_file(part, path, metadata={"format": "pt"})
-        path.chmod(mode)
+        with suppress(OSError):  # some mounts know no modes
+            path.chmod(mode)
         files.append((path, list(part)))
         total += sum(tensor.nbytes for tensor in part.values())
     if len(files) == 1:

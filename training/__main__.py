@@ -9,10 +9,8 @@ from typing import Any
 import ray
 
 from spec.errors import SpecError
-from training.room import NoRoom
 from training.running import Watch, run_training
 from training.spec import load_training
-from training.trainer import TrainingFailed
 
 
 def main(arguments: list[str]) -> int:
@@ -27,7 +25,7 @@ def main(arguments: list[str]) -> int:
     except (SpecError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except (NoRoom, TrainingFailed, OSError) as error:
+    except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"done: {finished.checkpoint.directory}")

@@ -1,9 +1,9 @@
 """Experts on several ranks: rows travel to them and back while each rank computes what it has already.
 
 A layer's ranks seldom have equally much to do, and each waits for what the others send. So a rank begins with its own
-rows; as soon as others' have arrived it turns to those and sends them back, before it goes on. On the backward pass the
-weights' gradients, which nobody waits for, come last. When rows were computed changes no result: sums over them are
-always made in one order.
+rows; between two experts it looks whether others' rows have come, and if so computes those and sends them back before
+it goes on. On the backward pass its own weights' gradients fill the wait, and those of others' rows come last. When
+rows were computed changes no result: sums over them are always made in one order.
 
 N copies of this rank's rows, those for other ranks first; R rows of other ranks; D model dim, e experts here, F expert
 hidden dim, G ranks of the `ep` group.

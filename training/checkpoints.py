@@ -159,7 +159,6 @@ class Saver:
                 no_dist=self._group is None,
             )
         except (OSError, CheckpointException) as error:
-            self._remove(directory)
             raise self._failed(directory, _cause(error)) from error
         self._pending = directory, progress, asdict(model.config), future
 
@@ -183,11 +182,13 @@ class Saver:
         (directory, progress, config, future), self._pending = self._pending, None
         try:
             future.result(self._timeout_s)
-        except FutureTimeout as error:  # ranks may be writing still: `clear_partial` will remove what they leave
-            raise self._failed(directory, f"it took longer than {self._timeout_s:g} s") from error
-        except (OSError, CheckpointException, RuntimeError) as error:
+        except CheckpointException as error:
             self._remove(directory)
             raise self._failed(directory, _cause(error)) from error
+        except (OSError, RuntimeError) as error:  # ranks may be writing still: `clear_partial` removes what they leave
+            took_long = isinstance(error, FutureTimeout) and not future.done()
+            why = f"it took longer than {self._timeout_s:g} s" if took_long else _cause(error)
+            raise self._failed(directory, why) from error
         if self._mesh.rank == 0:
             try:
                 self._commit(directory, progress, config)

@@ -1,7 +1,8 @@
 """Moves rows to their experts' order and back, with gradients that move rows too.
 
 The same as `router.plan.dispatch` and `combine`. Every order here is a permutation, so the way back of a gather is a
-gather by its inverse; torch knows only the gather, and would add row after row into zeros (four times as long).
+gather by its inverse; torch knows only the gather, and would add row after row into zeros. This way each row's sum is
+made in one order.
 
 T rows, D model dim, K chosen experts per row, N = T*K copies, sorted by expert.
 """

@@ -54,7 +54,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_TD, grad_VD = ctx.saved_tensors
-        return grad_TD * grads[0], grad_VD * grads[0], None, None, None  # a scalar of full precision changes no dtype
+        # In full precision: one scale for all rows, rounded to bfloat16, would lengthen or shorten them all alike.
+        scaled_TD = grad_TD.to(grads[0].dtype).mul_(grads[0]) if grad_TD.dtype != grads[0].dtype else grad_TD * grads[0]
+        return scaled_TD.to(grad_TD.dtype), grad_VD * grads[0], None, None, None
 
 
 def _rows_at_once(num_rows: int, width: int, vocab_size: int) -> int:

@@ -122,12 +122,12 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
         check_fits(newest, job.config)
         check_data(newest, job.data)
     it = _Run(job, mesh)
-    if mesh.rank == 0:
-        check_space(job.checkpoints, checkpoint_bytes(it.model, job.optimizer, mesh))
     made, cursor = 0, Cursor(0)
     if newest is not None:
         load(newest, it.model, it.optimizer, mesh)
         made, cursor = newest.progress.step, Cursor(newest.progress.samples_seen)
+    if mesh.rank == 0 and made < job.steps:
+        check_space(job.checkpoints, checkpoint_bytes(it.model, job.optimizer, mesh))
     log = _metrics(job, made) if mesh.rank == 0 else None
     try:
         while made < job.steps:

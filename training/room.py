@@ -13,7 +13,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from training.workers import Workers
 
 POLL_S = 1  # Ray counts whole seconds
-REMEDY = "end what holds the rest, add hosts, or change parallel.workers, num_cpus or num_gpus"
+REMEDY = "end what holds the rest, add hosts, or change parallel.workers, num_cpus or num_gpus, and start again"
 
 
 class NoRoom(RuntimeError):

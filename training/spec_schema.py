@@ -127,7 +127,7 @@ class ParallelSpec(Section):
     num_gpus: NumGpus = 0
     """GPUs of one worker."""
     num_cpus: NumCpus = "auto"
-    """CPUs that Ray sets aside for one worker; auto: 1."""
+    """CPUs that Ray sets aside for one worker; auto: 1. 0 only with GPUs."""
     dispatch: Annotated[Literal["dropless", "capacity"], one_of("dropless", "capacity")] = "dropless"
     """What happens to rows of a crowded expert: all are computed, or those beyond its capacity are left out."""
     capacity_factor: Positive = 1.25
@@ -198,9 +198,9 @@ class LimitsSpec(Section):
     """How often things may fail, and how long they may take."""
 
     max_failures: CountOrZero = 3
-    """How many times a run may lose workers, or find no room for them again, and go on from its newest checkpoint."""
+    """How often a run may lose workers, or find no room for them again, and go on; hosts withdrawn do not count."""
     start_timeout_s: Seconds = 300
-    """How long workers may take to find room, and to start; with a range, how long a lost host is waited for."""
+    """How long workers may take to find room and start; with a range, how long a lost host is waited for."""
     collective_timeout_s: Seconds = 300
     """How long a worker waits for the others in an exchange before it counts as failed."""
     save_timeout_s: Seconds = 600

@@ -13,11 +13,11 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from training.checkpoints import OtherRun
+from training.checkpoints import OtherRun, newest_in
 from training.loop import Job, TrainingStopped, run
 from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
 from training.metrics import Follower
-from training.room import wait_for_room
+from training.room import REMEDY, wait_for_room
 from training.workers import Workers
 
 POLL_S = 0.5
@@ -57,7 +57,7 @@ def train(
     try:
         result = _trainer(job, workers).fit()
     except TrainingFailedError as error:
-        raise TrainingFailed(reason_of(error, workers)) from error
+        raise TrainingFailed(reason_of(error, job, workers)) from error
     finally:
         done.set()
         follower.join()
@@ -116,10 +116,10 @@ def _follow(folder: Path, on_record: Callable[[dict[str, Any]], None], done: thr
             on_record(record)
 
 
-def reason_of(error: TrainingFailedError, workers: Workers) -> str:
+def reason_of(error: TrainingFailedError, job: Job, workers: Workers) -> str:
     """The failure of the rank that failed first by itself; the others' are most often that they waited for it."""
     if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-        return f"{workers.no_room()}; to go on later, start the run again"
+        return f"{workers.no_room()}, tried {workers.max_failures + 1} times; {newest_in(job.checkpoints)}; {REMEDY}"
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return str(error)
     rank, cause = min(error.worker_failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
