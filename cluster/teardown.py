@@ -41,7 +41,8 @@ def stop_service(name: str) -> None:
         forget_service(name)
         if controller is not None:
             controller.exit.remote()
-    _wait_gone(name, controller)
+    if _wait_gone(name, controller):
+        release_all(name)  # what the controller still reserved while it was being told
 
 
 def ask_controller(name: str, question: str) -> Any:
@@ -99,11 +100,14 @@ def _delete_apps(apps: set[str], wait: bool) -> None:
         serve.delete(app, _blocking=wait)
 
 
-def _wait_gone(name: str, controller: Any) -> None:
-    """Waits until the controller has left; kills it if it takes too long."""
-    deadline_s = time.monotonic() + EXIT_TIMEOUT_S
+def _wait_gone(name: str, controller: Any) -> bool:
+    """Waits until the controller has left, and kills it if it takes too long; returns whether it has."""
+    deadline_s, killed = time.monotonic() + EXIT_TIMEOUT_S, False
     while controller_name(name) in _actor_names():
-        if time.monotonic() > deadline_s and controller is not None:
+        if time.monotonic() > deadline_s:
+            if killed or controller is None:
+                return False
             ray.kill(controller, no_restart=True)
-            return
+            deadline_s, killed = time.monotonic() + EXIT_TIMEOUT_S, True
         time.sleep(POLL_S)
+    return True
