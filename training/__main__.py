@@ -4,6 +4,7 @@ On a machine of one's own, `manta train FILE.yaml` does the same, starts Ray and
 """
 
 import sys
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
     try:
         spec = load_training(arguments[0])
         ray.init(log_to_driver=False)
-        finished = run_training(spec, Watch(on_record=print_record, on_waiting=print))
+        finished = run_training(spec, Watch(on_record=print_record, on_waiting=partial(print, flush=True)))
     except (SpecError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

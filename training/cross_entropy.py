@@ -41,10 +41,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         size = _rows_at_once(rows_TD.shape[0], rows_TD.shape[1], head.shape[0])
         for start in range(0, rows_TD.shape[0], size):
             part = slice(start, start + size)
-            nats_of_part, grad_tV = _loss_and_gradient(rows_TD[part].mm(head.t()).to(exact), labels_T[part], ignored)
-            nats += nats_of_part
+            rows = _Rows(rows_TD[part].mm(head.t()).to(exact), labels_T[part], ignored)
+            nats += rows.nats
             if grad_TD is not None and grad_VD is not None:
-                grad_tV = grad_tV.to(head.dtype)
+                grad_tV = rows.gradient().to(head.dtype)
                 torch.mm(grad_tV, head, out=grad_TD[part])
                 _add_product(grad_VD, grad_tV.t(), rows_TD[part])
         ctx.save_for_backward(grad_TD, grad_VD)
@@ -55,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         grad_TD, grad_VD = ctx.saved_tensors
         # In full precision: one scale for all rows, rounded to bfloat16, would lengthen or shorten them all alike.
-        scaled_TD = grad_TD.to(grads[0].dtype).mul_(grads[0]) if grad_TD.dtype != grads[0].dtype else grad_TD * grads[0]
+        scaled_TD = grad_TD.to(grads[0].dtype) * grads[0]
         return scaled_TD.to(grad_TD.dtype), grad_VD * grads[0], None, None, None
 
 
@@ -64,16 +64,29 @@ def _rows_at_once(num_rows: int, width: int, vocab_size: int) -> int:
     return max(1, LOGITS_AT_ONCE // vocab_size, num_rows * width // vocab_size)
 
 
-def _loss_and_gradient(logits_tV: Tensor, labels_t: Tensor, ignored: int) -> tuple[Tensor, Tensor]:
-    """Returns the loss of some rows, and its gradient by their logits; uses up the logits."""
-    counts = labels_t != ignored
-    counts_t1, labels_t1 = counts.to(logits_tV.dtype).unsqueeze(1), labels_t.where(counts, 0).unsqueeze(1)
-    logits_tV.sub_(logits_tV.amax(1, keepdim=True))
-    of_label_t1 = logits_tV.gather(1, labels_t1)
-    powers_tV = logits_tV.exp_()
-    sums_t1 = powers_tV.sum(1, keepdim=True)
-    nats = ((sums_t1.log() - of_label_t1) * counts_t1).sum()
-    return nats, powers_tV.mul_(counts_t1 / sums_t1).scatter_add_(1, labels_t1, -counts_t1)
+class _Rows:
+    """The loss of some rows, and its gradient by their logits [t, V], which are used up.
+
+    Args:
+        labels_t: Out of bounds, but for `ignored`, they are torch's error.
+    """
+
+    def __init__(self, logits_tV: Tensor, labels_t: Tensor, ignored: int) -> None:
+        counts = labels_t != ignored
+        self._counts_t1, self._labels_t1 = (
+            counts.to(logits_tV.dtype).unsqueeze(1),
+            labels_t.where(counts, 0).unsqueeze(1),
+        )
+        logits_tV.sub_(logits_tV.amax(1, keepdim=True))
+        of_label_t1 = logits_tV.gather(1, self._labels_t1)
+        self._powers_tV = logits_tV.exp_()
+        self._sums_t1 = self._powers_tV.sum(1, keepdim=True)
+        self.nats = ((self._sums_t1.log() - of_label_t1) * self._counts_t1).sum()
+
+    def gradient(self) -> Tensor:
+        """Returns it, [t, V]; once."""
+        probs_tV = self._powers_tV.mul_(self._counts_t1 / self._sums_t1)
+        return probs_tV.scatter_add_(1, self._labels_t1, -self._counts_t1)
 
 
 def _add_product(sum_VD: Tensor, left_Vt: Tensor, right_tD: Tensor) -> None:

@@ -1,32 +1,15 @@
-"""All-to-all with gradients: rows travel to the ranks that hold their experts, and gradients travel back.
+"""All-to-all in the background: rows travel to the ranks that hold their experts, and back.
 
-N rows sent, R rows received, D model dim.
+N rows sent, R rows received, D model dim, G ranks of a group.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
-def exchange_rows(rows_ND: Tensor, sent: Sequence[int], received: Sequence[int], group: dist.ProcessGroup) -> Tensor:
-    """Sends each rank of a group its rows; returns what this rank gets, in the order of the ranks.
-
-    Args:
-        rows_ND: The rows for the group's first rank, then those for its second, and so on.
-        sent: How many rows go to each rank.
-        received: How many come from each; what those ranks have in their `sent`.
-
-    Returns:
-        Rows [sum(received), D]; differentiable.
-    """
-    return _Exchange.apply(rows_ND, list(sent), list(received), group)  # pyright: ignore[reportReturnType]
-
-
-class Travelling:
+class PendingExchange:
     """Rows on their way."""
 
     def __init__(self, received_RD: Tensor, sent_ND: Tensor, work: dist.Work) -> None:
@@ -39,7 +22,7 @@ class Travelling:
         return self._work.is_completed()
 
     def wait(self) -> Tensor:
-        """Returns what this rank gets, in the order of the ranks.
+        """Returns what this rank gets, [R, D], in the order of the ranks.
 
         Raises:
             RuntimeError: A rank of the group is gone, or did not take part within the group's time-out.
@@ -54,11 +37,14 @@ def start_exchange(
     received: Sequence[int],
     group: dist.ProcessGroup,
     into: Tensor | None = None,
-) -> Travelling:
-    """`exchange_rows` without gradients, and without waiting.
+) -> PendingExchange:
+    """Begins to send each rank of a group its rows.
 
     Args:
-        into: Where to write what is received; None: new memory.
+        rows_ND: The rows for the group's first rank, then those for its second, and so on.
+        sent: How many rows go to each rank.
+        received: How many come from each; what those ranks have in their `sent`.
+        into: Where to write what is received, [R, D]; None: new memory.
     """
     assert rows_ND.shape[0] == sum(sent), f"{rows_ND.shape[0]} rows, but {sent} are to be sent"
     received_RD = rows_ND.new_empty(sum(received), *rows_ND.shape[1:]) if into is None else into
@@ -66,25 +52,13 @@ def start_exchange(
     rows_ND = rows_ND.contiguous()
     work = dist.all_to_all_single(received_RD, rows_ND, list(received), list(sent), group=group, async_op=True)
     assert work is not None
-    return Travelling(received_RD, rows_ND, work)
+    return PendingExchange(received_RD, rows_ND, work)
 
 
-def start_counts(counts_GN: Tensor, group: dist.ProcessGroup) -> Travelling:
+def start_counts(counts_GN: Tensor, group: dist.ProcessGroup) -> PendingExchange:
     """Sends row g of `counts_GN` to rank g of the group; what is received are the rows that came to this one, [G, N].
 
     Whoever receives rows has to know how many: gloo and NCCL do not look, and would give garbage.
     """
     equal = [1] * counts_GN.shape[0]
     return start_exchange(counts_GN, equal, equal, group)
-
-
-class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, rows_ND: Tensor, sent: list[int], received: list[int], group: dist.ProcessGroup) -> Tensor:
-        ctx.sent, ctx.received, ctx.group = sent, received, group
-        return start_exchange(rows_ND, sent, received, group).wait()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return start_exchange(grads[0], ctx.received, ctx.sent, ctx.group).wait(), None, None, None

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from model.config import MixtralConfig
 from router.capacity import combine_from_capacity, dispatch_to_capacity
 from router.gating import choose
-from training.apart import apart_ffn, journey_of
 from training.copies import combine_copies, copies_of, copy_rows
-from training.exchange import exchange_rows, start_counts
+from training.exchange import start_counts
+from training.expert_parallel import expert_parallel_ffn, plan_exchange
 from training.ffn import expert_ffn
 from training.gate_input import GateInput
 from training.mesh import Mesh
@@ -76,7 +76,7 @@ class MoeLayer(nn.Module):
         return out_TD, RoutedRows(probs_E, z, torch.tensor(counts), dropped)
 
     def _dropless(self, rows_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor) -> tuple[Tensor, list[int]]:
-        """Returns the combined outputs, and how many copies were asked of each expert."""
+        """Returns the combined outputs [T, D], and how many copies were asked of each expert."""
         group, num_experts = self._mesh.ep, self._num_experts
         if group is None:
             copies = copies_of(experts_TK, num_experts)
@@ -86,27 +86,23 @@ class MoeLayer(nn.Module):
         # Copies that stay come last, whatever the number of their expert.
         stays_TK = (experts_TK >= here.start) & (experts_TK < here.stop)
         copies = copies_of(experts_TK + stays_TK * num_experts, 2 * num_experts)
-        sent_Ge = np.array(copies.counts[:num_experts]).reshape(group.size(), -1)
-        coming = start_counts(torch.from_numpy(sent_Ge).to(rows_TD.device), group)
+        counts_E = np.add(copies.counts[:num_experts], copies.counts[num_experts:])
+        coming = start_counts(torch.from_numpy(counts_E).view(group.size(), -1).to(rows_TD.device), group)
         sent_ND = copy_rows(rows_TD, copies)
-        own_counts = copies.counts[num_experts:][here.start : here.stop]
-        journey = journey_of(sent_Ge, coming.wait().cpu().numpy(), own_counts, group, rows_TD.device)
-        answers_ND = apart_ffn(sent_ND, self.gate_up, self.down, journey)
-        counts = np.add(copies.counts[:num_experts], copies.counts[num_experts:]).tolist()
-        return combine_copies(answers_ND, weights_TK, copies), counts
+        plan = plan_exchange(counts_E, coming.wait().cpu().numpy(), group, rows_TD.device)
+        answers_ND = expert_parallel_ffn(sent_ND, self.gate_up, self.down, plan)
+        return combine_copies(answers_ND, weights_TK, copies), counts_E.tolist()
 
     def _buffered(self, sent_ECD: Tensor) -> Tensor:
-        """The same for buffers [E, C, D], one for each expert."""
-        num_experts, capacity, width = sent_ECD.shape
-        group, num_local = self._mesh.ep, self.gate_up.shape[0]
+        """Returns what the experts make of buffers [E, C, D], one for each: the same exchange, with equal counts."""
+        group, (num_experts, capacity, _) = self._mesh.ep, sent_ECD.shape
         if group is None:
             counts = [capacity] * num_experts
             return expert_ffn(sent_ECD.flatten(0, 1), self.gate_up, self.down, counts).view_as(sent_ECD)
-        size = group.size()
-        equal = [num_local * capacity] * size
-        received_RD = exchange_rows(sent_ECD.flatten(0, 1), equal, equal, group)
-        rows_eGCD = received_RD.view(size, num_local, capacity, width).transpose(0, 1).contiguous()
-        counts = [size * capacity] * num_local
-        answers_RD = expert_ffn(rows_eGCD.view(-1, width), self.gate_up, self.down, counts)
-        answers_GeCD = answers_RD.view(num_local, size, capacity, width).transpose(0, 1).contiguous()
-        return exchange_rows(answers_GeCD.view(-1, width), equal, equal, group).view_as(sent_ECD)
+        here = self._mesh.local_experts(num_experts)
+        order_E = torch.tensor([*range(here.start), *range(here.stop, num_experts), *here], device=sent_ECD.device)
+        counts_E = np.full(num_experts, capacity)
+        plan = plan_exchange(counts_E, np.full((group.size(), len(here)), capacity), group, sent_ECD.device)
+        ordered_ND = sent_ECD.index_select(0, order_E).flatten(0, 1)
+        answers_ND = expert_parallel_ffn(ordered_ND, self.gate_up, self.down, plan)
+        return answers_ND.view_as(sent_ECD).index_select(0, order_E.argsort())

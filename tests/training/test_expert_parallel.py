@@ -8,8 +8,8 @@ from torch import Tensor
 
 from tests.training.ranks import Ranks
 from training import exchange
-from training.apart import apart_ffn, journey_of
 from training.exchange import start_counts
+from training.expert_parallel import expert_parallel_ffn, plan_exchange
 from training.ffn import expert_ffn
 from training.mesh import MeshShape, make_mesh
 
@@ -33,13 +33,13 @@ def rows_of(seed: int, rank: int, world: int) -> tuple[Tensor, list[int]]:
 
 def on_a_rank(rank: int, world: int, seed: int, arrived: bool | None) -> dict[str, Any]:
     """Outputs and gradients; `arrived`: what is said of others' rows, None: the truth."""
-    truth = exchange.Travelling.arrived
+    truth = exchange.PendingExchange.arrived
     if arrived is not None:
-        exchange.Travelling.arrived = lambda self: arrived
+        exchange.PendingExchange.arrived = lambda self: arrived
     try:
         return _on_a_rank(rank, world, seed)
     finally:
-        exchange.Travelling.arrived = truth
+        exchange.PendingExchange.arrived = truth
 
 
 def _on_a_rank(rank: int, world: int, seed: int) -> dict[str, Any]:
@@ -50,12 +50,11 @@ def _on_a_rank(rank: int, world: int, seed: int) -> dict[str, Any]:
     parts = list(sorted_ND.split(counts))
     ordered = [*parts[: here.start], *parts[here.stop :], *parts[here]]
     sent_ND = torch.cat(ordered).requires_grad_()
-    sent_Ge = torch.tensor([0 if here.start <= e < here.stop else count for e, count in enumerate(counts)])
-    sent_Ge = sent_Ge.view(world, -1)
-    received_Ge = start_counts(sent_Ge, group).wait()
-    journey = journey_of(sent_Ge.numpy(), received_Ge.numpy(), counts[here], group, torch.device("cpu"))
+    counts_E = torch.tensor(counts)
+    received_Ge = start_counts(counts_E.view(world, -1), group).wait()
+    plan = plan_exchange(counts_E.numpy(), received_Ge.numpy(), group, torch.device("cpu"))
     gate_up, down = weights(seed, here)
-    out_ND = apart_ffn(sent_ND, gate_up, down, journey)
+    out_ND = expert_parallel_ffn(sent_ND, gate_up, down, plan)
     kept: Any = out_ND.grad_fn
     own_bytes = kept.saved_tensors[0].untyped_storage().nbytes()
     generator = torch.Generator().manual_seed(seed)

@@ -22,14 +22,14 @@ from torch.autograd.function import once_differentiable
 
 from router.plan import Ints, inverse
 from training import ffn
-from training.exchange import Travelling, start_exchange
+from training.exchange import PendingExchange, start_exchange
 
 Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Journey:
-    """How the rows of a layer are divided.
+class ExchangePlan:
+    """How the rows of a layer are divided among the ranks of its `ep` group.
 
     Args:
         sent, received: Rows for and of each rank of the group; of this one 0.
@@ -56,20 +56,30 @@ class Journey:
         return rows_RD if self.place_R is None else rows_RD.index_select(0, self.place_R)
 
 
-def journey_of(
-    sent_Ge: Ints, received_Ge: Ints, own_counts: list[int], group: dist.ProcessGroup, device: torch.device
-) -> Journey:
-    """Returns how rows travel.
+def plan_exchange(counts_E: Ints, received_Ge: Ints, group: dist.ProcessGroup, device: torch.device) -> ExchangePlan:
+    """Returns how the rows of a layer are divided.
 
     Args:
-        sent_Ge: Copies of this rank's rows for each expert of each rank; zeros for those here.
-        received_Ge: Copies of each rank's rows for the experts here; zeros for this rank.
+        counts_E: Copies of this rank's rows for each expert, wherever it is.
+        received_Ge: Copies of each rank's rows for the experts here.
     """
+    rank = dist.get_rank(group)
+    others_Ge = received_Ge.copy()
+    others_Ge[rank] = 0
+    sent_Ge = counts_E.reshape(received_Ge.shape).copy()
+    sent_Ge[rank] = 0
     order_R = place_R = None
-    if np.count_nonzero(received_Ge.any(1)) > 1:
-        order_R, place_R = (places.to(device) for places in sorting(received_Ge))
-    received, others_counts = received_Ge.sum(1).tolist(), received_Ge.sum(0).tolist()
-    return Journey(group, sent_Ge.sum(1).tolist(), received, own_counts, others_counts, order_R, place_R)
+    if np.count_nonzero(others_Ge.any(1)) > 1:
+        order_R, place_R = (places.to(device) for places in sorting(others_Ge))
+    return ExchangePlan(
+        group=group,
+        sent=sent_Ge.sum(1).tolist(),
+        received=others_Ge.sum(1).tolist(),
+        own_counts=received_Ge[rank].tolist(),
+        others_counts=others_Ge.sum(0).tolist(),
+        order_R=order_R,
+        place_R=place_R,
+    )
 
 
 def sorting(counts_Ge: Ints) -> tuple[Tensor, Tensor]:
@@ -86,58 +96,58 @@ def sorting(counts_Ge: Ints) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(order_R), torch.from_numpy(inverse(order_R))
 
 
-def apart_ffn(sent_ND: Tensor, gate_up_e2FD: Tensor, down_eDF: Tensor, journey: Journey) -> Tensor:
+def expert_parallel_ffn(sent_ND: Tensor, gate_up_e2FD: Tensor, down_eDF: Tensor, plan: ExchangePlan) -> Tensor:
     """Returns what `expert_ffn` would if all experts were here, [N, D]; every rank of the group calls it.
 
     Args:
         sent_ND: Sorted by expert, but those of the experts here come last.
     """
-    return _ApartFfn.apply(sent_ND, gate_up_e2FD, down_eDF, journey)  # pyright: ignore[reportReturnType]
+    return _ExpertParallelFfn.apply(sent_ND, gate_up_e2FD, down_eDF, plan)  # pyright: ignore[reportReturnType]
 
 
-class _ApartFfn(torch.autograd.Function):
+class _ExpertParallelFfn(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, sent_ND: Tensor, gate_up_e2FD: Tensor, down_eDF: Tensor, journey: Journey) -> Tensor:
+    def forward(ctx: Any, sent_ND: Tensor, gate_up_e2FD: Tensor, down_eDF: Tensor, plan: ExchangePlan) -> Tensor:
         weights = gate_up_e2FD.to(sent_ND.dtype), down_eDF.to(sent_ND.dtype)
-        num_sent = sum(journey.sent)
-        others = start_exchange(sent_ND[:num_sent], journey.sent, journey.received, journey.group)
+        num_sent = sum(plan.sent)
+        others = start_exchange(sent_ND[:num_sent], plan.sent, plan.received, plan.group)
         own_ND = sent_ND[num_sent:].clone()  # kept for the way back; a part of `sent_ND` would keep all of it
         out_ND = sent_ND.new_empty(sent_ND.shape)
-        own = ffn.Forward(own_ND, *weights, journey.own_counts, out_ND[num_sent:])
+        own = ffn.Forward(own_ND, *weights, plan.own_counts, out_ND[num_sent:])
 
-        def compute_others() -> tuple[Tensor, Tensor, Travelling]:
-            rows_RD = journey.by_expert(others.wait())
+        def compute_others() -> tuple[Tensor, Tensor, PendingExchange]:
+            rows_RD = plan.by_expert(others.wait())
             answers_RD = rows_RD.new_empty(rows_RD.shape)
-            there = ffn.Forward(rows_RD, *weights, journey.others_counts, answers_RD)
+            there = ffn.Forward(rows_RD, *weights, plan.others_counts, answers_RD)
             ffn.run(there.steps())
-            answers_RD, into = journey.by_rank(answers_RD), out_ND[:num_sent]
-            back = start_exchange(answers_RD, journey.received, journey.sent, journey.group, into)
+            answers_RD, into = plan.by_rank(answers_RD), out_ND[:num_sent]
+            back = start_exchange(answers_RD, plan.received, plan.sent, plan.group, into)
             return rows_RD, there.hidden_N2F, back
 
         rows_RD, hidden_R2F, back = _as_they_arrive(others, own.steps(), compute_others)
         back.wait()
         ctx.save_for_backward(own_ND, own.hidden_N2F, rows_RD, hidden_R2F, gate_up_e2FD, down_eDF)
-        ctx.journey = journey
+        ctx.plan = plan
         return out_ND
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         own_ND, own_hidden, rows_RD, hidden_R2F, gate_up_e2FD, down_eDF = ctx.saved_tensors
-        journey: Journey = ctx.journey
+        plan: ExchangePlan = ctx.plan
         weights = gate_up_e2FD.to(own_ND.dtype), down_eDF.to(own_ND.dtype)
-        grad_ND, num_sent = grads[0].contiguous(), sum(journey.sent)
-        others = start_exchange(grad_ND[:num_sent], journey.sent, journey.received, journey.group)
+        grad_ND, num_sent = grads[0].contiguous(), sum(plan.sent)
+        others = start_exchange(grad_ND[:num_sent], plan.sent, plan.received, plan.group)
         grad_sent_ND, gradients = grad_ND.new_empty(grad_ND.shape), ffn.WeightGradients(*weights)
-        own_back = ffn.Backward(own_ND, own_hidden, grad_ND[num_sent:], journey.own_counts)
+        own_back = ffn.Backward(own_ND, own_hidden, grad_ND[num_sent:], plan.own_counts)
         own_steps = (own_back.row_steps(*weights, grad_sent_ND[num_sent:]), own_back.weight_steps(gradients))
 
-        def compute_others() -> tuple[ffn.Backward, Travelling]:
-            others_back = ffn.Backward(rows_RD, hidden_R2F, journey.by_expert(others.wait()), journey.others_counts)
+        def compute_others() -> tuple[ffn.Backward, PendingExchange]:
+            others_back = ffn.Backward(rows_RD, hidden_R2F, plan.by_expert(others.wait()), plan.others_counts)
             grad_RD = rows_RD.new_empty(rows_RD.shape)
             ffn.run(others_back.row_steps(*weights, grad_RD))
-            grad_RD, into = journey.by_rank(grad_RD), grad_sent_ND[:num_sent]
-            return others_back, start_exchange(grad_RD, journey.received, journey.sent, journey.group, into)
+            grad_RD, into = plan.by_rank(grad_RD), grad_sent_ND[:num_sent]
+            return others_back, start_exchange(grad_RD, plan.received, plan.sent, plan.group, into)
 
         others_back, back = _as_they_arrive(others, itertools.chain(*own_steps), compute_others)
         ffn.run(others_back.weight_steps(gradients))
@@ -145,7 +155,7 @@ class _ApartFfn(torch.autograd.Function):
         return grad_sent_ND, *gradients.done(gate_up_e2FD.dtype, down_eDF.dtype), None
 
 
-def _as_they_arrive(others: Travelling, own_steps: Iterator[None], compute_others: Callable[[], Result]) -> Result:
+def _as_they_arrive(others: PendingExchange, own_steps: Iterator[None], compute_others: Callable[[], Result]) -> Result:
     """Makes all of this rank's steps, and between two of them, as soon as they have arrived, does the others' rows.
 
     Whoever sent them waits for the answers. A rank that still waits for theirs goes on with its own.
