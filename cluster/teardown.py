@@ -24,7 +24,8 @@ RETRY_S = 0.3
 def stop_service(name: str) -> None:
     """Ends a service's gateways, nodes, routers, experts and controller; returns once they are gone.
 
-    A controller that cannot even be killed, its host being out of reach, is waited for twice EXIT_TIMEOUT_S. Interrupted, it leaves nothing that stays: whatever was not told to end yet is told so, and not waited for.
+    A controller that cannot even be killed, its host being out of reach, is waited for twice EXIT_TIMEOUT_S.
+    Interrupted, it leaves nothing that stays: whatever was not told to end yet is told so, and not waited for.
     """
     controller = find_controller(name)
     apps = {name}
