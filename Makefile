@@ -11,7 +11,7 @@ help:
 	@echo "make install   create $(VENV) with the pinned dependencies"
 	@echo "make serve     install, then serve the bundled demo model on http://127.0.0.1:8000"
 	@echo "make test      install, make check, then every test"
-	@echo "make faults    every test of tests/faults: processes are killed, stopped, cut off and resized (15 minutes)"
+	@echo "make faults    every test on Ray: processes are killed, stopped, cut off and resized (40 minutes)"
 	@echo "make check     style, formatting, types, import layers"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make protos    generate the protobuf stubs again"
@@ -38,7 +38,7 @@ test: install check
 
 # The short form of it belongs to `make test`.
 faults: install
-	$(BIN)/python -m pytest tests/faults tests/integration/test_ray_train.py --full
+	$(BIN)/python -m pytest tests/faults tests/integration --full
 
 check: install
 	$(BIN)/ruff check .

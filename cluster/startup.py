@@ -59,9 +59,10 @@ def start_parts(service: Service, controller: Any, url: str, on_progress: OnProg
     """
     progress = Progress("starting the parts")
     on_progress(progress)
-    deadline_s = time.monotonic() + service.spec.limits.load_timeout_s + GRACE_S
     start_serve(service.spec)
     _deploy(service)
+    _status(controller)  # its process has to start first, which is no part of loading and takes long on a busy host
+    deadline_s = time.monotonic() + service.spec.limits.load_timeout_s + GRACE_S
     while True:
         status = _status(controller)
         _check_experts(status)

@@ -21,8 +21,12 @@ from training.metrics import read_metrics
 
 CHUNK = 1024
 TRAINING_LENGTH = 512  # data.sequence_length of train.yaml
-SAMPLE_PROMPT = "class Reader:\n    def __init__(self, path):\n        self.path = path\n\n    def read(self):\n"
-SAMPLE_TOKENS = 80
+SAMPLE_PROMPTS = (
+    "def fibonacci(n):",
+    "def read_lines(path):\n    with open(path) as file:\n",
+    "class Reader:\n    def __init__(self, path):\n        self.path = path\n\n    def read(self):\n",
+)
+SAMPLE_TOKENS = 48
 
 # A table's row must be one line of Markdown, so the rows are put together here.
 FACTS = {
@@ -72,13 +76,11 @@ python -m manta.demo.recipe OUT --finish       # scores it on the held-out files
 
 Another interpreter has another library, so its weights will differ.
 
-## A sample
+## Samples
 
-Greedy, at most $sample_tokens tokens, as it came. The prompt is the first $prompt_lines lines.
+Greedy, at most $sample_tokens tokens, as they came, the bad ones too. "⟨" stands where the prompt ends.
 
-```python
-$sample
-```
+$samples
 
 ## Limits
 
@@ -129,13 +131,14 @@ def score(model: MixtralForCausalLM, documents: Sequence[Sequence[int]]) -> Scor
     return Score(nats, num_tokens)
 
 
-def sample(model: Any, tokenizer: Tokenizer) -> str:
-    """The sample prompt and its greedy continuation."""
-    ids_BL = torch.tensor([tokenizer.encode(SAMPLE_PROMPT).ids])
+def sample(model: Any, tokenizer: Tokenizer, prompt: str) -> str:
+    """Markdown of a prompt and its greedy continuation."""
+    ids_BL = torch.tensor([tokenizer.encode(prompt).ids])
     output_BL = model.generate(
         ids_BL, attention_mask=torch.ones_like(ids_BL), do_sample=False, max_new_tokens=SAMPLE_TOKENS, pad_token_id=1
     )
-    return str(tokenizer.decode(output_BL[0].tolist())).rstrip()
+    continuation = str(tokenizer.decode(output_BL[0, ids_BL.shape[1] :].tolist())).rstrip()
+    return f"```python\n{prompt}⟨{continuation}\n```"
 
 
 def num_active(model: MixtralForCausalLM) -> int:
@@ -179,9 +182,8 @@ def figures(out: Path, records: Sequence[Mapping[str, Any]], texts: corpus.Corpu
         "workers": records[-1]["workers"],
         "loss": f"{held_out.per_token:.3f}",
         "bits_per_byte": f"{held_out.bits_per_byte(num_bytes(texts.held_out)):.3f}",
-        "sample": sample(model, tokenizer),
+        "samples": "\n\n".join(sample(model, tokenizer, prompt) for prompt in SAMPLE_PROMPTS),
         "sample_tokens": SAMPLE_TOKENS,
-        "prompt_lines": SAMPLE_PROMPT.count("\n"),
     }
 
 

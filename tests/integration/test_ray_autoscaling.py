@@ -18,6 +18,7 @@ APP = "autoscaled"
 TIMEOUT_S = 60.0
 
 
+@pytest.mark.full
 def test_replicas_follow_the_stats_that_they_record(ray_port: int, tmp_path: Path) -> None:
     from ray import serve
 
@@ -106,6 +107,7 @@ def test_a_skewed_load_replicates_the_hot_shard_and_no_other(ray_port: int, skew
         assert [len(reasons("shard 0: ")), len(reasons("shard 1: "))] == [2, 0], service.show()
 
 
+@pytest.mark.full
 def test_a_service_whose_load_asks_for_more_than_there_is_room_for_can_be_changed(ray_port: int, skewed: Path) -> None:
     free = ray.available_resources().get("CPU", 0.0)  # services of other tests have some of the two that there are
     assert free > 1, free

@@ -9,7 +9,7 @@ from benchmarks.faults.command import main
 from tests.integration.ray_service import RayService
 from tests.oracle import Oracle
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.full]
 
 
 def test_kills_under_load(alpha: RayService, checkpoint: tuple[Path, Oracle], tmp_path: Path, seed: int) -> None:

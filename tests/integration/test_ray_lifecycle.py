@@ -64,6 +64,7 @@ def test_a_bad_checkpoint_fails_with_its_reason_and_leaves_nothing(
     assert complete(alpha.client(), [5, 6], 2).finish_reason == "length"
 
 
+@pytest.mark.full
 def test_a_checkpoint_whose_attention_is_missing_fails_too(
     ray_port: int, checkpoint: tuple[Path, Oracle], tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_down_ends_one_service_and_leaves_the_other(
         down("built", "auto")
 
 
+@pytest.mark.full
 def test_what_is_detached_goes_after_the_application(
     alpha: RayService, ray_port: int, checkpoint: tuple[Path, Oracle]
 ) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.integration.ray_service import wait_until
 from tests.transport.driving import expert_rows, random_rows
 from transport.errors import CallError, PeerLost
 
@@ -44,6 +45,16 @@ def test_calls_are_answered_and_a_malformed_one_fails_alone(actor: Any, seed: in
     peer.close()
 
 
+def is_dead(actor: Any) -> bool:
+    import ray
+
+    try:
+        ray.get(actor.__ray_ready__.remote(), timeout=60)
+    except ray.exceptions.RayActorError:
+        return True
+    return False
+
+
 def test_a_killed_actor_is_a_lost_peer(actor: Any, seed: int) -> None:
     import ray
 
@@ -54,6 +65,7 @@ def test_a_killed_actor_is_a_lost_peer(actor: Any, seed: int) -> None:
     peer.call(expert_rows(rows_TD), rows_TD, answers.append)
     peer.poll()
     ray.kill(actor)
+    wait_until(lambda: is_dead(actor), 60, "the actor dies")  # it may answer some calls after it was told to
     peer.call(expert_rows(rows_TD), rows_TD, answers.append)
     peer.poll()
     assert isinstance(answers[0], torch.Tensor)

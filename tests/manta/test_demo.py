@@ -1,6 +1,7 @@
 """The bundled demo model loads, predicts Python, and its recipe's parts do what they say."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
@@ -78,6 +79,15 @@ def test_the_model_predicts_python_better_than_prose(model: MixtralForCausalLM, 
     source, shuffled = tokenizer.encode(SOURCE).ids, sorted(tokenizer.encode(SOURCE).ids)
     assert card.score(model, [source]).per_token < 4.0
     assert card.score(model, [source]).per_token < card.score(model, [shuffled]).per_token - 2.0
+
+
+def test_completions_look_like_python(model: MixtralForCausalLM, tokenizer: Tokenizer) -> None:
+    """Most of them: a model of this size repeats itself on one prompt or another."""
+    python = re.compile(r"\b(def|class|return|self|import|if|for|raise|try|None|True|False)\b|\"\"\"|[=(]")
+    shown = [card.sample(model, tokenizer, prompt) for prompt in (*card.SAMPLE_PROMPTS, "class Stack:", "async def")]
+    lines = [re.sub("`+(python)?", "", text.partition("⟨")[2]).split("\n") for text in shown]
+    good = [len(set(one)) >= 3 and sum(python.search(line) is not None for line in one) >= 2 for one in lines]
+    assert sum(good) >= 4, shown
 
 
 def test_the_card_states_the_held_out_loss_and_the_licence() -> None:
