@@ -19,7 +19,7 @@ pytest_plugins = ["tests.integration.ray_fixtures"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds `--full`, for `make faults`."""
-    parser.addoption("--full", action="store_true", help="also run the tests marked full: every fault, every layout, whatever takes long")
+    parser.addoption("--full", action="store_true", help="also run the tests marked full: whatever takes long")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -116,7 +116,7 @@ def test_what_is_refused_changes_nothing(solo: RayService, changes: Changes) -> 
     [
         pytest.param({"experts": {"num_cpus": 50}, **IMPATIENT}, "could not be placed", id="experts"),
         pytest.param({"attention": {"num_cpus": 50}, **IMPATIENT}, "no room", id="nodes", marks=pytest.mark.full),
-        pytest.param({"attention": {"cache_tokens": 1}}, "AttentionNode did not start: .*cache_to", id="node", marks=pytest.mark.full),
+        full({"attention": {"cache_tokens": 1}}, "AttentionNode did not start: .*cache_to"),
         pytest.param({"api": {"keys_file": "/none"}}, "/none", id="no application", marks=pytest.mark.full),
     ],
 )
