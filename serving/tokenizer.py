@@ -10,9 +10,9 @@ from tokenizers import Tokenizer
 
 from serving.chat_template import ChatTemplate, ChatTemplateError
 from serving.detokenizer import ByteDetokenizer, Detokenizer, NoDetokenizer, WindowDetokenizer
-from serving.pieces import PieceTable, piece_table
+from serving.pieces import PieceTable, piece_table, special_ids
 
-# Below this, encoding takes less than a millisecond: a hop to a thread and back would cost more than it saves.
+# Below this in all, encoding takes less than a millisecond: a hop to a thread and back would cost more than it saves.
 THREAD_FROM_CHARS = 4096
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 CONVERTIBLE_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
@@ -36,11 +36,15 @@ class TextCodec:
         self._tokenizer = tokenizer
         self.chat_template = chat_template
         self._pieces: PieceTable | None = None
+        self._word_ids: list[int] = []  # what stands for the text before an output
+        self.special_ids = frozenset[int]() if tokenizer is None else special_ids(tokenizer)
         if tokenizer is not None:
             # A tokenizer.json may carry the truncation it was trained with; a server must not cut prompts silently.
             tokenizer.no_truncation()
             tokenizer.no_padding()
             self._pieces = piece_table(tokenizer)
+            if self._pieces is None:
+                self._word_ids = _word_ids(tokenizer)
 
     @classmethod
     def load(cls, directory: Path) -> "TextCodec":
@@ -63,12 +67,21 @@ class TextCodec:
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids, with the special tokens that the tokenizer adds. Raises NoTokenizer."""
+        [token_ids] = await self.encode_all([text], add_special_tokens)
+        return token_ids
+
+    async def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of several texts; see `encode`."""
         tokenizer = self._required()
-        if len(text) < THREAD_FROM_CHARS:
-            return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        if sum(map(len, texts)) < THREAD_FROM_CHARS:
+            return [tokenizer.encode(text, add_special_tokens=add_special_tokens).ids for text in texts]
+
+        def encode_batch() -> list[list[int]]:
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            return [encoding.ids for encoding in encodings]
+
         # Unlike encode, encode_batch_fast lets go of the interpreter lock: the event loop goes on streaming.
-        [encoding] = await asyncio.to_thread(tokenizer.encode_batch_fast, [text], add_special_tokens=add_special_tokens)
-        return encoding.ids
+        return await asyncio.to_thread(encode_batch)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Raises NoTokenizer."""
@@ -79,7 +92,7 @@ class TextCodec:
         if self._tokenizer is None:
             return NoDetokenizer()
         if self._pieces is None:
-            return WindowDetokenizer(self._tokenizer, skip_special_tokens)
+            return WindowDetokenizer(self._tokenizer, skip_special_tokens, self._word_ids if continues else ())
         return ByteDetokenizer(self._pieces, skip_special_tokens, continues)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -100,6 +113,12 @@ class TextCodec:
                 "This model has no tokenizer: send the prompt as token ids, and set return_token_ids to get ids back"
             )
         return self._tokenizer
+
+
+def _word_ids(tokenizer: Tokenizer) -> list[int]:
+    """The first token that is a word (or part of one) by itself, as a list; empty if there is none."""
+    ids = range(tokenizer.get_vocab_size())
+    return next(([token_id] for token_id in ids if tokenizer.decode([token_id]).isalnum()), [])
 
 
 def _load_tokenizer(directory: Path) -> Tokenizer | None:

@@ -5,11 +5,13 @@ import asyncio
 import httpx
 import pytest
 from openai import AsyncOpenAI
+from tokenizers import processors
 
 from serving.fake import FakeGenerator
 from serving.generator import GenerationError
 from serving.tokenizer import TextCodec
 from tests.serving.conftest import MODEL, Serve, Served
+from tests.serving.small_tokenizers import train_byte_level
 
 WORLD = "Grüße 😀 中文 hello world"
 
@@ -185,6 +187,23 @@ def test_half_characters_among_logprobs_are_spelled_out(serve: Serve, codec: Tex
     assert logprobs is not None
     assert logprobs.tokens is not None
     assert logprobs.tokens[0].startswith("bytes:\\xf0")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_point_into_the_text_that_the_client_gets(serve: Serve, stream: bool) -> None:
+    tokenizer = train_byte_level()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    served = serve(FakeGenerator(eos_token_ids=frozenset({1})), codec=TextCodec(tokenizer))
+    served.generator.outputs = [[*map(tokenizer.token_to_id, ("Ã", "©", "a")), 1]]  # é is two tokens
+    for prompt, num_added in (("hello", 1), (served.ids("hello"), 0)):
+        answer = served.client().completions.create(
+            model=MODEL, prompt=prompt, max_tokens=9, echo=True, logprobs=0, stream=stream
+        )
+        choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
+        assert "".join(choice.text for choice in choices) == "helloéa"
+        offsets = [offset for choice in choices for offset in choice.logprobs.text_offset]
+        assert offsets[: num_added + 1] == [0] * num_added + [0]
+        assert offsets[-4:] == [5, 5, 6, 7]
 
 
 @pytest.mark.parametrize("stream", [False, True])
