@@ -15,6 +15,7 @@ from serving.pieces import PieceTable, piece_table, special_ids
 # Below this in all, encoding takes less than a millisecond: a hop to a thread and back would cost more than it saves.
 THREAD_FROM_CHARS = 4096
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TOKENIZER_FILE = "tokenizer.json"
 CONVERTIBLE_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
 
 
@@ -115,6 +116,11 @@ class TextCodec:
         return self._tokenizer
 
 
+def has_tokenizer_files(directory: Path) -> bool:
+    """Whether `TextCodec.load` would read a tokenizer (or say what is wrong with it)."""
+    return any((directory / name).is_file() for name in (TOKENIZER_FILE, *CONVERTIBLE_FILES))
+
+
 def _word_ids(tokenizer: Tokenizer) -> list[int]:
     """The first token that is a word (or part of one) by itself, as a list; empty if there is none."""
     ids = range(tokenizer.get_vocab_size())
@@ -122,7 +128,9 @@ def _word_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 def _load_tokenizer(directory: Path) -> Tokenizer | None:
-    path = directory / "tokenizer.json"
+    if not has_tokenizer_files(directory):
+        return None
+    path = directory / TOKENIZER_FILE
     if path.is_file():
         try:
             return Tokenizer.from_file(str(path))
@@ -130,9 +138,7 @@ def _load_tokenizer(directory: Path) -> Tokenizer | None:
             raise TokenizerError(
                 f"{path} is not a tokenizer: {error}; copy it from the model's source again"
             ) from error
-    if any((directory / name).is_file() for name in CONVERTIBLE_FILES):
-        return _converted_by_transformers(directory)
-    return None
+    return _converted_by_transformers(directory)
 
 
 def _converted_by_transformers(directory: Path) -> Tokenizer:
