@@ -9,6 +9,7 @@ from tokenizers import processors
 
 from serving.fake import FakeGenerator
 from serving.generator import GenerationError
+from serving.sampling import choice_seed
 from serving.tokenizer import TextCodec
 from tests.serving.conftest import MODEL, Serve, Served
 from tests.serving.small_tokenizers import train_byte_level
@@ -151,7 +152,18 @@ def test_prompt_forms_n_and_seeds(serve: Serve) -> None:
         assert [choice.text[:5] for choice in answer.choices] == ["hello", "hello", "world", "world"]
         assert answer.usage is not None
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids[0]) + len(ids[1]), 1200)
-    assert [submit.sampling.seed for submit in served.generator.submits] == [2**64 - 1, 0] * 4
+    second = choice_seed(2**64 - 1, 1)
+    assert [submit.sampling.seed for submit in served.generator.submits] == [2**64 - 1, second] * 4
+
+
+def test_choices_of_neighbouring_seeds_draw_apart(serve: Serve) -> None:
+    served = serve(FakeGenerator())
+    for seed in (-1, 0, 1, 2, 2**32):
+        served.client().completions.create(model=MODEL, prompt="a", n=8, seed=seed, max_tokens=1)
+    seeds = [submit.sampling.seed for submit in served.generator.submits]
+    assert seeds[::8] == [2**64 - 1, 0, 1, 2, 2**32], "a request for one choice, or its first, draws from its own seed"
+    assert len(set(seeds)) == 40
+    assert seeds[9] == choice_seed(0, 1) == 8829055359606111300, "the same in every process"
 
 
 def test_n_streams_side_by_side(serve: Serve) -> None:
