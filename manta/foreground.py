@@ -3,14 +3,18 @@
 import json
 import shlex
 from contextlib import suppress
+from typing import Any
 
 import typer
 from rich.console import Console
 
 from cluster.lifecycle import serve
-from cluster.spec import ServiceSpec
+from cluster.spec import ModelSpec, ServiceSpec
 from manta.outcome import sigterm_is_ctrl_c
 from manta.progress import StartDisplay
+from model.config import read_config
+from model.errors import ConfigError
+from serving.tokenizer import has_tokenizer_files
 
 
 def serve_in_foreground(spec: ServiceSpec, address: str | None) -> None:
@@ -35,7 +39,7 @@ def serve_in_foreground(spec: ServiceSpec, address: str | None) -> None:
 def ready_message(spec: ServiceSpec, url: str, elapsed_s: float) -> str:
     """What to tell the user once the service answers, with a request to try."""
     name = spec.model.served_name
-    body = json.dumps({"model": name, "prompt": "def fibonacci(n):", "max_tokens": 64})
+    body = json.dumps(_request_to_try(spec.model))
     command = f"curl {shlex.quote(url.rstrip('/') + '/v1/completions')} -H 'Content-Type: application/json'"
     if spec.api.keys_file is not None:
         command += ' -H "Authorization: Bearer $MANTA_API_KEY"'
@@ -43,3 +47,14 @@ def ready_message(spec: ServiceSpec, url: str, elapsed_s: float) -> str:
         f"\nReady in {elapsed_s:.1f} s: {name} at {url}\n\nTry it:\n\n"
         f"  {command} \\\n    -d {shlex.quote(body)}\n\nCtrl-C stops it."
     )
+
+
+def _request_to_try(model: ModelSpec) -> dict[str, Any]:
+    """A completion that the served model can answer, whatever its checkpoint lacks or asks for."""
+    request: dict[str, Any] = {"model": model.served_name, "prompt": "def fibonacci(n):", "max_tokens": 64}
+    if not has_tokenizer_files(model.directory):
+        request |= {"prompt": [1, 2, 3], "return_token_ids": True}
+    with suppress(ConfigError):  # taken away since it was served: no reason to fail now
+        if tasks := read_config(model.directory).routing.tasks:
+            request["task"] = tasks[0]
+    return request

@@ -1,11 +1,13 @@
 """The Gateway Serve deployment: the OpenAI API over the attention nodes."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastapi import FastAPI
 from ray import serve
 
+from model.config import CONFIG_FILE
 from serving.app import build_app
 from serving.nodes import NodeGenerator
 from serving.settings import GatewaySettings
@@ -27,6 +29,18 @@ class GatewayDeploymentSettings:
     recovery_timeout_s: float
 
 
+def created_s(directory: Path) -> int:
+    """When the model in `directory` was made: the Unix time, in whole seconds, of its config.json.
+
+    Unlike the time of a gateway's start, it is the same at all gateways that read the same files, before and after
+    they are replaced. Where the file is not there, it is now.
+    """
+    try:
+        return int((directory / CONFIG_FILE).stat().st_mtime)
+    except FileNotFoundError:
+        return int(time.time())
+
+
 @serve.deployment
 @serve.ingress()
 class Gateway:
@@ -41,7 +55,9 @@ class Gateway:
         freeze_garbage()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        app = build_app(self._settings.gateway, self._codec, self._generator, ready=self._ready)
+        # Set here because what `_settings` holds decides which gateways a change of the service replaces.
+        settings = replace(self._settings.gateway, created=created_s(self._settings.directory))
+        app = build_app(settings, self._codec, self._generator, ready=self._ready)
         self._membership.announce("gateway", None, app.state.metrics.snapshot)
         return app
 

@@ -63,17 +63,18 @@ class ByteDetokenizer:
 class WindowDetokenizer:
     """For decoders that look at several tokens: compares the decoded window with and without the new ids.
 
-    `_ids[:_num_read]` has been shown already and stays as context for what follows.
+    `_ids[:_num_read]` has been shown already and stays as context for what follows: many decoders leave out the space
+    before the first token of all. `context` stands for text before the first token; it is not shown.
     """
 
     __slots__ = ("_ids", "_num_read", "_shown", "_skip_special", "_tokenizer")
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special_tokens
-        self._ids: list[int] = []
-        self._num_read = 0
-        self._shown = ""
+        self._ids = list(context)
+        self._num_read = len(context)
+        self._shown = self._decode(context) if context else ""
 
     def push(self, token_ids: Sequence[int]) -> str:
         """See Detokenizer."""
@@ -90,9 +91,12 @@ class WindowDetokenizer:
         if text.endswith(REPLACEMENT) and num_waiting < MAX_WAITING_TOKENS:
             return ""
         delta = text[len(self._shown) :]
-        self._ids = self._ids[self._num_read :]
-        self._num_read = len(self._ids)
-        self._shown = self._decode(self._ids)
+        new_ids = self._ids[self._num_read :]
+        new_text = self._decode(new_ids)
+        if new_text or not self._shown:
+            self._ids, self._num_read, self._shown = new_ids, len(new_ids), new_text
+        else:  # tokens that are no text by themselves (special ones) are no context: that of before stays
+            del self._ids[self._num_read :]
         return delta
 
     def _decode(self, token_ids: Sequence[int]) -> str:

@@ -15,8 +15,10 @@ class FakeGenerator:
 
     With no `outputs` it echoes the prompt's ids. `failures` maps the number of tokens after which a sequence
     fails to its error, `missing_experts` the number of a token (the first is 1) to the experts named with it;
-    `tokens_per_message` coalesces; `delay_s` is the pause before each message.
-    `running` counts live sequences, `cancelled` those closed early.
+    `tokens_per_message` coalesces; `delay_s` is the pause before each message; while `capacity` sequences live, one
+    more is refused, as by nodes whose queues are full.
+    `running` counts live sequences (`most_running`: at a time), `cancelled` those closed early, `refused` those beyond
+    the capacity.
     """
 
     outputs: Sequence[Sequence[int]] = ()
@@ -24,18 +26,25 @@ class FakeGenerator:
     delay_s: float = 0.0
     tokens_per_message: int = 1
     max_context: int = 1 << 20
+    capacity: int | None = None
     failures: Mapping[int, GenerationError] = field(default_factory=dict[int, GenerationError])
     missing_experts: Mapping[int, Sequence[int]] = field(default_factory=dict[int, Sequence[int]])
     snapshots: list[MetricsSnapshot] = field(default_factory=list[MetricsSnapshot])
     submits: list[Submit] = field(default_factory=list[Submit])
     running: int = 0
+    most_running: int = 0
     cancelled: int = 0
+    refused: int = 0
 
     async def generate(self, submit: Submit) -> AsyncIterator[SequenceOutput]:
         """See `serving.generator.Generator`."""
+        if self.running == self.capacity:
+            self.refused += 1
+            raise GenerationError("queue_full", f"{self.running} sequences run already")
         source = self.outputs[len(self.submits) % len(self.outputs)] if self.outputs else list(submit.prompt_ids)
         self.submits.append(submit)
         self.running += 1
+        self.most_running = max(self.most_running, self.running)
         finished = False
         try:
             async for output in self._replay(submit, source):

@@ -34,8 +34,9 @@ class Generator(Protocol):
         """Yields what a sequence has produced since the last item; several tokens may come at once.
 
         The last item has a `finish_reason` other than UNFINISHED. Raises GenerationError (an item whose reason
-        is FAILED means the same). Closing the iterator early (`aclose`, or cancelling the task that waits for
-        the next item) cancels the sequence at once. `submit.sequence_id` is 0: the generator chooses its own.
+        is FAILED means the same; `queue_full` comes before all others). Closing the iterator early (`aclose`, or
+        cancelling the task that waits for the next item) cancels the sequence at once.
+        `submit.sequence_id` is 0: the generator chooses its own.
         """
         ...
 

@@ -1,11 +1,13 @@
 """The gateway's data-plane side: streams of the attention nodes' outputs, inside asyncio's own loop.
 
-A stream whose node is lost goes on at another one: it is submitted again with the tokens emitted so far.
+A stream whose node is lost goes on at another one: it is submitted again with the tokens emitted so far. One that a
+node refuses, because its queue is full (of what other gateways sent, say), is offered to the others.
 """
 
 import asyncio
+import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 
 from protos.dispatch_pb2 import Header
 from protos.generation_pb2 import FAILED, Cancel, SequenceOutput, StepOutput, Submit, TokenLogprob
@@ -198,10 +200,10 @@ class NodeGenerator:
         return sum(len(node.streams) for node in self._nodes.values())
 
     async def generate(self, submit: Submit) -> AsyncIterator[SequenceOutput]:
-        """Yields a sequence's outputs; see `serving.generator.Generator`."""
-        progress = Progress(submit)
+        """Yields a sequence's outputs; see `serving.generator.Generator`. `queue_full`: every connected node is."""
+        progress, full = Progress(submit), set[_Node]()
         while True:
-            node = await self._choose()
+            node = await self._choose(full)
             sequence_id, stream = node.open(progress.request())
             finished = False
             try:
@@ -215,6 +217,11 @@ class NodeGenerator:
                 return
             except _NodeLost:
                 progress.node_lost()
+                full.clear()  # a full queue does not refuse what was at a node that was lost
+            except GenerationError as error:
+                full.add(node)
+                if error.code != "queue_full" or not self._connected(full):
+                    raise
             finally:
                 node.close_stream(sequence_id, finished)
 
@@ -234,15 +241,19 @@ class NodeGenerator:
         """A node has connected: requests that wait for one look again."""
         self._change.set()
 
-    async def _choose(self) -> _Node:
-        """Returns the connected node with the fewest streams, waiting for one if need be."""
+    def _connected(self, full: Container[_Node]) -> list[_Node]:
+        """Returns the connected nodes but those that are `full`."""
+        return [node for node in self._nodes.values() if node.link.up and node not in full]
+
+    async def _choose(self, full: Container[_Node]) -> _Node:
+        """Returns the connected node with the fewest streams that is not `full`, waiting for one if need be."""
         deadline_s = time.monotonic() + self._recovery_timeout_s
         while True:
             if self._ended:
                 raise GenerationError("expert_unavailable", "the service is being stopped")
-            up = [node for node in self._nodes.values() if node.link.up]
-            if up:
-                return min(up, key=lambda node: len(node.streams))
+            if nodes := self._connected(full):
+                # Gateways do not see each other's streams: of equals they would all ask the same one first.
+                return min(nodes, key=lambda node: (len(node.streams), random.random()))
             self._change.clear()
             try:
                 await asyncio.wait_for(self._change.wait(), deadline_s - time.monotonic())

@@ -47,12 +47,11 @@ async def encode_prompts(
     prompts: Sequence[str] | Sequence[list[int]], codec: TextCodec, settings: GatewaySettings, add_special_tokens: bool
 ) -> list[Prompt]:
     """Token ids of every prompt. Raises ApiError (400)."""
-    encoded = [
-        Prompt(await encode_text(prompt, codec, add_special_tokens, "prompt"), prompt)
-        if isinstance(prompt, str)
-        else Prompt(prompt)
-        for prompt in prompts
-    ]
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # all of them, or none
+    encoded = [Prompt(prompt) for prompt in prompts if not isinstance(prompt, str)]
+    if texts:
+        token_ids = await encode_texts(texts, codec, add_special_tokens, "prompt")
+        encoded = [Prompt(ids, text) for ids, text in zip(token_ids, texts, strict=True)]
     for prompt in encoded:
         check_ids(prompt.token_ids, settings, "prompt")
         if not prompt.token_ids:
@@ -62,8 +61,14 @@ async def encode_prompts(
 
 async def encode_text(text: str, codec: TextCodec, add_special_tokens: bool, param: str) -> list[int]:
     """Token ids of a text. Raises ApiError (400) when the model has no tokenizer."""
+    [token_ids] = await encode_texts([text], codec, add_special_tokens, param)
+    return token_ids
+
+
+async def encode_texts(texts: Sequence[str], codec: TextCodec, add_special_tokens: bool, param: str) -> list[list[int]]:
+    """Token ids of several texts; see `encode_text`."""
     try:
-        return await codec.encode(text, add_special_tokens)
+        return await codec.encode_all(texts, add_special_tokens)
     except NoTokenizer as error:
         raise invalid(f"{error}.", param) from error
 

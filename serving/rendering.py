@@ -10,8 +10,10 @@ from typing import Protocol
 
 from protos.generation_pb2 import TokenLogprob
 from serving.choice import Delta
-from serving.logprobs import LegacyLogprobs, TokenBytes, render_chat_logprobs
+from serving.logprobs import TokenBytes, render_chat_logprobs, render_legacy_logprobs
+from serving.offsets import OutputOffsets, prompt_offsets
 from serving.run import Job, Usage
+from serving.tokenizer import TextCodec
 
 to_json = json.JSONEncoder(separators=(",", ":")).encode
 DONE = "data: [DONE]\n\n"
@@ -81,17 +83,23 @@ class Answer:
         return (self.job.prompt_of(index).text or "") if self.echo else ""
 
 
-def legacy_logprobs(job: Job, token_bytes: TokenBytes, echo: bool) -> RenderLogprobs:
+def legacy_logprobs(job: Job, codec: TextCodec, echo: bool) -> RenderLogprobs:
     """For /v1/completions; with `echo` the first chunk of a choice holds its prompt's tokens as well."""
-    states = [LegacyLogprobs(token_bytes) for _ in range(len(job.prompts) * job.n)]
+    skip = job.skip_special_tokens
+    before = [prompt_offsets(prompt, codec, skip) if echo else [] for prompt in job.prompts]
+    outputs = [
+        OutputOffsets(codec.detokenizer(skip, continues=True), len(job.prompt_of(index).text or "") if echo else 0)
+        for index in range(len(job.prompts) * job.n)
+    ]
 
     def render(index: int, delta: Delta, first: bool) -> str:
-        token_ids = delta.token_ids
+        token_ids, offsets = delta.token_ids, outputs[index].push(delta.token_ids)
         logprobs: list[TokenLogprob | None] = [*delta.logprobs]
         if echo and first:
             token_ids = [*job.prompt_of(index).token_ids, *token_ids]
+            offsets = [*before[index // job.n], *offsets]
             logprobs = [None, *delta.prompt_logprobs, *logprobs]
-        return states[index].render(token_ids, logprobs)
+        return render_legacy_logprobs(codec.token_bytes, token_ids, offsets, logprobs)
 
     return render
 

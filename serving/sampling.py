@@ -1,5 +1,6 @@
 """A request's wishes as the messages that attention nodes understand."""
 
+import hashlib
 import secrets
 from collections.abc import Sequence
 
@@ -75,11 +76,21 @@ def build_sampling(
 
 
 def build_submits(prompt: Prompt, sampling: Sampling, n: int, seed: int | None, task: str) -> Sequence[Submit]:
-    """The n sequences of one prompt; they draw from the seeds seed, seed + 1, ..."""
-    first = secrets.randbits(63) if seed is None else seed
+    """The n sequences of one prompt; the first draws from `seed` itself, each further one from a seed of its own."""
+    first = secrets.randbits(63) if seed is None else seed % (1 << 64)
     submits: list[Submit] = []
     for index in range(n):
         submit = Submit(prompt_ids=prompt.token_ids, sampling=sampling, task=task)
-        submit.sampling.seed = (first + index) % (1 << 64)
+        submit.sampling.seed = choice_seed(first, index)
         submits.append(submit)
     return submits
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of choice `index` of a request with `seed`, both from 0 to 2**64 - 1; that of choice 0 is `seed`.
+
+    Hashed, because neighbouring seeds are what people choose: choice 1 of seed 7 must not be choice 0 of seed 8.
+    """
+    if index == 0:
+        return seed
+    return int.from_bytes(hashlib.blake2b(f"{seed} {index}".encode(), digest_size=8).digest())

@@ -10,11 +10,12 @@ from tokenizers import Tokenizer
 
 from serving.chat_template import ChatTemplate, ChatTemplateError
 from serving.detokenizer import ByteDetokenizer, Detokenizer, NoDetokenizer, WindowDetokenizer
-from serving.pieces import PieceTable, piece_table
+from serving.pieces import PieceTable, piece_table, special_ids
 
-# Below this, encoding takes less than a millisecond: a hop to a thread and back would cost more than it saves.
+# Below this in all, encoding takes less than a millisecond: a hop to a thread and back would cost more than it saves.
 THREAD_FROM_CHARS = 4096
 SPECIAL_TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TOKENIZER_FILE = "tokenizer.json"
 CONVERTIBLE_FILES = ("tokenizer.model", "spiece.model", "vocab.json", "tekken.json")
 
 
@@ -36,11 +37,15 @@ class TextCodec:
         self._tokenizer = tokenizer
         self.chat_template = chat_template
         self._pieces: PieceTable | None = None
+        self._word_ids: list[int] = []  # what stands for the text before an output
+        self.special_ids = frozenset[int]() if tokenizer is None else special_ids(tokenizer)
         if tokenizer is not None:
             # A tokenizer.json may carry the truncation it was trained with; a server must not cut prompts silently.
             tokenizer.no_truncation()
             tokenizer.no_padding()
             self._pieces = piece_table(tokenizer)
+            if self._pieces is None:
+                self._word_ids = _word_ids(tokenizer)
 
     @classmethod
     def load(cls, directory: Path) -> "TextCodec":
@@ -63,12 +68,21 @@ class TextCodec:
 
     async def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids, with the special tokens that the tokenizer adds. Raises NoTokenizer."""
+        [token_ids] = await self.encode_all([text], add_special_tokens)
+        return token_ids
+
+    async def encode_all(self, texts: Sequence[str], add_special_tokens: bool = True) -> list[list[int]]:
+        """Token ids of several texts; see `encode`."""
         tokenizer = self._required()
-        if len(text) < THREAD_FROM_CHARS:
-            return tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+        if sum(map(len, texts)) < THREAD_FROM_CHARS:
+            return [tokenizer.encode(text, add_special_tokens=add_special_tokens).ids for text in texts]
+
+        def encode_batch() -> list[list[int]]:
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+            return [encoding.ids for encoding in encodings]
+
         # Unlike encode, encode_batch_fast lets go of the interpreter lock: the event loop goes on streaming.
-        [encoding] = await asyncio.to_thread(tokenizer.encode_batch_fast, [text], add_special_tokens=add_special_tokens)
-        return encoding.ids
+        return await asyncio.to_thread(encode_batch)
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Raises NoTokenizer."""
@@ -79,7 +93,7 @@ class TextCodec:
         if self._tokenizer is None:
             return NoDetokenizer()
         if self._pieces is None:
-            return WindowDetokenizer(self._tokenizer, skip_special_tokens)
+            return WindowDetokenizer(self._tokenizer, skip_special_tokens, self._word_ids if continues else ())
         return ByteDetokenizer(self._pieces, skip_special_tokens, continues)
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -102,8 +116,21 @@ class TextCodec:
         return self._tokenizer
 
 
+def has_tokenizer_files(directory: Path) -> bool:
+    """Whether `TextCodec.load` would read a tokenizer (or say what is wrong with it)."""
+    return any((directory / name).is_file() for name in (TOKENIZER_FILE, *CONVERTIBLE_FILES))
+
+
+def _word_ids(tokenizer: Tokenizer) -> list[int]:
+    """The first token that is a word (or part of one) by itself, as a list; empty if there is none."""
+    ids = range(tokenizer.get_vocab_size())
+    return next(([token_id] for token_id in ids if tokenizer.decode([token_id]).isalnum()), [])
+
+
 def _load_tokenizer(directory: Path) -> Tokenizer | None:
-    path = directory / "tokenizer.json"
+    if not has_tokenizer_files(directory):
+        return None
+    path = directory / TOKENIZER_FILE
     if path.is_file():
         try:
             return Tokenizer.from_file(str(path))
@@ -111,9 +138,7 @@ def _load_tokenizer(directory: Path) -> Tokenizer | None:
             raise TokenizerError(
                 f"{path} is not a tokenizer: {error}; copy it from the model's source again"
             ) from error
-    if any((directory / name).is_file() for name in CONVERTIBLE_FILES):
-        return _converted_by_transformers(directory)
-    return None
+    return _converted_by_transformers(directory)
 
 
 def _converted_by_transformers(directory: Path) -> Tokenizer:

@@ -41,3 +41,13 @@ def build_sentencepiece_like() -> Tokenizer:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     return tokenizer
+
+
+def build_metaspace() -> Tokenizer:
+    """Letters, and words with a space before them; its decoder leaves out the space before the first token of all."""
+    vocab = {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", "▁", *"Helowrd", "▁world", "Hello", "▁Hello"])}
+    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<s>", "</s>", "<unk>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    return tokenizer

@@ -5,11 +5,14 @@ import asyncio
 import httpx
 import pytest
 from openai import AsyncOpenAI
+from tokenizers import processors
 
 from serving.fake import FakeGenerator
 from serving.generator import GenerationError
+from serving.sampling import choice_seed
 from serving.tokenizer import TextCodec
 from tests.serving.conftest import MODEL, Serve, Served
+from tests.serving.small_tokenizers import train_byte_level
 
 WORLD = "Grüße 😀 中文 hello world"
 
@@ -149,7 +152,18 @@ def test_prompt_forms_n_and_seeds(serve: Serve) -> None:
         assert [choice.text[:5] for choice in answer.choices] == ["hello", "hello", "world", "world"]
         assert answer.usage is not None
         assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids[0]) + len(ids[1]), 1200)
-    assert [submit.sampling.seed for submit in served.generator.submits] == [2**64 - 1, 0] * 4
+    second = choice_seed(2**64 - 1, 1)
+    assert [submit.sampling.seed for submit in served.generator.submits] == [2**64 - 1, second] * 4
+
+
+def test_choices_of_neighbouring_seeds_draw_apart(serve: Serve) -> None:
+    served = serve(FakeGenerator())
+    for seed in (-1, 0, 1, 2, 2**32):
+        served.client().completions.create(model=MODEL, prompt="a", n=8, seed=seed, max_tokens=1)
+    seeds = [submit.sampling.seed for submit in served.generator.submits]
+    assert seeds[::8] == [2**64 - 1, 0, 1, 2, 2**32], "a request for one choice, or its first, draws from its own seed"
+    assert len(set(seeds)) == 40
+    assert seeds[9] == choice_seed(0, 1) == 8829055359606111300, "the same in every process"
 
 
 def test_n_streams_side_by_side(serve: Serve) -> None:
@@ -185,6 +199,23 @@ def test_half_characters_among_logprobs_are_spelled_out(serve: Serve, codec: Tex
     assert logprobs is not None
     assert logprobs.tokens is not None
     assert logprobs.tokens[0].startswith("bytes:\\xf0")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_offsets_point_into_the_text_that_the_client_gets(serve: Serve, stream: bool) -> None:
+    tokenizer = train_byte_level()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    served = serve(FakeGenerator(eos_token_ids=frozenset({1})), codec=TextCodec(tokenizer))
+    served.generator.outputs = [[*map(tokenizer.token_to_id, ("Ã", "©", "a")), 1]]  # é is two tokens
+    for prompt, num_added in (("hello", 1), (served.ids("hello"), 0)):
+        answer = served.client().completions.create(
+            model=MODEL, prompt=prompt, max_tokens=9, echo=True, logprobs=0, stream=stream
+        )
+        choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
+        assert "".join(choice.text for choice in choices) == "helloéa"
+        offsets = [offset for choice in choices for offset in choice.logprobs.text_offset]
+        assert offsets[: num_added + 1] == [0] * num_added + [0]
+        assert offsets[-4:] == [5, 5, 6, 7]
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -7,10 +7,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from serving.detokenizer import ByteDetokenizer, Detokenizer, NoDetokenizer, WindowDetokenizer
 from serving.pieces import byte_of_char, piece_table
-from tests.serving.small_tokenizers import build_sentencepiece_like, train_byte_level
+from serving.tokenizer import TextCodec
+from tests.serving.small_tokenizers import build_metaspace, build_sentencepiece_like, train_byte_level
 
 BYTE_LEVEL = train_byte_level()
 SENTENCEPIECE = build_sentencepiece_like()
+METASPACE = build_metaspace()
 TEXT = st.text(alphabet=st.one_of(st.sampled_from("aeo 中é😀\u2028<>"), st.characters(exclude_categories=["Cs"])))
 
 
@@ -78,6 +80,24 @@ def test_a_continuation_keeps_its_leading_space() -> None:
     ids = [SENTENCEPIECE.token_to_id("▁the")]
     assert byte_detokenizer(SENTENCEPIECE).push(ids) == "the"
     assert byte_detokenizer(SENTENCEPIECE, continues=True).push(ids) == " the"
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.integers(0, METASPACE.get_vocab_size() - 1), max_size=12), st.integers(1, 3), st.booleans())
+@example([METASPACE.token_to_id("▁world")], 1, True)
+@example([METASPACE.token_to_id("</s>"), METASPACE.token_to_id("▁world")], 1, True)
+@example([METASPACE.token_to_id("▁"), METASPACE.token_to_id("▁world")], 1, True)
+def test_windows_that_continue_a_text_equal_its_decode(ids: list[int], step: int, skip: bool) -> None:
+    hello = METASPACE.token_to_id("Hello")
+    deltas = stream(TextCodec(METASPACE).detokenizer(skip, continues=True), ids, step)
+    assert "Hello" + "".join(deltas) == METASPACE.decode([hello, *ids], skip_special_tokens=skip)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, METASPACE.get_vocab_size() - 1), max_size=12))
+def test_windows_that_begin_a_text_equal_its_decode(ids: list[int]) -> None:
+    deltas = stream(TextCodec(METASPACE).detokenizer(), ids, 1)
+    assert "".join(deltas) == METASPACE.decode(ids)
 
 
 def test_added_tokens_and_ids_without_a_token() -> None:

@@ -34,9 +34,10 @@ LIMIT_S = 10.0
 
 
 class FakeNode:
-    """An attention node that says what the test tells it to."""
+    """An attention node that says what the test tells it to. With `num_places`, further submissions are refused."""
 
     def __init__(self) -> None:
+        self.num_places: int | None = None
         self.submits: list[Submit] = []
         self.cancelled: list[int] = []
         self._loop = Loop()
@@ -50,6 +51,8 @@ class FakeNode:
         if frame.header.WhichOneof("kind") == "submit":
             self._sessions.append(session)
             self.submits.append(frame.header.submit)
+            if self.num_places is not None and len(self.submits) > self.num_places:
+                self.refuse(len(self.submits) - 1)
         else:
             self.cancelled += frame.header.cancel.sequence_ids
 
@@ -61,6 +64,10 @@ class FakeNode:
         else:
             step = StepOutput(outputs=[SequenceOutput(sequence_id=sequence_id, token_ids=token_ids, **more)])
         self._loop.post(lambda: self._sessions[number].send(Header(step_output=step)))
+
+    def refuse(self, number: int) -> None:
+        """Answers the `number`th submission that the queue is full."""
+        self.say(number, finish_reason=FAILED, failure=GenerationFailure(code="queue_full", message="4 wait"))
 
     def die(self) -> None:
         if self._thread.is_alive():
@@ -276,10 +283,73 @@ async def test_what_the_node_refuses(nodes: list[FakeNode]) -> None:
         membership.publish(nodes[0])
         reader = Reader(generator, 1)
         await until(lambda: nodes[0].submits)
-        failure = GenerationFailure(code="queue_full", message="4 wait")
+        failure = GenerationFailure(code="context_length", message="too long")
         nodes[0].say(0, finish_reason=FAILED, failure=failure)
-        with fails_with("queue_full"):
+        with fails_with("context_length"):
             await reader.end()
+
+
+@in_a_loop
+async def test_a_full_node_does_not_refuse_while_another_has_room(nodes: list[FakeNode]) -> None:
+    """Two gateways that do not see each other's streams, and two nodes with one place each."""
+    for node in nodes:
+        node.num_places = 1
+    one, other = FakeMembership(), FakeMembership()
+    async with generator_of(one) as first, generator_of(other) as second:
+        for membership in (one, other):
+            membership.publish(*nodes)
+        await until(lambda: all_connected(first, 2) and all_connected(second, 2))
+        readers = [Reader(first, 1), Reader(first, 2)]
+        await until(lambda: all(node.submits for node in nodes))
+        refused = Reader(second, 3)
+        with fails_with("queue_full"):
+            await refused.end()
+        assert [[list(submit.prompt_ids) for submit in node.submits[1:]] for node in nodes] == [[[3]], [[3]]]
+        assert second.num_streams == 0
+        nodes[1].num_places = 3
+        late = Reader(second, 4)
+        await until(lambda: [4] in [list(submit.prompt_ids) for submit in nodes[1].submits])
+        assert not nodes[1].submits[-1].resumed
+        nodes[1].say(2, 7, finish_reason=LENGTH)
+        assert await late.end() == [7]
+        for reader in readers:
+            reader.task.cancel()
+
+
+@in_a_loop
+async def test_a_node_that_was_full_takes_what_was_at_a_node_that_is_lost(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        membership.publish(*nodes)
+        await until(lambda: all_connected(generator, 2))
+        nodes[0].refuse(0)
+        await until(lambda: nodes[1].submits)
+        nodes[1].die()
+        await until(lambda: len(nodes[0].submits) == 2)
+        assert nodes[0].submits[1].resumed
+        nodes[0].say(1, 9, finish_reason=LENGTH)
+        assert await reader.end() == [9]
+
+
+@in_a_loop
+async def test_gateways_do_not_all_ask_the_same_node_first(nodes: list[FakeNode]) -> None:
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(*nodes)
+        await until(lambda: all_connected(generator, 2))
+        for number in range(64):  # each alone; of equals, all would go to one node with probability 2 ** -63
+            reader = Reader(generator, 1)
+            await until(lambda wanted=number + 1: sum(len(node.submits) for node in nodes) == wanted)
+            reader.task.cancel()
+            await until(lambda: generator.num_streams == 0)
+        assert all(node.submits for node in nodes)
+
+
+def all_connected(generator: NodeGenerator, num: int) -> bool:
+    return sum(node.link.up for node in generator._nodes.values()) == num  # pyright: ignore[reportPrivateUsage]
 
 
 @in_a_loop

@@ -8,6 +8,8 @@ import pytest
 from tokenizers import Tokenizer, processors
 
 from serving.chat_template import ChatTemplate, ChatTemplateError
+from serving.prompts import encode_prompts
+from serving.settings import GatewaySettings
 from serving.tokenizer import NoTokenizer, TextCodec, TokenizerError
 
 USER = [{"role": "user", "content": "<hi> & é"}]
@@ -113,6 +115,24 @@ def test_the_loop_goes_on_while_a_long_text_is_encoded(byte_level: Tokenizer) ->
         return ticks
 
     assert asyncio.run(count_ticks()) > 20
+
+
+def test_the_loop_goes_on_while_many_short_texts_are_encoded(byte_level: Tokenizer) -> None:
+    codec, settings = TextCodec(byte_level), GatewaySettings("m", max_context=1 << 20)
+    texts = ["hello world 中 " * 250] * 256
+
+    async def count_ticks() -> int:
+        encoding = asyncio.create_task(encode_prompts(texts, codec, settings, add_special_tokens=True))
+        ticks = 0
+        while not encoding.done():
+            await asyncio.sleep(0.001)
+            ticks += 1
+        prompts = await encoding
+        assert [prompt.text for prompt in prompts] == texts
+        assert all(prompt.token_ids == byte_level.encode(texts[0]).ids for prompt in prompts)
+        return ticks
+
+    assert asyncio.run(count_ticks()) > 5
 
 
 def test_without_tokenizer_json_transformers_converts(tmp_path: Path, byte_level: Tokenizer) -> None:
