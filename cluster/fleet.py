@@ -1,7 +1,6 @@
 """The expert actors of a service: a keeper for each replica, more or fewer of them as asked."""
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Set
@@ -10,6 +9,7 @@ from typing import Any
 import ray
 
 from cluster.causes import cause_of
+from cluster.cores import available_cores
 from cluster.keeper import ExpertKeeper, Report
 from cluster.layout import Layout, cores_for, layout_of
 from cluster.names import NAMESPACE, experts_prefix, first_group_name, group_name
@@ -214,7 +214,7 @@ class ExpertFleet:
     def _cores_for(self, layout: Layout, num_new: int) -> list[int | None]:
         experts = self._service.spec.experts
         pin = experts.pin_cores if experts.num_gpus == 0 else False
-        return cores_for(num_new, [keeper.core for keeper in self.replicas_of(layout)], pin, os.cpu_count() or 1)
+        return cores_for(num_new, [keeper.core for keeper in self.replicas_of(layout)], pin, available_cores())
 
     def _add(self, layout: Layout, shard: ShardPlan, replica: int, core: int | None) -> ExpertKeeper:
         keeper = ExpertKeeper(

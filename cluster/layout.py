@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.resolve import Service, auto_cpus, fingerprint
+from cluster.resolve import Service, fingerprint
 from cluster.spec import ShardPlan, shards
 from experts.actor import ExpertSettings
 
@@ -57,7 +57,7 @@ def expert_settings(service: Service, shard: ShardPlan) -> ExpertSettings:
 
 def cpus_of(service: Service, shard: ShardPlan) -> float:
     """Returns the CPUs that one replica sets aside."""
-    return auto_cpus(service.num_cpus) if shard.num_cpus == "auto" else shard.num_cpus
+    return service.room.share if shard.num_cpus == "auto" else shard.num_cpus
 
 
 def bundle_of(service: Service, shard: ShardPlan) -> Bundle:
