@@ -1,7 +1,7 @@
 """The Serve application: gateways, attention nodes and routers of one service.
 
-Building it makes no Ray call but one: a cluster that this process has joined is asked how many CPUs it has. (`serve run`
-builds before it joins one: fields that are left open then follow from the cores of this host.)
+Building it makes no Ray call but one: a cluster that this process has joined is asked how many CPUs it has. `serve run`
+builds before it joins one: what is left open then follows from the cores of this host.
 
 serve run cluster.app:build model=PATH
 serve deploy deploy/serve.yaml

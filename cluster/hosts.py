@@ -16,6 +16,12 @@ def mark_own() -> None:
     _internal_kv_put(OWN_RAY, b"", overwrite=True, namespace=NAMESPACE.encode())
 
 
+def cores_of(host: str) -> int:
+    """Returns the cores of one host, by its Ray id, as Ray counts its CPUs; at least 1."""
+    cpus = (each["Resources"].get("CPU", 0.0) for each in ray.nodes() if each["NodeID"] == host)
+    return max(1, int(next(cpus, 1.0)))
+
+
 def present_room() -> Room:
     """Returns the room of the cluster that this process has joined; if it has joined none, as if this host were one."""
     if not ray.is_initialized():

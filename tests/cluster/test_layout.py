@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from cluster.layout import bundle_of, cores_for, expert_settings, layout_of
+from cluster.layout import bundle_of, core_for, expert_settings, layout_of
 from cluster.placement import host_rule
 from cluster.resolve import Service, resolve
 from cluster.room import Room
@@ -62,11 +62,11 @@ def test_what_a_replica_reserves(model: Path) -> None:
 
 
 def test_cores_are_shared_out_while_there_are_enough() -> None:
-    assert cores_for(3, [], "auto", 4) == [0, 1, 2]
-    assert cores_for(1, [0, 2], "auto", 4) == [1]
-    assert cores_for(3, [0, 1], "auto", 4) == [None, None, None]
-    assert cores_for(3, [0, 1], True, 4) == [2, 3, 0]
-    assert cores_for(2, [], False, 4) == [None, None]
+    assert core_for([], 3, "auto", 4) == 0
+    assert core_for([0, 2], 3, "auto", 4) == 1
+    assert core_for([0, None], 5, "auto", 4) is None
+    assert core_for([0, 1, 2, 3, 0], 6, True, 4) == 1
+    assert core_for([], 1, False, 4) is None
 
 
 @pytest.mark.parametrize(
