@@ -3,11 +3,13 @@
 import os
 import platform
 
+from cluster.cores import available_cores
+
 
 def machine() -> dict[str, object]:
     """Returns the machine's figures, and how loaded it is at this moment."""
     return {
-        "processors": os.cpu_count(),
+        "processors": available_cores(),
         "architecture": platform.machine(),
         "python": platform.python_version(),
         "load_average": os.getloadavg(),

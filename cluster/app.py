@@ -1,4 +1,7 @@
-"""The Serve application: gateways, attention nodes and routers of one service. Building it makes no Ray call.
+"""The Serve application: gateways, attention nodes and routers of one service.
+
+Building it makes no Ray call but one: a cluster that this process has joined is asked how many CPUs it has. `serve run`
+builds before it joins one: what is left open then follows from the cores of this host.
 
 serve run cluster.app:build model=PATH
 serve deploy deploy/serve.yaml
@@ -14,8 +17,9 @@ import yaml
 from ray.serve import Application
 
 from attention.deployment import AttentionNode, NodeDeploymentSettings
+from cluster.hosts import present_room
 from cluster.membership import JoinService
-from cluster.resolve import SMALL_CPUS, Service, auto_cpus, fingerprint, resolve
+from cluster.resolve import SMALL_CPUS, Service, fingerprint, resolve
 from cluster.serve_policy import autoscaling_config
 from cluster.spec import Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
 from router.deployment import RouterDeploymentSettings, RouterReplica
@@ -43,7 +47,7 @@ def build(args: dict[str, Any]) -> Application:
         SpecError: They do not describe a service.
         ModelError: The checkpoint cannot be served.
     """
-    return build_service(resolve(_spec(args)))
+    return build_service(resolve(_spec(args), present_room()))
 
 
 def _spec(args: dict[str, Any]) -> ServiceSpec:
@@ -76,7 +80,7 @@ def build_service(service: Service, held: Mapping[str, int] = MappingProxyType({
 
     spec, join = service.spec, JoinService(service)
     gateway, router, node = gateway_settings(service), _router_settings(service), _node_settings(service)
-    cpus, attention = auto_cpus(service.num_cpus), spec.attention
+    cpus, attention = service.room.share, spec.attention
     small, node_cpus = min(SMALL_CPUS, cpus), cpus if attention.num_cpus == "auto" else attention.num_cpus
     gateways = {"num_replicas": spec.api.replicas.num}
     routers = scaled("RouterReplica", "routers", spec.router.replicas)

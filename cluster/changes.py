@@ -1,7 +1,7 @@
 """What changes between two versions of a service, and how each change can be made. Pure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.resolve import Service
@@ -81,11 +81,6 @@ def changes_between(before: Service, after: Service) -> tuple[Change, ...]:
         note = f"its config.json is another one now; {ANOTHER_MODEL}"
         found.append(Change("model.path", str(before.directory), str(after.directory), "refused", note))
     return tuple(found)
-
-
-def as_running(service: Service, running: Service) -> Service:
-    """Returns `service` as it would run where `running` runs: what was decided at its start stays decided."""
-    return replace(service, num_cpus=running.num_cpus, loopback=running.loopback)
 
 
 def _change(name: str, before: object, after: object) -> Change:

@@ -25,7 +25,15 @@ from cluster.placement import release_all
 from cluster.resize import Resize, ResizeStatus
 from cluster.resolve import Service
 from cluster.secret import forget_data_plane_key
-from cluster.stored import forget_service, store_failure, store_service, stored_failure, stored_service
+from cluster.stored import (
+    forget_service,
+    store_failure,
+    store_known,
+    store_service,
+    stored_failure,
+    stored_known,
+    stored_service,
+)
 from cluster.table import routing_table
 from transport.membership import Role, Snapshot
 from transport.table import RoutingTable
@@ -82,7 +90,7 @@ class Controller:
         self._service = stored_service(service.name, "good") or service
         self._accepted = stored_service(service.name, "accepted") or self._service
         self._store()
-        self._members = Members()
+        self._members = Members(stored_known(service.name), time.monotonic() + SETTLE_S)
         self._joined = False
         self._events = Events()
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
@@ -113,18 +121,38 @@ class Controller:
         if self._members.heard(member_id, said, time.monotonic()):
             self._joined = True
             self._event(f"{said.role} {said.pid} serves")
+            self._store_known()
             await self._publish()
 
-    async def leave(self, member_id: str) -> None:
-        """A member stops serving."""
+    async def leave(self, member_id: str, snapshot: Snapshot | None) -> None:
+        """A member stops serving.
+
+        Args:
+            snapshot: Its last one, if it can tell.
+        """
+        if snapshot is not None:
+            self._members.tell(member_id, snapshot)
         said = self._members.remove(member_id)
         if said is not None:
             self._event(f"{said.role} {said.pid} has left")
+            self._store_known()
             await self._publish()
 
-    async def snapshots(self, except_id: str) -> list[tuple[Role, Snapshot]]:
-        """Returns the last snapshot of every gateway and node but one."""
-        return self._members.snapshots(except_id)
+    async def snapshots(self, member_id: str, own: Snapshot) -> list[tuple[Role, Snapshot]]:
+        """Returns the last snapshots of all gateways and nodes but one, and the counts of those that are gone.
+
+        Args:
+            member_id: Whoever asks, to show all of them together.
+            own: Its present snapshot: what has been shown is known here, and is still counted when it is gone.
+
+        Raises:
+            RuntimeError: Not everybody has announced itself again since this controller was restarted.
+        """
+        if not self._members.complete and not self._settled:
+            raise RuntimeError("the controller was restarted, and has not heard of every gateway and node yet")
+        self._members.tell(member_id, own)
+        self._store_known()
+        return self._members.snapshots(member_id)
 
     async def service(self) -> Service:
         """Returns what it was last told to make, and has accepted."""
@@ -270,6 +298,10 @@ class Controller:
         store_service(self._service, "good")
         store_service(self._accepted, "accepted")
 
+    def _store_known(self) -> None:
+        if not self._stopping:  # then it is forgotten
+            store_known(self._service.name, self._members.known)
+
     async def _watch_members(self) -> None:
         """Drops members that have fallen silent; ends the service when it has been without any for too long."""
         last_s, alone_s = time.monotonic(), 0.0
@@ -283,7 +315,10 @@ class Controller:
             for said in self._members.drop_silent(now_s, timeout_s):
                 self._event(f"{said.role} {said.pid} has fallen silent", failed=True)
                 await self._publish()
-            for said in self._members.take_hung(now_s, timeout_s):
+            hung = self._members.take_hung(now_s, timeout_s)
+            if hung:
+                self._store_known()
+            for said in hung:
                 self._end_hung(said)
             alone_s = 0.0 if self._members else alone_s + TICK_S
             if alone_s > self._patience_s():

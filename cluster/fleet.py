@@ -1,7 +1,6 @@
 """The expert actors of a service: a keeper for each replica, more or fewer of them as asked."""
 
 import asyncio
-import os
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Set
@@ -10,11 +9,13 @@ from typing import Any
 import ray
 
 from cluster.causes import cause_of
+from cluster.hosts import cores_of
 from cluster.keeper import ExpertKeeper, Report
-from cluster.layout import Layout, cores_for, layout_of
+from cluster.layout import Layout, core_for, layout_of
 from cluster.names import NAMESPACE, experts_prefix, first_group_name, group_name
 from cluster.placement import (
     Reservation,
+    num_reserved,
     release,
     release_all,
     release_layout,
@@ -123,8 +124,8 @@ class ExpertFleet:
         """Takes over what an earlier controller has started of this layout; returns how many replicas serve."""
         known = {(keeper.shard.index, keeper.replica) for keeper in self._all_of(self._layout)}
         found = sorted(_running_replicas(self._service.name, self._layout.version) - known)
-        for (shard, replica), core in zip(found, self._cores_for(self._layout, len(found)), strict=True):
-            self._add(self._layout, self._layout.shards[shard], replica, core)
+        for shard, replica in found:
+            self._add(self._layout, self._layout.shards[shard], replica)
         return sum(await asyncio.gather(*(keeper.adopt() for keeper in self._keepers)))
 
     def grow(self, layout: Layout, counts: Counts) -> list[ExpertKeeper]:
@@ -137,8 +138,7 @@ class ExpertFleet:
                 replica = next(number for number in range(len(taken) + 1) if number not in taken)
                 taken.add(replica)
                 new.append((shard, replica))
-        cores = self._cores_for(layout, len(new))
-        added = [self._add(layout, shard, replica, core) for (shard, replica), core in zip(new, cores, strict=True)]
+        added = [self._add(layout, shard, replica) for shard, replica in new]
         self._start()
         return added
 
@@ -211,19 +211,25 @@ class ExpertFleet:
             if keeper not in self._running and not keeper.leaving:
                 self._running[keeper] = asyncio.get_running_loop().create_task(keeper.run())
 
-    def _cores_for(self, layout: Layout, num_new: int) -> list[int | None]:
+    def _core_on(self, keeper: ExpertKeeper, host: str) -> int | None:
+        """Returns the core that a replica is pinned to on its host: no other's of its layout, if that can be."""
         experts = self._service.spec.experts
-        pin = experts.pin_cores if experts.num_gpus == 0 else False
-        return cores_for(num_new, [keeper.core for keeper in self.replicas_of(layout)], pin, os.cpu_count() or 1)
+        if experts.num_gpus or experts.pin_cores is False:
+            return None
+        there = [each for each in self._all_of(keeper.layout) if each.host == host and each is not keeper]
+        staying = [each.core for each in there if not each.leaving]
+        # Those that are still on their way count too, or the first would be pinned and the last would find no core.
+        num_replicas = num_reserved(self._service.name, keeper.layout.version, host) - (len(there) - len(staying))
+        return core_for(staying, max(num_replicas, len(staying) + 1), experts.pin_cores, cores_of(host))
 
-    def _add(self, layout: Layout, shard: ShardPlan, replica: int, core: int | None) -> ExpertKeeper:
-        keeper = ExpertKeeper(
+    def _add(self, layout: Layout, shard: ShardPlan, replica: int) -> ExpertKeeper:
+        keeper: ExpertKeeper = ExpertKeeper(
             self._service,
             layout,
             shard,
             replica,
             lambda: self._reserve(layout, shard, replica),
-            core,
+            lambda host: self._core_on(keeper, host),
             self._report,
             self._publish,
         )

@@ -41,7 +41,7 @@ class ExpertKeeper:
 
     Args:
         reserve: Reserves its place on a host; called again when it is tried again.
-        core: The core that it is pinned to; None: any.
+        core_on: Chooses the core of a host that it is pinned to; None: any. Called once it has a host.
         report: Notes an event.
         publish: Makes a change of `address` known.
     """
@@ -53,14 +53,14 @@ class ExpertKeeper:
         shard: ShardPlan,
         replica: int,
         reserve: Callable[[], Awaitable[Reservation]],
-        core: int | None,
+        core_on: Callable[[str], int | None],
         report: Report,
         publish: Callable[[], Awaitable[None]],
     ) -> None:
         self.layout = layout
         self.shard = shard
         self.replica = replica
-        self.core = core
+        self.core: int | None = None
         self.address: Address | None = None
         self.leaving = False
         """Whether it is being retired: routers are not to use it any more."""
@@ -75,6 +75,7 @@ class ExpertKeeper:
         self._service = service
         self._name = expert_name(service.name, layout.version, shard.index, replica)
         self._reserve = reserve
+        self._core_on = core_on
         self._report = report
         self._publish = publish
         self._actor: Any = None
@@ -90,6 +91,11 @@ class ExpertKeeper:
     @property
     def name(self) -> str:
         return self._name
+
+    @property
+    def host(self) -> str:
+        """The Ray id of the host that it runs on, or last ran on; empty: none yet."""
+        return self._host
 
     @property
     def figures(self) -> Mapping[str, Any]:
@@ -197,6 +203,7 @@ class ExpertKeeper:
         self._host, self._pid = await _within(timeout_s, actor.host.remote(), "did not answer")
         if not await _within(timeout_s, actor.belongs_to.remote(settings, key), "did not answer"):
             raise RuntimeError("it was left over from another service of this name")
+        self.core = self._core_on(self._host)
         self._state = "loading"
         polling = asyncio.get_running_loop().create_task(self._poll_while_loading(actor))
         try:

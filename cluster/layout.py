@@ -1,10 +1,10 @@
 """Which expert actors a service has, what each one holds and what it needs of its host. Pure."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cluster.resolve import Service, auto_cpus, fingerprint
+from cluster.resolve import Service, fingerprint
 from cluster.spec import ShardPlan, shards
 from experts.actor import ExpertSettings
 
@@ -57,7 +57,7 @@ def expert_settings(service: Service, shard: ShardPlan) -> ExpertSettings:
 
 def cpus_of(service: Service, shard: ShardPlan) -> float:
     """Returns the CPUs that one replica sets aside."""
-    return auto_cpus(service.num_cpus) if shard.num_cpus == "auto" else shard.num_cpus
+    return service.room.share if shard.num_cpus == "auto" else shard.num_cpus
 
 
 def bundle_of(service: Service, shard: ShardPlan) -> Bundle:
@@ -70,24 +70,19 @@ def bundle_of(service: Service, shard: ShardPlan) -> Bundle:
     return bundle
 
 
-def cores_for(num_new: int, used: Sequence[int | None], pin: bool | str, num_cores: int) -> list[int | None]:
-    """Returns the core that each of `num_new` replicas is pinned to; None: any.
+def core_for(used: Iterable[int | None], num_replicas: int, pin: bool | str, num_cores: int) -> int | None:
+    """Returns the core that one replica is pinned to; None: any.
 
     Args:
-        used: The cores of the replicas there are.
+        used: The cores of the other replicas on its host.
+        num_replicas: How many its host has, or is to have, with this one.
         pin: `experts.pin_cores`; `auto` pins while there are cores for all.
-        num_cores: The cores of a host.
+        num_cores: The cores of the host.
 
-    >>> cores_for(2, [], "auto", 2), cores_for(1, [0, 1], "auto", 2), cores_for(1, [0, 1], True, 2)
-    ([0, 1], [None], [0])
+    >>> core_for([0], 2, "auto", 2), core_for([0], 3, "auto", 2), core_for([0, 1], 3, True, 2)
+    (1, None, 0)
     """
-    if pin is False or (pin == "auto" and len(used) + num_new > num_cores):
-        return [None] * num_new
-    load = Counter(dict.fromkeys(range(num_cores), 0))
-    load.update(core for core in used if core is not None)
-    cores: list[int | None] = []
-    for _ in range(num_new):
-        core = min(range(num_cores), key=load.__getitem__)
-        load[core] += 1
-        cores.append(core)
-    return cores
+    if pin is False or (pin == "auto" and num_replicas > num_cores):
+        return None
+    load = Counter(used)
+    return min(range(num_cores), key=load.__getitem__)

@@ -10,11 +10,13 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from cluster.causes import cause_of
-from cluster.changes import Change, as_running, changes_between
+from cluster.changes import Change, changes_between
+from cluster.cores import available_cores
+from cluster.hosts import present_room
 from cluster.ingress import check_port_free
-from cluster.layout import layout_of
 from cluster.ray_session import RaySession, joined, open_session
 from cluster.resolve import Service, resolve
+from cluster.room import Room
 from cluster.spec import ServiceSpec
 from cluster.startup import OnProgress, Progress, claim, start_parts
 from cluster.teardown import CONTROL_TIMEOUT_S, ask_controller, find_controller, services, stop_service
@@ -80,12 +82,13 @@ def serve(spec: ServiceSpec, address: str | None, on_progress: OnProgress) -> Ru
         RuntimeError: A part did not come up; says which, and why.
         ConnectionError: There is no Ray cluster at `address`.
     """
-    service = resolve(spec, loopback=address is None)
-    if address is None:
+    if address is None:  # what cannot be served is refused before Ray is started for it
+        resolve(spec, Room((float(available_cores()),), own=True), loopback=True)
         check_port_free(spec.api.host, spec.api.port)
     on_progress(Progress("starting Ray" if address is None else "joining Ray"))
     session = open_session(address)
     try:
+        service = resolve(spec, present_room(), loopback=address is None)
         controller = claim(service)
     except BaseException:
         session.close()
@@ -162,8 +165,7 @@ def plan(spec: ServiceSpec, address: str | None) -> Plan:
 
 def _plan(spec: ServiceSpec) -> Plan:
     running: Service = ask_controller(_find(spec.name), "service")
-    wanted = as_running(resolve(spec), running)
-    layout_of(wanted)  # that it fits the experts was checked for this host's cores, not for the service's
+    wanted = resolve(spec, running.room, running.loopback)  # whoever asks, what was decided at its start stays decided
     return Plan(running, wanted, changes_between(running, wanted))
 
 

@@ -1,7 +1,9 @@
 """Who takes part in the service: gateways, nodes and routers, as they announce themselves. Pure; time is given."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
+from cluster.counts import Counts, counts_of, shown_with, sum_of
 from transport.address import Address
 from transport.membership import Role, Snapshot
 
@@ -27,6 +29,22 @@ class Announcement:
     snapshot: Snapshot
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a controller leaves to the one that is started after it.
+
+    Args:
+        said: What each member last said, by its id.
+        gone: What those that are gone had counted.
+    """
+
+    said: Mapping[str, Announcement] = field(default_factory=dict[str, Announcement])
+    gone: Counts = field(default_factory=dict[Role, Snapshot])
+
+
+NOBODY = Known()
+
+
 @dataclass
 class _Member:
     said: Announcement
@@ -37,12 +55,19 @@ class Members:
     """The processes that announced themselves, by their own ids.
 
     A member that is silent is dropped: its peers are to let go of it. If it is heard again, it is a member again; if it
-    stays silent for as long once more, it hangs for good.
+    stays silent for as long once more, it hangs for good. What it had counted stays among the counts: sums that fell
+    would look as if everything had begun anew.
+
+    Args:
+        known: By an earlier controller: its members are silent until they are heard.
+        heard_s: When those count as heard for the last time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Known = NOBODY, heard_s: float = 0.0) -> None:
         self._members: dict[str, _Member] = {}
-        self._silent: dict[str, _Member] = {}
+        self._silent = {member_id: _Member(said, heard_s) for member_id, said in known.said.items()}
+        self._awaited = {key for key, member in self._silent.items() if member.said.role != "router"}
+        self._gone = known.gone
 
     def __bool__(self) -> bool:
         return bool(self._members)
@@ -54,12 +79,15 @@ class Members:
         """Notes an announcement; returns whether the member is new."""
         new = member_id not in self._members
         self._silent.pop(member_id, None)
+        self._awaited.discard(member_id)
         self._members[member_id] = _Member(said, now_s)
         return new
 
     def remove(self, member_id: str) -> Announcement | None:
-        """Forgets a member; returns what it last said."""
+        """Forgets a member but for what it has counted; returns what it last said."""
         member = self._members.pop(member_id, None) or self._silent.pop(member_id, None)
+        self._awaited.discard(member_id)
+        self._keep_counts(() if member is None else (member,))
         return None if member is None else member.said
 
     def drop_silent(self, now_s: float, timeout_s: float) -> list[Announcement]:
@@ -70,9 +98,12 @@ class Members:
         return [member.said for member in dropped.values()]
 
     def take_hung(self, now_s: float, timeout_s: float) -> list[Announcement]:
-        """Forgets those that have been silent for twice as long; returns what they last said."""
+        """Forgets those that have been silent for twice as long, as `remove` does; returns what they last said."""
         hung = [key for key, member in self._silent.items() if now_s - member.heard_s > 2 * timeout_s]
-        return [self._silent.pop(key).said for key in hung]
+        forgotten = [self._silent.pop(key) for key in hung]
+        self._awaited.difference_update(hung)
+        self._keep_counts(forgotten)
+        return [member.said for member in forgotten]
 
     def forgive(self, pause_s: float) -> None:
         """Does not hold `pause_s` against anybody: nobody listened for so long."""
@@ -89,18 +120,44 @@ class Members:
         """The Serve applications that the members belong to."""
         return tuple(sorted({member.said.app for member in self._members.values()}))
 
+    def tell(self, member_id: str, snapshot: Snapshot) -> None:
+        """Notes the present figures of a member, between two announcements."""
+        member = self._members.get(member_id)
+        if member is not None:
+            member.said = replace(member.said, snapshot=snapshot)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every gateway and node that an earlier controller knew has been heard, or is gone."""
+        return not self._awaited
+
+    @property
+    def known(self) -> Known:
+        """What a later controller is to know."""
+        members = {**self._members, **self._silent}
+        return Known({member_id: member.said for member_id, member in members.items()}, self._gone)
+
     def snapshots(self, except_id: str) -> list[tuple[Role, Snapshot]]:
-        """Returns the last snapshot of every gateway and node but one."""
-        return [
+        """Returns the last snapshot of every gateway and node but one, and the counts of those that are not heard."""
+        living: list[tuple[Role, Snapshot]] = [
             (member.said.role, member.said.snapshot)
             for member_id, member in self._members.items()
             if member_id != except_id and member.said.role != "router"
         ]
+        silent = [member for member_id, member in self._silent.items() if member_id != except_id]
+        return shown_with(sum_of((self._gone, *_counts(silent))), living)
+
+    def _keep_counts(self, forgotten: Iterable[_Member]) -> None:
+        self._gone = sum_of((self._gone, *_counts(forgotten)))
 
     def status(self, role: Role) -> list[dict[str, object]]:
         """Returns what `manta status` shows of the members of one role."""
         said = [member.said for member in self._members.values() if member.said.role == role]
         return [_status_of(one) for one in said]
+
+
+def _counts(members: Iterable[_Member]) -> Iterable[Counts]:
+    return (counts_of(member.said.role, member.said.snapshot) for member in members)
 
 
 def _status_of(said: Announcement) -> dict[str, object]:

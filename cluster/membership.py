@@ -57,6 +57,7 @@ class ControllerMembership:
         self._left = threading.Event()
         self._announced = threading.Event()
         self._service_stops = False
+        self._snapshot: Callable[[], Snapshot] = dict
         self._handle: Any = None
 
     def key(self) -> bytes:
@@ -69,23 +70,31 @@ class ControllerMembership:
         threading.Thread(target=self._watch, args=(on_table, on_stop), name="manta-watch", daemon=True).start()
 
     def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
-        args = (role, address, snapshot)
+        self._snapshot, args = snapshot, (role, address, snapshot)
         threading.Thread(target=self._announce, args=args, name="manta-heartbeat", daemon=True).start()
 
     def wait_announced(self, timeout_s: float) -> bool:
         return self._announced.wait(timeout_s)
 
     async def snapshots(self) -> list[tuple[Role, Snapshot]]:
-        return await self._controller().snapshots.remote(self._member_id)
+        return await self._controller().snapshots.remote(self._member_id, self._snapshot())
 
     def leave(self) -> None:
         if self._left.is_set():
             return
         self._left.set()
         try:
-            ray.get_actor(controller_name(self._service.name), NAMESPACE).leave.remote(self._member_id)
+            controller = ray.get_actor(controller_name(self._service.name), NAMESPACE)
+            controller.leave.remote(self._member_id, self._last_snapshot())
         except (*UNREACHABLE, RuntimeError) as error:
             logger.info("the controller is gone already: %s", cause_of(error))
+
+    def _last_snapshot(self) -> Snapshot | None:
+        try:
+            return self._snapshot()
+        except Exception:
+            logger.warning("no last figures: what was counted since the last announcement is lost", exc_info=True)
+            return None
 
     def _controller(self) -> Any:
         """Returns the controller, started anew if it is gone for good. Not once the service is being stopped."""

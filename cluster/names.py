@@ -2,6 +2,7 @@
 
 NAMESPACE = "manta"
 SERVE_NAMESPACE = "serve"  # Ray Serve's own: its replicas are actors of these names
+OWN_RAY = b"own-ray"  # in Ray's internal store: Manta has started this cluster
 
 
 def controller_name(service: str) -> str:

@@ -162,6 +162,11 @@ async def _wait_placed(service: Service, group: PlacementGroup, index: int, bund
         pause_s = min(2 * pause_s, PLACING_S)
 
 
+def num_reserved(service: str, layout: str, host: str) -> int:
+    """Returns for how many replicas of a layout a host is reserved."""
+    return sum(found == host for _, found in _hosts(service, layout))
+
+
 def is_placed(reservation: Reservation) -> bool:
     """Whether a reservation has (still) a host that lives."""
     return _is_placed(reservation.group, reservation.bundle)

@@ -14,6 +14,8 @@ from ray._private import ray_constants
 from ray._private.authentication import authentication_token_setup
 from ray._private.services import canonicalize_bootstrap_address
 
+from cluster.cores import available_cores
+from cluster.hosts import mark_own
 from cluster.names import NAMESPACE
 
 CONNECT_TIMEOUT_S = 5.0
@@ -50,7 +52,7 @@ def start_local_ray(num_cpus: int | None = None) -> None:
     """Starts Ray on this machine, on loopback only; it ends with this process.
 
     Args:
-        num_cpus: The CPUs that Ray may hand out; None: the cores of this machine.
+        num_cpus: The CPUs that Ray may hand out; None: the cores that this process may use.
 
     Raises:
         RuntimeError: Ray does not start, or this process has joined a cluster already.
@@ -61,7 +63,7 @@ def start_local_ray(num_cpus: int | None = None) -> None:
             ray.init(
                 address="local",
                 namespace=NAMESPACE,
-                num_cpus=num_cpus or os.cpu_count(),
+                num_cpus=num_cpus or available_cores(),
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -69,6 +71,7 @@ def start_local_ray(num_cpus: int | None = None) -> None:
                 _node_ip_address="127.0.0.1",
                 _system_config=SYSTEM_CONFIG,
             )
+            mark_own()
         except BaseException:
             ray.shutdown()  # Ctrl-C in the middle of it: some of its processes may run
             raise

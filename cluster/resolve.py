@@ -1,16 +1,14 @@
 """From a service file and a checkpoint to what every part needs: each `auto` decided. Pure, and makes no Ray call."""
 
 import hashlib
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.room import Room
 from cluster.spec import Problem, ServiceSpec, SpecError, shards
 from model.config import MixtralConfig, read_config
 from model.routing import FIELD, Routing
 
-# Ray only counts CPUs, it does not keep parts apart; a part's share must not change when the number of parts does.
-NUM_PARTS_THAT_FIT = 40
 SMALL_CPUS = 0.1  # gateways, routers: they wait more than they compute
 
 
@@ -22,7 +20,7 @@ class Service:
         config: The checkpoint's, with the spec's window.
         dtype: `float32` or `bfloat16`.
         max_context: Positions of a sequence, prompt and output together.
-        num_cpus: Cores of the hosts that run expert actors (for `auto` shards).
+        room: Where it was started; what was decided by it at the start stays decided.
         loopback: Whether every part is on this host, so that none needs to listen for others.
     """
 
@@ -30,7 +28,7 @@ class Service:
     config: MixtralConfig
     dtype: str
     max_context: int
-    num_cpus: int
+    room: Room
     loopback: bool
 
     @property
@@ -47,12 +45,21 @@ class Service:
         return hashlib.sha256(self.spec.model_dump_json().encode()).hexdigest()[:12]
 
     @property
+    def num_cpus(self) -> int:
+        """CPUs that expert actors may use, for `auto` shards."""
+        return self.room.for_experts(self.spec.experts.placement)
+
+    @property
     def attention_device(self) -> str:
         return "cuda" if self.spec.attention.num_gpus > 0 else "cpu"
 
 
-def resolve(spec: ServiceSpec, loopback: bool = False) -> Service:
+def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
     """Reads the checkpoint's config.json and decides what the spec leaves open.
+
+    Args:
+        room: Where the service will run, or that of a service which runs.
+        loopback: Whether every part is on this host.
 
     Raises:
         ConfigError: The checkpoint is missing or not a Mixtral.
@@ -67,17 +74,17 @@ def resolve(spec: ServiceSpec, loopback: bool = False) -> Service:
         raise ValueError(
             f"model.max_context: {max_context} was given; the checkpoint allows {config.max_context} at most"
         )
-    num_cpus = os.cpu_count() or 1
-    shards(spec, config.num_experts, num_cpus)
     window = config.window if model.window == "auto" else model.window
-    return Service(
+    service = Service(
         spec=spec,
         config=replace(config, window=window),
         dtype=config.dtype if model.dtype == "auto" else model.dtype,
         max_context=max_context,
-        num_cpus=num_cpus,
+        room=room,
         loopback=loopback,
     )
+    shards(spec, config.num_experts, service.num_cpus)
+    return service
 
 
 def _check_routing(spec: ServiceSpec, routing: Routing) -> None:
@@ -88,15 +95,6 @@ def _check_routing(spec: ServiceSpec, routing: Routing) -> None:
             f"Use auto or {routing.level}, or serve a checkpoint whose config.json says level {given} in {FIELD}."
         )
         raise SpecError([Problem("router.routing", text)])
-
-
-def auto_cpus(num_cpus: int) -> float:
-    """Returns the CPUs that one part sets aside: 1, or as much as lets NUM_PARTS_THAT_FIT share a smaller cluster.
-
-    >>> auto_cpus(2), auto_cpus(64)
-    (0.05, 1.0)
-    """
-    return min(1.0, round(num_cpus / NUM_PARTS_THAT_FIT, 3))
 
 
 def fingerprint(settings: object) -> str:

@@ -89,7 +89,7 @@ class AttentionSpec(Section):
     num_gpus: NumGpus = 0
     """GPUs of one node."""
     num_cpus: NumCpus = "auto"
-    """CPUs that Ray sets aside for one node; auto: 1, or a fraction that fits when Manta starts Ray itself."""
+    """CPUs that Ray sets aside for one node; auto: 1; a fraction if Manta starts Ray, or Ray has fewer than 4."""
     cache_tokens: AutoCount = "auto"
     """Rolling-cache capacity of one node, in positions."""
     prefill_chunk: AutoCount = "auto"
@@ -145,7 +145,7 @@ class ExpertsSpec(Section):
     num_gpus: NumGpus = 0
     """GPUs of one replica."""
     num_cpus: NumCpus = "auto"
-    """CPUs that Ray sets aside for one replica; auto: 1, or a fraction that fits when Manta starts Ray itself."""
+    """CPUs that Ray sets aside for one replica; auto: 1; a fraction as for attention nodes."""
     pin_cores: AutoBool = "auto"
     """Whether each replica is kept on one core, as it would be on one GPU; auto: when there are cores for it."""
     accelerator_type: TextOrNull = None

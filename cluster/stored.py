@@ -12,11 +12,13 @@ from ray.experimental.internal_kv import (  # pyright: ignore[reportMissingTypeS
     _internal_kv_put,  # pyright: ignore[reportPrivateUsage]
 )
 
+from cluster.members import Known
 from cluster.names import NAMESPACE, spec_name
 from cluster.resolve import Service
 
 Which = Literal["accepted", "good"]
 FAILURE = "failure"
+KNOWN = "known"
 
 
 def store_service(service: Service, which: Which) -> None:
@@ -43,7 +45,18 @@ def stored_failure(name: str) -> str:
     return data.decode() if data else ""
 
 
+def store_known(name: str, known: Known) -> None:
+    """Keeps who takes part in a service, and what was counted in it."""
+    _internal_kv_put(spec_name(name, KNOWN), pickle.dumps(known), overwrite=True, namespace=NAMESPACE.encode())
+
+
+def stored_known(name: str) -> Known:
+    """Returns what was kept; empty: nothing was."""
+    data = _internal_kv_get(spec_name(name, KNOWN), namespace=NAMESPACE.encode())
+    return pickle.loads(data) if data else Known()  # noqa: S301 - our own, out of Ray's store
+
+
 def forget_service(name: str) -> None:
     """Forgets all of it."""
-    for which in ("accepted", "good", FAILURE):
+    for which in ("accepted", "good", FAILURE, KNOWN):
         _internal_kv_del(spec_name(name, which), namespace=NAMESPACE.encode())

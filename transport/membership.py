@@ -50,7 +50,11 @@ class Membership(Protocol):
         ...
 
     async def snapshots(self) -> list[tuple[Role, Snapshot]]:
-        """Returns the last snapshot of every other gateway and of every node."""
+        """Returns the last snapshot of every other gateway and of every node, and what those had counted that are gone.
+
+        Raises:
+            RuntimeError: Not all of them are known at the moment.
+        """
         ...
 
     def leave(self) -> None:

@@ -1,5 +1,6 @@
 """Socket transport: `SocketPeer` makes calls over a `Link`; `SocketServer` authenticates and hands on requests."""
 
+import errno
 import functools
 import logging
 import socket
@@ -16,10 +17,14 @@ from transport.errors import CallError, PeerLost
 from transport.frames import EMPTY_BODY, Frame
 from transport.handshake import ServerHandshake, allow_all_sizes, handshake_reader
 from transport.link import HANDSHAKE_TIMEOUT_S, Link
-from transport.loop import READ, Loop
+from transport.loop import READ, Loop, Timer
 from transport.tensors import answer_header, degraded_header, read_answer, read_call, rows_to_body
 
 logger = logging.getLogger(__name__)
+
+# What `accept` fails with while this process or its host has no room for one more connection.
+FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+FULL_PAUSE_S = 0.2  # until it is tried again: who waits stays ready, and would keep the loop turning
 
 
 class SocketPeer:
@@ -133,6 +138,8 @@ class _Listener:
         self._loop = loop
         self._socket = sock
         self._accept = accept
+        self._retry: Timer | None = None
+        self._said = False
         sock.setblocking(False)
         loop.watch(self, READ)
 
@@ -143,12 +150,29 @@ class _Listener:
         del events
         try:
             sock, _ = self._socket.accept()
-        except OSError:
-            return  # the client gave up before it was accepted
+        except OSError as error:
+            if error.errno in FULL:
+                self._pause(error)
+            return  # else the client gave up before it was accepted
+        self._said = False
         self._accept(sock)
 
-    def close(self) -> None:
+    def _pause(self, error: OSError) -> None:
+        if not self._said:
+            logger.warning("no connection can be accepted (%s); tried again until one can", error)
+        self._said = True
         self._loop.unwatch(self)
+        self._retry = self._loop.call_later(FULL_PAUSE_S, self._resume)
+
+    def _resume(self) -> None:
+        self._retry = None
+        self._loop.watch(self, READ)
+
+    def close(self) -> None:
+        if self._retry is None:
+            self._loop.unwatch(self)
+        else:
+            self._retry.cancel()
         self._socket.close()
 
 

@@ -90,7 +90,7 @@ def tune(sock: socket.socket) -> None:
 
 def serve_zmq(report: Report) -> None:
     """ZeroMQ, with the headers and tensors of Manta's data plane."""
-    import zmq  # pyright: ignore[reportMissingImports]  # optional: only to compare with
+    import zmq  # of the extra `dev`: only to compare with
 
     sock = zmq.Context().socket(zmq.ROUTER)
     address = f"ipc://{tempfile.mkdtemp()}/s"

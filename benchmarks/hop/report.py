@@ -8,6 +8,7 @@ from rich.table import Table
 
 from benchmarks.hop.runner import HopResult, HopSettings
 from benchmarks.hop.transports import TRANSPORTS
+from cluster.cores import available_cores
 
 TABLE_WIDTH = 100
 
@@ -35,5 +36,5 @@ def table(results: Sequence[HopResult], settings: HopSettings) -> Table:
         what = TRANSPORTS[result.transport].what
         shown.add_row(result.transport, what, *(f"{time_ms:.3f}" for time_ms in times), death)
     load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    shown.caption = f"processes: {settings.start}; load averages {load} on {os.cpu_count()} processors"
+    shown.caption = f"processes: {settings.start}; load averages {load} on {available_cores()} processors"
     return shown

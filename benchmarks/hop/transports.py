@@ -146,7 +146,7 @@ class ZmqHop:
     """ZeroMQ with the same headers and tensors: what the data plane would be if it were built on it."""
 
     def __init__(self, addresses: list[str], rows_TD: Tensor) -> None:
-        import zmq  # pyright: ignore[reportMissingImports]  # optional: only to compare with
+        import zmq  # of the extra `dev`: only to compare with
 
         self._zmq = zmq
         self._context = zmq.Context()

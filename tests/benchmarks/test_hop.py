@@ -33,13 +33,13 @@ def test_a_small_run(tmp_path: Path) -> None:
     """In a process of its own: forking pytest's, with whatever threads it has by now, could hang."""
     written = tmp_path / "hop.json"
     sizes = ["--peers", "2", "--rows", "2", "--width", "8", "--rounds", "20"]
-    command = [sys.executable, "-m", "benchmarks.hop", *sizes, "--only", "unix,tcp,raw-unix,raw-tcp,grpc,local"]
+    command = [sys.executable, "-m", "benchmarks.hop", *sizes, "--only", "unix,tcp,raw-unix,raw-tcp,zmq,grpc,local"]
     done = subprocess.run([*command, "--json", str(written)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     document = json.loads(written.read_text())
     assert document["skipped"] == {}, done.stderr
     runs = {run["transport"]: run for run in document["runs"]}
-    assert list(runs) == ["unix", "tcp", "raw-unix", "raw-tcp", "grpc", "local"]
+    assert list(runs) == ["unix", "tcp", "raw-unix", "raw-tcp", "zmq", "grpc", "local"]
     for name, run in runs.items():
         assert run["num_rounds"] == 20
         assert 0 < run["median_ms"] <= run["p90_ms"] <= run["p99_ms"]

@@ -9,12 +9,14 @@ import pytest
 
 from cluster.app import build, build_service
 from cluster.resolve import resolve
+from cluster.room import Room
 from cluster.spec import SpecError, spec_for_model
 from model.routing import Routing
 from tests.random_checkpoint import make_checkpoint
 from tests.routed_checkpoint import make_task_checkpoint
 
 ROOT = Path(__file__).parents[2]
+ROOM = Room((2.0,), own=True)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def test_sections(model: Path) -> None:
 def test_only_a_changed_setting_makes_another_version(model: Path) -> None:
     def versions(**fields: object) -> dict[str, str | None]:
         spec = spec_for_model(model, {name.replace("__", "."): value for name, value in fields.items()})
-        return {name: one.version for name, one in deployments(build_service(resolve(spec))).items()}
+        return {name: one.version for name, one in deployments(build_service(resolve(spec, ROOM))).items()}
 
     before = versions()
     assert versions() == before
@@ -89,9 +91,19 @@ def test_only_a_changed_setting_makes_another_version(model: Path) -> None:
     assert {name for name in before if before[name] != changed[name]} == {"RouterReplica"}
 
 
+def test_on_a_cluster_a_node_sets_a_whole_cpu_aside(model: Path) -> None:
+    def cpus(room: Room) -> dict[str, float]:
+        application = build_service(resolve(spec_for_model(model), room))
+        return {name: one.ray_actor_options["num_cpus"] for name, one in deployments(application).items()}
+
+    assert cpus(Room((8.0,), own=False)) == {"Gateway": 0.1, "RouterReplica": 0.1, "AttentionNode": 1.0}
+    assert cpus(Room((8.0,), own=True)) == {"Gateway": 0.1, "RouterReplica": 0.1, "AttentionNode": 0.2}
+    assert cpus(Room((2.0,), own=True)) == {"Gateway": 0.05, "RouterReplica": 0.05, "AttentionNode": 0.05}
+
+
 def test_every_deployment_drains_as_long_as_the_service_file_says(model: Path) -> None:
     spec = spec_for_model(model, {"limits.drain_timeout_s": 7})
-    for deployment in deployments(build_service(resolve(spec))).values():
+    for deployment in deployments(build_service(resolve(spec, ROOM))).values():
         assert deployment._deployment_config.graceful_shutdown_timeout_s == 7
         assert deployment._deployment_config.graceful_shutdown_wait_loop_s < 1
 
@@ -137,7 +149,7 @@ def test_other_keys_in_the_same_file_make_another_version(model: Path, tmp_path:
 
     def version() -> str | None:
         spec = spec_for_model(model, {"api.keys_file": str(keys)})
-        return deployments(build_service(resolve(spec)))["Gateway"].version
+        return deployments(build_service(resolve(spec, ROOM)))["Gateway"].version
 
     keys.write_text("one\n")
     before = version()

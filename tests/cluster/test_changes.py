@@ -1,13 +1,17 @@
 """What differs between two versions of a service, and how it can be changed."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster.changes import RULES, Change, as_running, changes_between
+from cluster import lifecycle
+from cluster.changes import RULES, Change, changes_between
+from cluster.layout import layout_of
 from cluster.resolve import Service, resolve
+from cluster.room import Room
 from cluster.spec import ServiceSpec, spec_from_dict
 from tests.random_checkpoint import make_checkpoint
 
@@ -23,7 +27,7 @@ def service(directory: Path, /, **sections: dict[str, Any]) -> Service:
     data: dict[str, Any] = {"name": "one", "model": {"path": str(directory)}}
     for section, fields in sections.items():
         data[section] = {**data.get(section, {}), **fields}
-    return resolve(spec_from_dict(data))
+    return resolve(spec_from_dict(data), Room((2.0,), own=True))
 
 
 def test_the_same_file_changes_nothing(model: Path) -> None:
@@ -72,11 +76,17 @@ def test_another_model_under_the_same_path_is_refused(model: Path) -> None:
     assert "config.json" in change.note
 
 
-def test_what_was_decided_at_the_start_stays(model: Path) -> None:
-    running = replace(service(model), num_cpus=64, loopback=True)
-    wanted = as_running(service(model, router={"replicas": 2}), running)
-    assert (wanted.num_cpus, wanted.loopback) == (64, True)
-    assert [change.field for change in changes_between(running, wanted)] == ["router.replicas"]
+def test_a_plan_is_the_same_on_every_host(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was decided at the start stays decided: a plan made elsewhere replaces no part that it does not concern."""
+    running = replace(service(model), room=Room((8.0, 8.0), own=False), loopback=True)
+    monkeypatch.setattr(lifecycle, "joined", lambda address: nullcontext())
+    monkeypatch.setattr(lifecycle, "services", lambda: ["one"])
+    monkeypatch.setattr(lifecycle, "ask_controller", lambda name, what: running)
+    data = running.spec.model_dump() | {"router": {"replicas": 2}}
+    planned = lifecycle.plan(spec_from_dict(data), None)
+    assert (planned.wanted.room, planned.wanted.loopback) == (running.room, True)
+    assert layout_of(planned.wanted).version == layout_of(running).version
+    assert [change.field for change in planned.changes] == ["router.replicas"]
 
 
 def test_every_field_of_the_schema_has_a_rule() -> None:

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from cluster.layout import bundle_of, cores_for, expert_settings, layout_of
+from cluster.layout import bundle_of, core_for, expert_settings, layout_of
 from cluster.placement import host_rule
 from cluster.resolve import Service, resolve
+from cluster.room import Room
 from cluster.spec import spec_from_dict
 from tests.random_checkpoint import make_checkpoint
+
+ROOM = Room((2.0,), own=True)
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +22,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def service(model: Path, limits: dict[str, Any] | None = None, **experts: Any) -> Service:
-    return resolve(spec_from_dict({"model": {"path": str(model)}, "experts": experts, "limits": limits or {}}))
+def service(model: Path, limits: dict[str, Any] | None = None, room: Room = ROOM, **experts: Any) -> Service:
+    return resolve(spec_from_dict({"model": {"path": str(model)}, "experts": experts, "limits": limits or {}}), room)
 
 
 def test_a_layout_is_another_one_if_its_actors_are(model: Path) -> None:
@@ -41,6 +44,13 @@ def test_a_layout_is_another_one_if_its_actors_are(model: Path) -> None:
     assert len(versions | {before}) == len(others) + 1
 
 
+def test_what_a_file_leaves_open_follows_from_the_room(model: Path) -> None:
+    """On a cluster every replica takes a CPU, and there are as many as leave room for the other parts."""
+    own, cluster = service(model, room=Room((8.0,), own=True)), service(model, room=Room((4.0, 4.0), own=False))
+    assert [bundle_of(own, shard) for shard in layout_of(own).shards] == [{"CPU": 0.2}] * 8
+    assert [bundle_of(cluster, shard) for shard in layout_of(cluster).shards] == [{"CPU": 1.0}] * 5
+
+
 def test_what_a_replica_reserves(model: Path) -> None:
     asked = service(
         model, per_actor=2, overrides={0: {"num_gpus": 0.5, "num_cpus": 2, "accelerator_type": "H200"}}, num_cpus=1
@@ -52,11 +62,11 @@ def test_what_a_replica_reserves(model: Path) -> None:
 
 
 def test_cores_are_shared_out_while_there_are_enough() -> None:
-    assert cores_for(3, [], "auto", 4) == [0, 1, 2]
-    assert cores_for(1, [0, 2], "auto", 4) == [1]
-    assert cores_for(3, [0, 1], "auto", 4) == [None, None, None]
-    assert cores_for(3, [0, 1], True, 4) == [2, 3, 0]
-    assert cores_for(2, [], False, 4) == [None, None]
+    assert core_for([], 3, "auto", 4) == 0
+    assert core_for([0, 2], 3, "auto", 4) == 1
+    assert core_for([0, None], 5, "auto", 4) is None
+    assert core_for([0, 1, 2, 3, 0], 6, True, 4) == 1
+    assert core_for([], 1, False, 4) is None
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,12 @@
 """Who takes part, who has fallen silent, and what is told of them."""
 
+from typing import Any
+
+import pytest
+
 from cluster.members import Announcement, Members
+from serving.exposition import merge_and_render
+from serving.metrics import GatewayMetrics, SequenceTimer
 from transport.address import Address
 
 NODE = Address("host", "node.sock", "", 0)
@@ -62,6 +68,102 @@ def test_snapshots_are_of_gateways_and_nodes_and_never_ones_own() -> None:
     members.heard("router", said("router"), 0.0)
     assert members.snapshots("me") == [("gateway", {"prompt_tokens": 2}), ("node", {"running": 3})]
     assert members.apps == ("app",)
+
+
+def counted(num_tokens: int) -> dict[str, Any]:
+    """What a gateway says after one sequence of so many tokens."""
+    metrics = GatewayMetrics()
+    timer = SequenceTimer(metrics, 3, 0.0)
+    timer.tokens(1, 1.0)
+    timer.tokens(num_tokens - 1, 2.0)
+    timer.finished("length", 2.0)
+    return dict(metrics.snapshot())
+
+
+def node_says(preemptions: int) -> dict[str, int]:
+    used = {"running": 1, "waiting": 0, "cache_used_tokens": 5, "cache_total_tokens": 10}
+    return {**used, "preemptions_total": preemptions}
+
+
+def scraped(members: Members, asking: str, own: Any) -> dict[str, float]:
+    """What Prometheus is shown by one gateway, by series; as the gateway and the controller do it together."""
+    members.tell(asking, own)
+    text = merge_and_render([own, *(snapshot for _, snapshot in members.snapshots(asking))], "m")  # pyright: ignore[reportArgumentType]
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {series.replace('model_name="m"', "").replace("{}", ""): float(value) for series, _, value in lines}
+
+
+def going(members: Members, how: str) -> None:
+    """`gone` (a gateway) and `node` go: they leave, or fall silent for good."""
+    for name in ("gone", "node"):
+        if how == "left":
+            members.remove(name)
+    if how != "left":
+        members.heard("stays", said("gateway", **counted(4)), 100.0)
+        members.heard("other-node", said(**node_says(1)), 100.0)
+        members.drop_silent(100.0, TIMEOUT_S)
+    if how == "hung":
+        assert len(members.take_hung(100.0, TIMEOUT_S)) == 2
+
+
+@pytest.mark.parametrize("how", ["left", "silent", "hung"])
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_was_counted_never_falls(how: str, restarted: bool) -> None:
+    members = Members()
+    members.heard("stays", said("gateway", **counted(4)), 0.0)
+    members.heard("gone", said("gateway", **counted(6)), 0.0)
+    members.heard("node", said(**node_says(2)), 0.0)
+    members.heard("other-node", said(**node_says(1)), 0.0)
+    before = scraped(members, "stays", counted(4))
+    assert before["manta_generation_tokens_total"] == 10
+    assert before["manta_num_preemptions_total"] == 3
+    assert before["manta_num_attention_nodes"] == 2
+    going(members, how)
+    if restarted:
+        members = Members(members.known)
+        members.heard("stays", said("gateway", **counted(4)), 0.0)
+        members.heard("other-node", said(**node_says(1)), 0.0)
+    after = scraped(members, "stays", counted(4))
+    gauges = {name: after.pop(name) for name in list(after) if name.startswith(("manta_num_att", "manta_num_requests"))}
+    assert gauges == {"manta_num_attention_nodes": 1, "manta_num_requests_running": 1, "manta_num_requests_waiting": 0}
+    assert {name: after[name] for name in after} == {name: before[name] for name in after}
+
+
+def test_what_was_counted_by_many_that_are_gone_is_one_sum() -> None:
+    members = Members()
+    for number in range(100):
+        members.heard(str(number), said("gateway", **counted(2)), 0.0)
+        members.remove(str(number))
+    assert len(members.known.said) == 0
+    [(role, total)] = members.snapshots("me")
+    assert (role, total["generation_tokens"], total["successes"]) == ("gateway", 200, {"length": 100})
+    assert members.snapshots("me") == members.snapshots("me")
+
+
+def test_who_is_shown_is_known_as_shown() -> None:
+    """A gateway that shows its present counts and is killed before it announces them again."""
+    members = Members()
+    members.heard("killed", said("gateway", **counted(2)), 0.0)
+    assert scraped(members, "killed", counted(9))["manta_generation_tokens_total"] == 9
+    members.drop_silent(100.0, TIMEOUT_S)
+    members.take_hung(100.0, TIMEOUT_S)
+    assert scraped(members, "new", counted(2))["manta_generation_tokens_total"] == 11
+
+
+def test_a_later_controller_waits_for_those_that_count() -> None:
+    before = Members()
+    for name, role in (("gateway", "gateway"), ("node", "node"), ("dead", "node"), ("router", "router")):
+        before.heard(name, said(role), 0.0)
+    assert before.complete
+    members = Members(before.known, 50.0)
+    assert not members
+    assert not members.complete
+    members.heard("gateway", said("gateway"), 51.0)
+    members.heard("node", said(), 51.0)
+    assert not members.complete
+    assert len(members.take_hung(50.0 + 2 * TIMEOUT_S + 0.1, TIMEOUT_S)) == 2
+    assert members.complete
+    assert len(members) == 2
 
 
 def test_status_shows_plain_figures_and_the_used_share_of_the_cache() -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 from cluster.backoff import FIRST_PAUSE_S, LAST_PAUSE_S, STABLE_S, Backoff
 from cluster.events import NUM_EVENTS, Events
-from cluster.resolve import auto_cpus
 from cluster.spec import ShardPlan, spec_for_model
 from cluster.startup import CONNECTING, LOADING, PLACING, Progress, progress_of
 from cluster.table import routing_table
@@ -37,12 +36,6 @@ def test_only_the_last_events_are_kept() -> None:
     for number in range(NUM_EVENTS + 5):
         events.note(str(number), False, float(number))
     assert [event["text"] for event in events.as_list()] == [str(number) for number in range(5, NUM_EVENTS + 5)]
-
-
-def test_shares_of_cpus() -> None:
-    assert auto_cpus(2) == 0.05
-    assert auto_cpus(64) == 1.0
-    assert auto_cpus(1) * 40 <= 1
 
 
 def started(states: list[str], gateways: int = 0, routers: int = 0, nodes: int = 0) -> dict[str, Any]:

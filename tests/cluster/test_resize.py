@@ -14,9 +14,12 @@ from cluster.fleet import ExpertFleet
 from cluster.layout import Layout, layout_of
 from cluster.resize import Resize
 from cluster.resolve import Service, resolve
+from cluster.room import Room
 from cluster.spec import ShardPlan, spec_from_dict
 from tests.random_checkpoint import make_checkpoint
 from transport.address import Address
+
+SMALL, LARGE = Room((2.0,), own=True), Room((32.0,), own=True)
 
 
 class FakeKeeper:
@@ -58,11 +61,9 @@ def make(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Callable
         monkeypatch.setattr(fleet_module, name, lambda *given: None)
     monkeypatch.setattr(resize_module, "GRACE_S", 0.2)
 
-    monkeypatch.setattr("cluster.resolve.os.cpu_count", lambda: 32)  # of the host that asks
-
-    def service(**experts: Any) -> Service:
+    def service(room: Room = SMALL, **experts: Any) -> Service:
         spec = {"model": {"path": str(tmp_path / "model")}, "experts": experts, "limits": {"load_timeout_s": 0.3}}
-        return replace(resolve(spec_from_dict(spec)), num_cpus=2)
+        return resolve(spec_from_dict(spec), room)
 
     return service
 
@@ -110,12 +111,13 @@ def test_a_replica_that_the_file_asks_for_is_waited_for(make: Callable[..., Serv
 
 
 def test_a_layout_that_does_not_fit_the_service_ends_the_change(make: Callable[..., Service]) -> None:
-    """It fitted on a host with more cores: there, `per_actor: auto` is another number."""
+    """It would fit in another room: there, `per_actor: auto` is another number."""
 
     async def run() -> None:
         old = make(per_actor=2)
-        new = make(slices=2, overrides={0: {"replicas": 2}, 1: {"replicas": 3}})
-        assert layout_of(replace(new, num_cpus=32))
+        large = make(slices=2, room=LARGE, overrides={0: {"replicas": 2}, 1: {"replicas": 3}})
+        assert layout_of(large)
+        new = replace(large, room=SMALL)
         fleet = fleet_of(old)
         fleet.grow(layout_of(old), {0: 1, 1: 1})
         resize = change(fleet, old, new)

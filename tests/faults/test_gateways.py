@@ -60,6 +60,38 @@ def test_a_gateway_is_killed(service: RayService, oracle: Oracle, seed: int) -> 
     wait_replaced(service, victim)
 
 
+def test_nothing_that_was_counted_is_lost(service: RayService, seed: int) -> None:
+    """Each counter that /metrics shows is at least what it was, whoever dies; 503 while it cannot be known."""
+    rng = random.Random(seed)
+    for _ in range(4):
+        complete(service.client(), a_prompt(rng), 4)
+    shown = counters(service)
+    victims = [
+        min(service.pids("gateways")),
+        min(service.pids("attention_nodes")),
+        service.status()["controller"]["pid"],
+    ]
+    for victim in victims:
+        kill(victim)
+        wait_until(lambda: len(service.pids("gateways")) == 2, RECOVERY_S, "two gateways", service.show)
+        wait_replaced(service, victim)
+        complete(service.client(), a_prompt(rng), 4)
+        for _ in range(20):
+            before, shown = shown, counters(service)
+            assert {name: shown.get(name, 0) for name in before if shown.get(name, 0) < before[name]} == {}, victim
+
+
+def counters(service: RayService) -> dict[str, float]:
+    """What /metrics shows, but the gauges, once it can be known; by series."""
+    wait_until(lambda: service.get("/metrics").status_code == 200, RECOVERY_S, "/metrics", service.show)
+    answer = service.get("/metrics")
+    assert answer.status_code == 200
+    lines = [line.rpartition(" ") for line in answer.text.splitlines() if not line.startswith("#")]
+    return {
+        series: round(float(value), 6) for series, _, value in lines if "_total{" in series or "_seconds_" in series
+    }
+
+
 def ended(work: Future[Answer]) -> Answer | None:
     """What a stream got; None: it was cut off."""
     try:

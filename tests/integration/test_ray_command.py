@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx
@@ -17,6 +17,7 @@ import pytest
 import ray
 import yaml
 
+from tests.integration.marked import MARK, kill_marked, marked, new_mark
 from tests.integration.ray_service import (
     SHARE,
     RayService,
@@ -33,7 +34,6 @@ pytestmark = pytest.mark.cluster
 
 START_S = 90.0
 STOP_S = 20.0
-MARK = "MANTA_TEST_RUN"  # an environment variable that every process of one run inherits
 # Serve gives every replica a gRPC port for other replicas, on all interfaces and guarded by Ray's token.
 REPLICAS = ("ray::ServeReplica",)
 # Ray's own agents look for their killed cluster for a minute before they end.
@@ -77,15 +77,7 @@ class Command:
 
     def left(self, but: tuple[str, ...] = ()) -> dict[int, str]:
         """The processes of this run that live, whoever their parent is now; without those named in `but`."""
-        found = {}
-        for path in Path("/proc").iterdir():
-            try:
-                environment = (path / "environ").read_bytes() if path.name.isdecimal() else b""
-            except OSError:
-                continue  # it has ended, or is another user's
-            if f"{MARK}={self._mark}".encode() in environment.split(b"\0") and alive(int(path.name)):
-                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()[:400]
-        return {pid: name for pid, name in found.items() if not name.startswith(but)}
+        return {pid: name for pid, name in marked(self._mark).items() if not name.startswith(but)}
 
     def listens_at(self, but: tuple[str, ...]) -> set[str]:
         """The addresses at which its processes accept TCP connections; without those named in `but`."""
@@ -115,7 +107,7 @@ def manta_serve(directory: Path, tmp_path: Path, *args: str) -> AbstractContextM
 
 @contextmanager
 def manta(tmp_path: Path, *args: str) -> Iterator[Command]:
-    output, mark = tmp_path / "output.txt", f"{os.getpid()}-{time.monotonic_ns()}"
+    output, mark = tmp_path / "output.txt", new_mark()
     with output.open("wb") as file:
         process = subprocess.Popen(
             [sys.executable, "-c", "from manta.cli import main; main()", *args],
@@ -129,9 +121,7 @@ def manta(tmp_path: Path, *args: str) -> Iterator[Command]:
     try:
         yield command
     finally:
-        for pid in command.left():
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        kill_marked(mark)
         process.wait(STOP_S)
 
 

@@ -15,6 +15,7 @@ from cluster.lifecycle import serve as start_service
 from cluster.membership import JoinService
 from cluster.names import NAMESPACE, controller_name
 from cluster.resolve import resolve
+from cluster.room import Room
 from tests.integration.ray_fixtures import MAX_CONTEXT
 from tests.integration.ray_service import (
     SHARE,
@@ -165,7 +166,8 @@ def test_experts_leave_by_themselves(ray_port: int, checkpoint: tuple[Path, Orac
 
 
 def test_leaving_a_service_that_is_gone_does_nothing(ray_port: int, checkpoint: tuple[Path, Oracle]) -> None:
-    membership = JoinService(resolve(spec_of(checkpoint[0], ray_port, "gone")))()
+    service = resolve(spec_of(checkpoint[0], ray_port, "gone"), Room((2.0,), own=True))
+    membership = JoinService(service)()
     membership.leave()
     membership.leave()
     assert nothing_of("gone"), "it started a controller only to tell it that it leaves"

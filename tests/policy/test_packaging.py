@@ -1,9 +1,11 @@
 """pyproject.toml, constraints.txt and the folders agree, and nothing in the project ties it to one machine."""
 
+import ast
 import re
+import sys
 import tomllib
-from collections.abc import Iterator
-from importlib.metadata import version
+from collections.abc import Iterator, Sequence
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ import manta
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EVERYTHING = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+OURS = set(PROJECT["tool"]["importlinter"]["root_packages"])
+INSTALLED = packages_distributions()  # what brings a module, by its top-level name
 TEXT_SUFFIXES = {".cfg", ".json", ".md", ".proto", ".py", ".pyi", ".sh", ".toml", ".txt", ".yaml", ".yml"}
 NOT_OURS = {".venv", ".git", "build", "dist", "results", "node_modules"}
 
@@ -27,8 +32,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def requirements() -> list[str]:
-    wanted = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
+def requirements(wanted: Sequence[str] = EVERYTHING) -> list[str]:
     return [canonical(re.split(r"[\[<>=!~ ]", requirement)[0]) for requirement in wanted]
 
 
@@ -54,6 +58,28 @@ def test_every_package_is_listed_and_every_listed_package_exists() -> None:
 
 def test_every_dependency_is_pinned() -> None:
     assert [name for name in requirements() if name not in pins()] == []
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    """Not only installed: because something else needs it today, or by hand."""
+    run = PROJECT["project"]["dependencies"]
+    allowed = {name: requirements(run) for name in PROJECT["tool"]["importlinter"]["root_packages"]}
+    allowed["benchmarks"] = requirements()  # what servers and transports are compared with
+    undeclared = {
+        f"{path.relative_to(ROOT)} imports {module}"
+        for folder, names in allowed.items()
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for module in imported(path) - OURS - sys.stdlib_module_names
+        if not {canonical(each) for each in INSTALLED.get(module, ())}.intersection(names)
+    }
+    assert undeclared == set(), "name it in pyproject.toml and pin it in constraints.txt"
+
+
+def imported(path: Path) -> set[str]:
+    """The top-level names that a module imports anywhere in it, also inside functions."""
+    nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return {name.split(".")[0] for name in plain | {str(n.module) for n in nodes if isinstance(n, ast.ImportFrom)}}
 
 
 def test_the_pins_are_what_is_tested() -> None:

@@ -1,12 +1,15 @@
 """SocketPeer and RequestServer over real sockets, both ends on one loop: answers, refusals, and who gets in."""
 
 import contextlib
+import errno
 import itertools
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +32,7 @@ from tests.transport.driving import (
     start_handshake,
     turn_until,
 )
-from transport.address import Address
+from transport.address import Address, listen
 from transport.base import DegradedRows, Request, Service
 from transport.errors import CallError, PeerLost
 from transport.frames import MAGIC, PREFIX, encode_head
@@ -45,6 +48,70 @@ def serving(loop: Loop, service: Service = echo, tcp_host: str | None = None) ->
         yield server
     finally:
         server.close()
+
+
+class Full:
+    """A listening socket of a process that has no descriptor left, until `full` is False."""
+
+    def __init__(self, sock: socket.socket, why: int) -> None:
+        self._sock, self._why = sock, why
+        self.full, self.num_refused = True, 0
+
+    def accept(self) -> tuple[socket.socket, object]:
+        if self.full:
+            self.num_refused += 1
+            raise OSError(self._why, os.strerror(self._why))
+        return self._sock.accept()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+
+def listen_without_room(monkeypatch: pytest.MonkeyPatch, why: int) -> list[Full]:
+    """Makes every listening socket of a server such a one; returns where they are noted."""
+    made: list[Full] = []
+
+    def listen_full(role: str, tcp_host: str | None) -> tuple[Address, list[Any]]:
+        address, (sock,) = listen(role, tcp_host)
+        made.append(Full(sock, why))
+        return address, list(made)
+
+    monkeypatch.setattr(transport.socket, "listen", listen_full)
+    return made
+
+
+@pytest.mark.parametrize("why", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM])
+def test_without_descriptors_it_waits_a_moment_and_says_so_once(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, why: int
+) -> None:
+    """What waits to be accepted stays ready: without a pause, the thread that serves would do nothing but try."""
+    made = listen_without_room(monkeypatch, why)
+    with serving(loop) as server:
+        peer = SocketPeer(loop, server.address, KEY, "test")
+        (full,) = made
+        turn_until(lambda: full.num_refused > 0, loop)
+        begun_s, num_turns = time.monotonic(), 0
+        while time.monotonic() < begun_s + 3 * transport.socket.FULL_PAUSE_S:
+            loop.run_once(0.5)
+            num_turns += 1
+        assert full.num_refused <= 5
+        assert num_turns <= 20
+        assert [record.levelname for record in caplog.records if "accept" in record.message] == ["WARNING"]
+        full.full = False
+        turn_until(lambda: peer.ready, loop)
+        peer.close()
+
+
+def test_a_listener_that_pauses_can_be_closed(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = listen_without_room(monkeypatch, errno.EMFILE)
+    with serving(loop) as server:
+        stranger = dial(server.address)
+        turn_until(lambda: made[0].num_refused > 0, loop)
+    begun_s = time.monotonic()
+    while time.monotonic() < begun_s + 2 * transport.socket.FULL_PAUSE_S:
+        loop.run_once(0.05)
+    assert made[0].num_refused == 1
+    stranger.close()
 
 
 def authenticate(loop: Loop, address: Address) -> socket.socket:

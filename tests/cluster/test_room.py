@@ -1,0 +1,65 @@
+"""What follows from the CPUs there are, and where they are counted."""
+
+from typing import Any
+
+import pytest
+import ray
+
+from cluster import hosts as hosts_module
+from cluster.hosts import present_room
+from cluster.room import FOR_OTHERS, Room
+
+
+@pytest.mark.parametrize(
+    ("hosts", "own", "share"),
+    [
+        ((8.0,), False, 1.0),
+        ((8.0,), True, 0.2),
+        ((64.0,), True, 1.0),
+        ((2.0,), True, 0.05),
+        ((2.0,), False, 0.05),
+        ((2.0, 2.0), False, 1.0),
+        ((0.0, 64.0, 64.0), False, 1.0),
+        ((0.0,), False, 1.0),
+        ((), False, 1.0),
+    ],
+)
+def test_shares(hosts: tuple[float, ...], own: bool, share: float) -> None:
+    assert Room(hosts, own).share == share
+
+
+@pytest.mark.parametrize("num_cpus", range(1, 65))
+def test_a_service_of_one_replica_fits_and_a_node_can_be_exchanged(num_cpus: int) -> None:
+    room = Room((float(num_cpus),), own=False)
+    small = 2 * 2 * min(0.1, room.share)  # a gateway and a router, and their replacements
+    assert room.share * (room.for_experts("spread") + 2) + small <= num_cpus
+
+
+@pytest.mark.parametrize(
+    ("hosts", "placement", "num_actors"),
+    [
+        ((2.0,), "spread", 2),
+        ((4.0,), "spread", 1),
+        ((0.0, 64.0, 64.0), "spread", 128 - FOR_OTHERS),
+        ((4.0, 4.0), "strict_pack", 3),
+        ((4.0, 4.0, 0.0), "strict_spread", 2),
+        ((0.0,), "pack", 1),
+        ((), "strict_pack", 1),
+    ],
+)
+def test_how_many_expert_actors_a_cluster_takes(hosts: tuple[float, ...], placement: str, num_actors: int) -> None:
+    assert Room(hosts, own=False).for_experts(placement) == num_actors
+
+
+def test_a_joined_cluster_is_asked_and_not_the_host_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def host(alive: bool = True, **resources: float) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": resources}
+
+    monkeypatch.setattr(hosts_module, "available_cores", lambda: 2)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    assert present_room() == Room((2.0,), own=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "nodes", lambda: [host(), host(CPU=64.0), host(alive=False, CPU=64.0), host(CPU=96.0)])
+    for own in (False, True):
+        monkeypatch.setattr(hosts_module, "_internal_kv_exists", lambda *given, found=own, **more: found)
+        assert present_room() == Room((96.0, 64.0, 0.0), own)
