@@ -38,7 +38,7 @@ test: install check
 
 # The short form of it belongs to `make test`.
 faults: install
-	$(BIN)/python -m pytest tests/faults tests/integration/test_ray_train.py --full
+	$(BIN)/python -m pytest tests/faults tests/integration/test_ray_train.py tests/integration/test_ray_oracle.py --full
 
 check: install
 	$(BIN)/ruff check .
