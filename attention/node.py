@@ -20,6 +20,7 @@ from transport.address import Address
 from transport.busy import BusyClock
 from transport.frames import Frame
 from transport.loop import Loop
+from transport.pulse import Pulse
 from transport.replicas import Replicas
 from transport.socket import Session, SocketPeer, SocketServer
 from transport.table import RoutingTable
@@ -63,6 +64,7 @@ class NodeServer:
         self._sequences: dict[Session, set[int]] = {}
         self._ready = threading.Event()
         self._busy = BusyClock()
+        self._pulse = Pulse(self._loop, self._busy)
 
     @property
     def address(self) -> Address:
@@ -75,6 +77,10 @@ class NodeServer:
     def wait_ready(self, timeout_s: float) -> bool:
         """Waits until a router is connected; callable from any thread."""
         return self._ready.wait(timeout_s)
+
+    def lives(self) -> bool:
+        """Returns whether the thread that runs it does not hang; callable from any other thread, may take a second."""
+        return self._pulse.beats()
 
     def stop(self) -> None:
         """Ends `run`; callable from any thread."""

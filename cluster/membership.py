@@ -69,8 +69,14 @@ class ControllerMembership:
     def watch(self, on_table: Callable[[RoutingTable], None], on_stop: Callable[[], None] = lambda: None) -> None:
         threading.Thread(target=self._watch, args=(on_table, on_stop), name="manta-watch", daemon=True).start()
 
-    def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
-        self._snapshot, args = snapshot, (role, address, snapshot)
+    def announce(
+        self,
+        role: Role,
+        address: Address | None,
+        snapshot: Callable[[], Snapshot],
+        lives: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._snapshot, args = snapshot, (role, address, snapshot, lives)
         threading.Thread(target=self._announce, args=args, name="manta-heartbeat", daemon=True).start()
 
     def wait_announced(self, timeout_s: float) -> bool:
@@ -126,11 +132,17 @@ class ControllerMembership:
                 version = news.table.version
                 on_table(news.table)
 
-    def _announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
+    def _announce(
+        self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot], lives: Callable[[], bool]
+    ) -> None:
         context, app = ray.get_runtime_context(), serve.get_replica_context().app_name
         host, actor = context.get_node_id(), context.get_actor_name() or ""
         unanswered = 0
         while not self._left.is_set():
+            if not lives():
+                logger.warning("the data plane of this process hangs; it is not announced")
+                self._left.wait(RETRY_S)
+                continue
             said = Announcement(role, address, os.getpid(), host, app, actor, snapshot())
             controller = None
             try:

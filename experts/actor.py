@@ -1,6 +1,7 @@
 """The ExpertActor: a Ray actor that holds one shard. Control is Ray's; rows come over the data plane."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ import ray
 
 from model.config import MixtralConfig
 from transport.address import Address
+
+logger = logging.getLogger(__name__)
 
 TICK_S = 1.0
 
@@ -27,7 +30,8 @@ class ExpertSettings:
         dtype: `float32` or `bfloat16`.
         device: `cpu` or `cuda`.
         loopback: Whether every router is on this host.
-        orphan_timeout_s: With neither a controller's call nor rows for so long, the actor leaves by itself.
+        orphan_timeout_s: With neither a controller's call nor a router's connection for so long, the actor leaves by
+            itself.
     """
 
     directory: Path
@@ -51,7 +55,6 @@ class ExpertActor:
         self._key: bytes | None = None
         self._progress = 0.0
         self._alone_s = 0.0
-        self._rows_seen = -1
         self._starting = asyncio.Lock()
         self._orphan_watch = asyncio.get_event_loop().create_task(self._leave_when_orphaned())
 
@@ -82,10 +85,15 @@ class ExpertActor:
         return ray.get_runtime_context().get_node_id(), os.getpid()
 
     async def snapshot(self) -> Mapping[str, object]:
-        """Returns figures for status, and `loaded`, the fraction of its weights that is read."""
+        """Returns figures for status, and `loaded`, the fraction of its weights that is read.
+
+        Does not answer while the thread that serves hangs: to whoever asks, the whole actor does.
+        """
         self._alone_s = 0.0
         if self._server is None:
             return {"loaded": self._progress}
+        while not await asyncio.to_thread(self._server.lives):
+            logger.warning("the thread that serves hangs")
         return {"loaded": 1.0, **self._server.snapshot()}
 
     async def watch(self) -> None:
@@ -129,14 +137,18 @@ class ExpertActor:
     def _set_progress(self, fraction: float) -> None:
         self._progress = fraction
 
+    async def _has_routers(self) -> bool:
+        """Whether a router is connected. A thread that hangs does not see it leave, so its connections do not count."""
+        server = self._server
+        return server is not None and server.has_routers and await asyncio.to_thread(server.lives)
+
     async def _leave_when_orphaned(self) -> None:
         """Ends the process. Counts its own ticks: time during which the whole host stood still does not count."""
         while self._alone_s <= self._settings.orphan_timeout_s:
             await asyncio.sleep(TICK_S)
             self._alone_s += TICK_S
-            rows = 0 if self._server is None else int(str(self._server.snapshot()["rows_total"]))
-            if rows != self._rows_seen:
-                self._rows_seen, self._alone_s = rows, 0.0
+            if await self._has_routers():
+                self._alone_s = 0.0
         if self._server is not None:
             self._server.stop()
         os._exit(0)

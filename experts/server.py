@@ -12,6 +12,7 @@ from transport.address import Address
 from transport.base import Request
 from transport.busy import BusyClock
 from transport.loop import Loop
+from transport.pulse import Pulse
 from transport.socket import RequestServer
 from transport.worker import DataPlaneThread
 
@@ -34,6 +35,7 @@ class ExpertServer:
         self._server = RequestServer(self._loop, "expert", key, tcp_host, self._serve)
         self._core = core
         self._busy = BusyClock()
+        self._pulse = Pulse(self._loop, self._busy)
         self._started_s = time.monotonic()
         self._queue = 0
         self._thread = DataPlaneThread("expert", self._run)
@@ -53,6 +55,15 @@ class ExpertServer:
             RuntimeError: It has ended; says why.
         """
         self._thread.check()
+
+    def lives(self) -> bool:
+        """Returns whether the thread that serves does not hang; callable from any other thread, may take a second."""
+        return self._pulse.beats()
+
+    @property
+    def has_routers(self) -> bool:
+        """Whether a router is connected; readable from any thread."""
+        return self._server.num_callers > 0
 
     def start(self) -> None:
         """Starts serving."""

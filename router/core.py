@@ -9,7 +9,7 @@ from router.exchange import Exchange, ExpertRange, Part, expert_ranges
 from router.levels import Gates
 from transport.base import Answer, Request
 from transport.errors import CallError
-from transport.replicas import Replicas
+from transport.replicas import NO_TRIES, Replicas, Tries
 from transport.table import ShardEntry, ShardKey
 
 
@@ -74,11 +74,11 @@ class Router:
                 continue
             self._start(request)
 
-    def _start(self, request: Request) -> None:
+    def _start(self, request: Request, tries: Tries = NO_TRIES) -> None:
         # While another layout is about to take over, what the present one misses is not missing for long.
         missing = self._missing_experts() if self._may_degrade else ()
         if missing and len(missing) == self._num_experts:
-            self._wait_for_any(request)
+            self._wait_for_any(request, tries)
             return
         sent_ND, plan = self._gates.route(request, missing)
         if missing:
@@ -87,11 +87,11 @@ class Router:
         # Who was waited for the last time is asked first: what remains to be sent meanwhile is time won.
         parts.sort(key=lambda part: part.shard != self._latest)
         for part in parts:
-            self._send(part)
+            self._send(part, tries)
         for expert, count in enumerate(plan.counts):
             self.rows_per_expert[expert] += count
 
-    def _send(self, part: Part) -> None:
+    def _send(self, part: Part, tries: Tries) -> None:
         def answered(answer: Answer) -> None:
             if not isinstance(answer, Tensor):
                 part.exchange.fail(_why(answer, part))
@@ -102,7 +102,7 @@ class Router:
 
         start_again = functools.partial(self._start_again, part.exchange)
         on_none = start_again if self._may_degrade else None
-        self._experts.call(part.shard, part.header, part.rows_ND, answered, on_none, start_again)
+        self._experts.call(part.shard, part.header, part.rows_ND, answered, on_none, start_again, tries)
 
     def _missing_experts(self) -> tuple[int, ...]:
         """Returns the experts that cannot be asked now, ascending: no replica of theirs, or of a slice, is ready."""
@@ -114,19 +114,19 @@ class Router:
             for expert in expert_range.expert_ids
         )
 
-    def _wait_for_any(self, request: Request) -> None:
+    def _wait_for_any(self, request: Request, tries: Tries) -> None:
         """Starts on a request as soon as an expert, whichever it is, lives again."""
         self._experts.wait(
             "expert",
             lambda: len(self._missing_experts()) < self._num_experts,
-            lambda: self._start(request),
+            lambda: self._start(request, tries),
             request.responder.fail,
         )
 
-    def _start_again(self, exchange: Exchange) -> None:
+    def _start_again(self, exchange: Exchange, tries: Tries) -> None:
         """Routes a request anew: since it was routed, a shard that it needs was given up or lost its last replica."""
         if exchange.abandon():
-            self._start(exchange.request)
+            self._start(exchange.request, tries)
 
 
 def _why(answer: Answer, part: Part) -> CallError:

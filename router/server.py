@@ -8,6 +8,7 @@ from router.levels import Gates
 from transport.address import Address
 from transport.busy import BusyClock
 from transport.loop import Loop
+from transport.pulse import Pulse
 from transport.replicas import Replicas
 from transport.socket import RequestServer, SocketPeer
 from transport.table import RoutingTable
@@ -40,6 +41,7 @@ class RouterServer:
         self.degraded = False
         """Whether it can serve, but not with all experts; readable from any thread."""
         self._busy = BusyClock()
+        self._pulse = Pulse(self._loop, self._busy)
 
     @property
     def address(self) -> Address:
@@ -53,6 +55,10 @@ class RouterServer:
     def wait_ready(self, timeout_s: float) -> bool:
         """Waits until every shard has a connected replica; callable from any thread."""
         return self._ready.wait(timeout_s)
+
+    def lives(self) -> bool:
+        """Returns whether the thread that runs it does not hang; callable from any other thread, may take a second."""
+        return self._pulse.beats()
 
     def stop(self) -> None:
         """Ends `run`; callable from any thread."""

@@ -2,6 +2,8 @@
 
 import os
 import random
+import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch when it is first imported
 
@@ -33,6 +35,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_report_header() -> str:
     """Names the seed of this run."""
     return f"random inputs: {SEED_VARIABLE}={SESSION_SEED}"
+
+
+@pytest.fixture(autouse=True)
+def enough_is_judged() -> Iterator[None]:
+    """Fails a test if near-ties have excused more than half of what it asked the oracle about (tests/oracle.py)."""
+    yield from judging()
+
+
+def judging() -> Iterator[None]:
+    """Ends with an AssertionError if most of what oracles were asked about meanwhile was excused."""
+    asked, judged = _judged()
+    yield
+    num_asked, num_judged = _judged()
+    share = f"{num_judged - judged} of {num_asked - asked} tokens were judged; try another seed, and look at the gates"
+    assert 2 * (num_judged - judged) >= num_asked - asked, share
+
+
+def _judged() -> tuple[int, int]:
+    oracle = sys.modules.get("tests.oracle")  # it imports transformers, which few tests need
+    return (oracle.tally.num_asked, oracle.tally.num_judged) if oracle is not None else (0, 0)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ VANISHED_HOST_S = 20
 class Send(Protocol):
     """`Connection.send`."""
 
-    def __call__(self, header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> None: ...
+    def __call__(self, header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> bool: ...
 
 
 class Connection:
@@ -64,27 +64,31 @@ class Connection:
         """Bytes accepted by `send` that the peer has not taken yet."""
         return sum(map(len, self._outbox))
 
-    def send(self, header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> None:
+    def send(self, header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> bool:
         """Sends at once what the socket takes, and the rest when it can. `body` must not change until then.
 
         Sending on a closed connection does nothing: `on_closed` has told (or will tell) the owner.
+
+        Returns:
+            Whether the connection was open: then the other side may get the message.
         """
         if self.closed:
-            return
+            return False
         head = encode_head(header, len(body), call_id)
         if self._outbox:
             self._queue(head, body, 0)
-            return
+            return True
         try:
             sent = self._socket.sendmsg((head, body), (), socket.MSG_NOSIGNAL)
         except BlockingIOError:
             sent = 0
         except OSError as error:
             self._fail(f"sending failed: {error}")
-            return
+            return False
         if sent < len(head) + len(body):
             self._queue(head, body, sent)
             self._loop.watch(self, READ | WRITE)
+        return True
 
     def on_ready(self, events: int) -> None:
         if events & WRITE and not self.closed:

@@ -35,7 +35,13 @@ class CallError(TransportError):
 
 
 class PeerLost(CallError):
-    """The connection ended before the answer came."""
+    """The connection ended before the answer came.
 
-    def __init__(self, message: str) -> None:
+    Args:
+        with_rows: Whether the peer went away by itself and may have had the rows: they may be what it died of. Not if
+            they could not be sent, nor if the caller let go of the peer.
+    """
+
+    def __init__(self, message: str, with_rows: bool = True) -> None:
         super().__init__("peer_lost", message)
+        self.with_rows = with_rows

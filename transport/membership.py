@@ -37,11 +37,17 @@ class Membership(Protocol):
         """
         ...
 
-    def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
+    def announce(
+        self,
+        role: Role,
+        address: Address | None,
+        snapshot: Callable[[], Snapshot],
+        lives: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Says that this process serves as `role` at `address` (None: it accepts no connections).
 
         Repeated about once a second, from a thread of its own, each time with what `snapshot` returns: figures for
-        status and metrics.
+        status and metrics. Not while `lives` says no, which may take a second: whose data plane hangs is silent.
         """
         ...
 

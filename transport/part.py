@@ -36,6 +36,10 @@ class PartServer(Protocol):
 
     def snapshot(self) -> Snapshot: ...
 
+    def lives(self) -> bool:
+        """Returns whether the thread that runs it does not hang; may take a second."""
+        ...
+
 
 class Part:
     """Serves in a thread of its own, announces itself once it can serve, hears of the others, leaves.
@@ -91,4 +95,4 @@ class Part:
                 return
             if self._ready_enough():
                 break
-        self._membership.announce(self._role, self._server.address, self._server.snapshot)
+        self._membership.announce(self._role, self._server.address, self._server.snapshot, self._server.lives)

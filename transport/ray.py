@@ -83,7 +83,7 @@ class RayPeer:
         calls, self._calls = self._calls, {}
         self.rows_in_flight = 0
         for on_reply, _ in calls.values():
-            on_reply(PeerLost("the peer was removed"))
+            on_reply(PeerLost("the peer was removed", with_rows=False))
 
 
 def _answer(reference: Any) -> Answer:

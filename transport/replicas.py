@@ -1,9 +1,11 @@
 """Replica choice and failover: a call goes to its group's least loaded replica (of equally loaded ones to any), and to
 another one if that is lost."""
 
+import functools
 import random
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,10 +19,40 @@ CallLater = Callable[[float, Callable[[], None]], Timer]
 # Groups of other names take over once each has a replica that is ready. After so long they do in any case, and earlier
 # where calls would not wait for so long.
 CHANGE_OVER_TIMEOUT_S = 10.0
+# Rows that so many replicas had, one after the other, when they died are taken for the cause, and fail.
+MAX_DEATHS = 4
+# Before a third replica gets them: those that die with the second (all of one host) have been noticed by then.
+PAUSE_S = 1.0
+# A replica that the routing table drops has most often been retired, but may have hung. Nobody retires so many in the
+# time of one call.
+MAX_TRIES = 16
 
 
 def _nothing() -> None:
     """What a change of groups means to whoever does not care."""
+
+
+class Tries(NamedTuple):
+    """What has become of the replicas that had a call's rows and gave no answer.
+
+    Args:
+        num: How many there were.
+        deaths: How many of them went away by themselves.
+    """
+
+    num: int = 0
+    deaths: int = 0
+
+    def another(self, lost: PeerLost) -> "Tries":
+        """Returns the count with one more."""
+        return Tries(self.num + 1, self.deaths + lost.with_rows)
+
+    @property
+    def too_many(self) -> bool:
+        return self.deaths >= MAX_DEATHS or self.num >= MAX_TRIES
+
+
+NO_TRIES = Tries()
 
 
 @dataclass(eq=False, slots=True)
@@ -37,7 +69,8 @@ class _Waiting:
 class Replicas:
     """Groups of interchangeable peers (the replicas of each shard; all routers), kept as the routing table says.
 
-    A call whose peer is lost is sent again to another one of its group; while the group has none, the call waits.
+    A call whose peer is lost is sent again to another one of its group; while the group has none, the call waits. One
+    that has cost MAX_DEATHS peers fails with `internal`.
 
     Args:
         connect: Makes the peer of an address; it must call `retry_waiting` whenever that peer becomes ready.
@@ -117,32 +150,47 @@ class Replicas:
         header: Header,
         rows_TD: Tensor,
         on_reply: OnReply,
-        on_none: Callable[[], None] | None = None,
-        on_gone: Callable[[], None] | None = None,
+        on_none: Callable[[Tries], None] | None = None,
+        on_gone: Callable[[Tries], None] | None = None,
+        tries: Tries = NO_TRIES,
     ) -> None:
         """Sends rows to one replica of `group`; `on_reply` gets rows, or an error that no other replica would cure.
 
         Args:
             on_none: Called instead of waiting, when no replica is there, or none is left; then there is no reply.
             on_gone: Called instead of waiting, when there is no such group (any more); then there is no reply.
+            tries: What `on_none` or `on_gone` got, if these rows come from there.
         """
         peer = self._choose(group)
         if peer is None:
             if on_gone is not None and self._is_gone(group):
-                on_gone()
+                on_gone(tries)
             elif on_none is None:
-                self._wait_and_call(group, header, rows_TD, on_reply, on_gone)
+                self._wait_and_call(group, header, rows_TD, on_reply, on_gone, tries)
             else:
-                on_none()
+                on_none(tries)
             return
 
         def answered(answer: Answer) -> None:
             if isinstance(answer, PeerLost):
-                self.call(group, header, rows_TD, on_reply, on_none, on_gone)
+                more = tries.another(answer)
+                again = functools.partial(self.call, group, header, rows_TD, on_reply, on_none, on_gone, more)
+                self._try_again(again, on_reply, group, more, pause=answer.with_rows and more.deaths > 1)
             else:
                 on_reply(answer)
 
         peer.call(header, rows_TD, answered)
+
+    def _try_again(
+        self, again: Callable[[], None], on_reply: OnReply, group: Hashable, tries: Tries, pause: bool
+    ) -> None:
+        if tries.too_many:
+            lost = f"{tries.num} replicas of {group} were lost one after the other while they had these rows"
+            on_reply(CallError("internal", lost))
+        elif pause:
+            self._call_later(PAUSE_S, again)
+        else:
+            again()
 
     def wait(
         self,
@@ -199,12 +247,13 @@ class Replicas:
         header: Header,
         rows_TD: Tensor,
         on_reply: OnReply,
-        on_gone: Callable[[], None] | None,
+        on_gone: Callable[[Tries], None] | None,
+        tries: Tries,
     ) -> None:
         self.wait(
             f"replica of {group}",
             lambda: self.has_ready(group) or (on_gone is not None and self._is_gone(group)),
-            lambda: self.call(group, header, rows_TD, on_reply, None, on_gone),
+            lambda: self.call(group, header, rows_TD, on_reply, None, on_gone, tries),
             on_reply,
         )
 

@@ -37,7 +37,7 @@ class SocketPeer:
     def __init__(
         self, loop: Loop, address: Address, key: bytes, role: str, on_change: Callable[[], None] = lambda: None
     ) -> None:
-        self._calls: dict[int, tuple[OnReply, int]] = {}
+        self._calls: dict[int, tuple[OnReply, int, bool]] = {}
         self._next_id = 1
         self._on_change = on_change
         self.rows_in_flight = 0
@@ -53,18 +53,18 @@ class SocketPeer:
 
     def call(self, header: Header, rows_TD: Tensor, on_reply: OnReply) -> None:
         if not self._link.up:
-            on_reply(PeerLost(f"{self.address} is not connected: {self._link.last_error}"))
+            on_reply(PeerLost(f"{self.address} is not connected: {self._link.last_error}", with_rows=False))
             return
         call_id = self._next_id
         self._next_id = call_id + 1
         num_rows = rows_TD.size(0)
-        self._calls[call_id] = on_reply, num_rows
         self.rows_in_flight += num_rows
-        self._link.send(header, rows_to_body(rows_TD), call_id)
+        sent = self._link.send(header, rows_to_body(rows_TD), call_id)
+        self._calls[call_id] = on_reply, num_rows, sent
 
     def close(self) -> None:
         self._link.close()
-        self._fail_calls("the peer was removed")
+        self._fail_calls("the peer was removed", by_itself=False)
 
     def _answer(self, frame: Frame) -> None:
         call_id, encoded, body = frame
@@ -73,7 +73,7 @@ class SocketPeer:
             return
         answer = read_answer(encoded, body)  # a header that does not parse ends the connection and fails this call too
         del self._calls[call_id]
-        on_reply, num_rows = call
+        on_reply, num_rows, _ = call
         self.rows_in_flight -= num_rows
         on_reply(answer)
 
@@ -81,11 +81,11 @@ class SocketPeer:
         self._fail_calls(reason)
         self._on_change()
 
-    def _fail_calls(self, reason: str) -> None:
+    def _fail_calls(self, reason: str, by_itself: bool = True) -> None:
         calls, self._calls = self._calls, {}
         self.rows_in_flight = 0
-        for on_reply, _ in calls.values():
-            on_reply(PeerLost(f"{self.address}: {reason}"))
+        for on_reply, _, sent in calls.values():
+            on_reply(PeerLost(f"{self.address}: {reason}", with_rows=by_itself and sent))
 
 
 class Session:
@@ -123,6 +123,7 @@ class Session:
         else:
             self._timer.cancel()
             allow_all_sizes(self._reader)
+            self._server.admit(self)
             self._connection.on_frame = functools.partial(self._server.on_frame, self)
 
     def _closed(self, reason: str) -> None:
@@ -195,15 +196,26 @@ class SocketServer:
         self.on_frame = on_frame
         self.on_lost = on_lost
         self._sessions: set[Session] = set()
+        self._admitted: set[Session] = set()
         self.address, sockets = listen(role, tcp_host)
         self._listeners = [
             _Listener(loop, sock, lambda accepted: self._sessions.add(Session(self, loop, accepted, key)))
             for sock in sockets
         ]
 
+    @property
+    def num_admitted(self) -> int:
+        """Connections whose other side has proved that it knows the key; readable from any thread."""
+        return len(self._admitted)
+
+    def admit(self, session: Session) -> None:
+        """Notes that a session is authenticated."""
+        self._admitted.add(session)
+
     def forget(self, session: Session) -> None:
         """Drops a session that has ended."""
         self._sessions.discard(session)
+        self._admitted.discard(session)
 
     def close(self) -> None:
         """Stops listening and ends every connection."""
@@ -245,6 +257,11 @@ class RequestServer:
     @property
     def address(self) -> Address:
         return self._server.address
+
+    @property
+    def num_callers(self) -> int:
+        """Authenticated connections; readable from any thread."""
+        return self._server.num_admitted
 
     def close(self) -> None:
         """Stops listening and ends every connection."""

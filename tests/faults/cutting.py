@@ -39,11 +39,12 @@ def lengths_of_cut_frames(actor: object) -> list[int]:
 
 
 def _cut_next(sender: Any, connection: Any) -> None:
-    def send_half(header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> None:
+    def send_half(header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> bool:
         sender.send = connection.send
         frame = encode_head(header, len(body), call_id) + bytes(body)
         connection._socket.send(frame[: len(frame) // 2], socket.MSG_NOSIGNAL)
         connection._socket.shutdown(socket.SHUT_RDWR)
         _cut.append(len(frame))
+        return True
 
     sender.send = send_half

@@ -5,6 +5,7 @@ import gc
 import os
 import sys
 import threading
+import time
 from typing import Any
 
 
@@ -20,6 +21,13 @@ def end_thread(actor: object, name: str) -> bool:
     thread = next(one for one in threading.enumerate() if one.name == name)
     assert thread.ident is not None
     return ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit)) == 1
+
+
+def hang_thread(actor: object, module: str, name: str) -> None:
+    """Makes the thread of a server of that class wait, from its next turn on, until the process ends."""
+    del actor
+    (server,) = instances(module, name)
+    server._loop.post(lambda: time.sleep(1e6))
 
 
 def num_open(actor: object) -> int:

@@ -1,9 +1,18 @@
-"""Processes hang: they are stopped, with their connections open. Streams go on, and what hangs is replaced."""
+"""Processes hang, or one thread of theirs does, with their connections open. Streams go on; what hangs is replaced."""
 
 import pytest
 
+from tests.faults.inside import hang_thread
 from tests.faults.load import load
-from tests.faults.parts import RECOVERY_S, processes, stopped, wait_gone, wait_replaced
+from tests.faults.parts import (
+    RECOVERY_S,
+    actors,
+    call_in,
+    processes,
+    stopped,
+    wait_gone,
+    wait_replaced,
+)
 from tests.integration.ray_service import RayService, wait_until
 from tests.oracle import Oracle
 
@@ -29,6 +38,27 @@ def test_an_expert_a_router_and_a_node_hang_together(service: RayService, oracle
 def test_one_hangs(service: RayService, oracle: Oracle, seed: int, part: str) -> None:
     victim = a_process(service, part)
     with load(service, oracle, seed) as streams, stopped(victim):
+        streams.wait_flowing()
+        wait_replaced(service, victim)
+        streams.wait_flowing()
+
+
+@pytest.mark.parametrize(
+    ("part", "module", "name"),
+    [
+        ("experts", "experts.server", "ExpertServer"),
+        pytest.param("routers", "router.server", "RouterServer", marks=pytest.mark.full),
+        pytest.param("attention_nodes", "attention.node", "NodeServer", marks=pytest.mark.full),
+    ],
+)
+def test_a_data_plane_thread_hangs_alone(
+    service: RayService, oracle: Oracle, seed: int, part: str, module: str, name: str
+) -> None:
+    """Every other thread of its process goes on, those that answer the controller too."""
+    victim = a_process(service, part)
+    actor = actors(service, part)[victim]
+    with load(service, oracle, seed) as streams:
+        call_in(actor, hang_thread, module, name)
         streams.wait_flowing()
         wait_replaced(service, victim)
         streams.wait_flowing()

@@ -92,7 +92,13 @@ class FakeMembership:
     def watch(self, on_table: Callable[[RoutingTable], None], on_stop: Callable[[], None] = lambda: None) -> None:
         self.on_table, self.on_stop = on_table, on_stop
 
-    def announce(self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot]) -> None:
+    def announce(
+        self,
+        role: Role,
+        address: Address | None,
+        snapshot: Callable[[], Snapshot],
+        lives: Callable[[], bool] = lambda: True,
+    ) -> None:
         raise AssertionError("a generator does not announce itself")
 
     def wait_announced(self, timeout_s: float) -> bool:

@@ -11,7 +11,7 @@ from transport.address import Address
 from transport.base import OnReply
 from transport.errors import CallError, PeerLost
 from transport.loop import Timer
-from transport.replicas import CHANGE_OVER_TIMEOUT_S, Replicas
+from transport.replicas import CHANGE_OVER_TIMEOUT_S, MAX_DEATHS, MAX_TRIES, PAUSE_S, Replicas, Tries
 
 ROWS_TD = torch.ones(2, 3)
 
@@ -43,16 +43,16 @@ class FakePeer:
         _, _, on_reply = self.calls.pop(0)
         on_reply(error)
 
-    def lose(self) -> None:
+    def lose(self, with_rows: bool = True) -> None:
         """As SocketPeer does it: not ready any more, then every call gets PeerLost."""
         self.ready = False
         calls, self.calls = self.calls, []
         for _, _, on_reply in calls:
-            on_reply(PeerLost("gone"))
+            on_reply(PeerLost("gone", with_rows))
 
     def close(self) -> None:
         self.closed = True
-        self.lose()
+        self.lose(with_rows=False)
 
 
 class Fleet:
@@ -68,7 +68,7 @@ class Fleet:
         return self.peers.setdefault(where.unix_path, FakePeer())
 
     def _call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
-        assert delay_s in (30.0, CHANGE_OVER_TIMEOUT_S)
+        assert delay_s in (30.0, CHANGE_OVER_TIMEOUT_S, PAUSE_S)
         self.timers.append(Timer(delay_s, callback))
         return self.timers[-1]
 
@@ -79,8 +79,10 @@ class Fleet:
     def call(self, group: str = "g") -> None:
         self.replicas.call(group, Header(), ROWS_TD, self.answers.append)
 
-    def expire(self) -> None:
-        timers, self.timers = self.timers, []
+    def expire(self, *delays_s: float) -> None:
+        """Fires every timer, or those of these delays."""
+        timers = [timer for timer in self.timers if not delays_s or timer.due_s in delays_s]
+        self.timers = [timer for timer in self.timers if timer not in timers]
         for timer in timers:
             if timer.callback is not None:
                 timer.callback()
@@ -226,14 +228,15 @@ def test_closing_gives_every_call_back_to_waiting(fleet: Fleet) -> None:
 def test_who_does_not_want_to_wait_hears_that_no_replica_is_left(fleet: Fleet) -> None:
     fleet.set(g="ab")
     told: list[str] = []
-    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, lambda: told.append("none"))
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, lambda tries: told.append("none"))
     (asked,) = [peer for peer in fleet.peers.values() if peer.calls]
     asked.lose()
     assert told == [], "the other replica has it now"
     (other,) = [peer for peer in fleet.peers.values() if peer.calls]
     other.lose()
+    fleet.expire()
     assert told == ["none"]
-    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, lambda: told.append("at once"))
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, lambda tries: told.append("at once"))
     assert told == ["none", "at once"]
     assert fleet.answers == []
     assert fleet.timers == []
@@ -322,7 +325,7 @@ def test_a_call_of_a_group_that_is_gone_is_given_back(waits: bool) -> None:
     given_back: list[str] = []
     if waits:
         fleet.peers["a"].lose()
-    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda: given_back.append("gone"))
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda tries: given_back.append("gone"))
     assert not given_back
     fleet.set(h="b")
     assert given_back == ["gone"]
@@ -333,7 +336,7 @@ def test_closing_gives_no_call_back_for_another_try() -> None:
     fleet = Fleet()
     fleet.set(g="a")
     given_back: list[str] = []
-    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda: given_back.append("gone"))
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda tries: given_back.append("gone"))
     fleet.replicas.close()
     assert given_back == []
     assert fleet.peers["a"].closed
@@ -344,7 +347,7 @@ def test_a_call_to_a_group_that_is_gone_is_given_back(fleet: Fleet) -> None:
     gone: list[str] = []
 
     def call(name: str) -> None:
-        fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda: gone.append(name))
+        fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda tries: gone.append(name))
 
     fleet.set(g="a", h="b")
     call("under way")
@@ -360,10 +363,95 @@ def test_a_call_to_a_group_that_is_gone_is_given_back(fleet: Fleet) -> None:
 def test_what_waits_when_all_is_closed_is_not_given_back(fleet: Fleet) -> None:
     gone: list[str] = []
     fleet.set(g="")
-    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda: gone.append("g"))
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, on_gone=lambda tries: gone.append("g"))
     fleet.replicas.close()
     assert not gone
     (timer,) = fleet.timers
     assert timer.callback is not None
     timer.callback()
     assert [getattr(answer, "code", "") for answer in fleet.answers] == ["expert_unavailable"]
+
+
+def busy(fleet: Fleet) -> FakePeer:
+    """The one peer that has a call."""
+    (peer,) = [peer for peer in fleet.peers.values() if peer.calls]
+    return peer
+
+
+def test_rows_that_cost_one_replica_after_the_other_fail(fleet: Fleet) -> None:
+    fleet.set(g="abcdefgh")
+    fleet.call()
+    for number in range(1, MAX_DEATHS + 1):
+        assert fleet.answers == []
+        busy(fleet).lose()
+        pauses = [timer.due_s for timer in fleet.timers]
+        assert pauses == ([PAUSE_S] if 1 < number < MAX_DEATHS else []), "the first other one gets them at once"
+        fleet.expire()
+    (error,) = fleet.answers
+    assert isinstance(error, CallError)
+    assert error.code == "internal"
+    assert error.message == "4 replicas of g were lost one after the other while they had these rows"
+    assert sum(peer.ready for peer in fleet.peers.values()) == 8 - MAX_DEATHS
+
+
+def test_rows_that_cost_each_replacement_of_the_only_replica_fail(fleet: Fleet) -> None:
+    fleet.set(g="a")
+    fleet.call()
+    for _ in range(MAX_DEATHS):
+        assert fleet.answers == []
+        fleet.peers["a"].lose()
+        fleet.expire(PAUSE_S)
+        fleet.peers["a"].ready = True
+        fleet.replicas.retry_waiting()
+    assert [getattr(answer, "code", "") for answer in fleet.answers] == ["internal"]
+
+
+def test_replicas_that_die_together_count_as_far_as_they_were_tried(fleet: Fleet) -> None:
+    """A host that dies with all of them: by the end of the pause that is known, and the rows wait for another one."""
+    fleet.set(g="abcdef")
+    fleet.call()
+    busy(fleet).lose()
+    busy(fleet).lose()
+    for peer in fleet.peers.values():
+        peer.lose()
+    fleet.expire()
+    assert fleet.answers == []
+    fleet.set(g="z")
+    fleet.peers["z"].answer()
+    assert [type(answer) for answer in fleet.answers] == [Tensor]
+
+
+def test_replicas_that_are_retired_do_not_count(fleet: Fleet) -> None:
+    """Nor do those that were gone before the rows could be sent."""
+    fleet.set(g="a")
+    fleet.call()
+    for name in "bcdefg":
+        fleet.set(g=name)
+    for name in "hijk":
+        busy(fleet).lose(with_rows=False)
+        fleet.set(g=name)
+    busy(fleet).answer()
+    assert [type(answer) for answer in fleet.answers] == [Tensor]
+
+
+def test_rows_are_not_sent_for_ever_whatever_becomes_of_the_replicas(fleet: Fleet) -> None:
+    """A replica that they hang is dropped from the table, as one that is retired is."""
+    fleet.set(g="0")
+    fleet.call()
+    for number in range(1, MAX_TRIES + 1):
+        assert fleet.answers == []
+        fleet.set(g=chr(ord("0") + number))
+    assert [getattr(answer, "code", "") for answer in fleet.answers] == ["internal"]
+
+
+def test_who_routes_rows_anew_hands_on_what_they_have_cost(fleet: Fleet) -> None:
+    fleet.set(g="ab", h="c")
+    given_back: list[Tries] = []
+    fleet.replicas.call("g", Header(), ROWS_TD, fleet.answers.append, given_back.append)
+    busy(fleet).lose()
+    busy(fleet).lose()
+    fleet.expire()
+    assert given_back == [Tries(num=2, deaths=2)]
+    fleet.replicas.call("h", Header(), ROWS_TD, fleet.answers.append, tries=Tries(num=3, deaths=3))
+    fleet.peers["c"].lose()
+    assert [getattr(answer, "code", "") for answer in fleet.answers] == ["internal"]

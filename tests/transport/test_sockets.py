@@ -272,6 +272,7 @@ def test_a_call_without_a_connection_is_lost_at_once(loop: Loop, seed: int) -> N
         answers: Answers = []
         peer.call(expert_rows(random_rows(1, 2, seed)), random_rows(1, 2, seed), answers.append)
         assert isinstance(answers[0], PeerLost)
+        assert not answers[0].with_rows
         peer.close()
 
 
@@ -283,7 +284,9 @@ def test_closing_a_peer_gives_its_calls_back(loop: Loop, seed: int) -> None:
         peer.call(expert_rows(random_rows(3, 2, seed)), random_rows(3, 2, seed), answers.append)
         turn_until(lambda: bool(held), loop)
         peer.close()
-        assert [type(answer) for answer in answers] == [PeerLost]
+        (lost,) = answers
+        assert isinstance(lost, PeerLost)
+        assert not lost.with_rows, "it is let go of: it may be well"
         assert peer.rows_in_flight == 0
         held[0].responder.reply(held[0].rows_TD)  # too late, and to nobody
         loop.run_once(0.05)
@@ -301,10 +304,41 @@ def test_a_send_that_fails_between_two_turns_is_noticed(loop: Loop, seed: int) -
     peer.call(expert_rows(random_rows(1, 2, seed)), random_rows(1, 2, seed), answers.append)
     started_s = time.monotonic()
     loop.run_once(20.0)
-    assert [type(answer) for answer in answers] == [PeerLost]
+    (lost,) = answers
+    assert isinstance(lost, PeerLost)
+    assert not lost.with_rows, "it never got them"
     assert time.monotonic() - started_s < 5.0
     peer.close()
     server_loop.close()
+
+
+def test_a_peer_that_goes_away_has_had_the_rows(loop: Loop, seed: int) -> None:
+    held: list[Request] = []
+    with serving(loop, held.extend) as server:
+        peer = connected(loop, server.address)
+        answers: Answers = []
+        peer.call(expert_rows(random_rows(3, 2, seed)), random_rows(3, 2, seed), answers.append)
+        turn_until(lambda: bool(held), loop)
+        assert server.num_callers == 1
+        server.close()
+        turn_until(lambda: bool(answers), loop)
+        (lost,) = answers
+        assert isinstance(lost, PeerLost)
+        assert lost.with_rows
+        assert server.num_callers == 0
+        peer.close()
+
+
+def test_only_who_knows_the_key_is_a_caller(loop: Loop) -> None:
+    with serving(loop) as server:
+        stranger = dial(server.address)
+        loop.run_once(0.1)
+        assert server.num_callers == 0
+        known = authenticate(loop, server.address)
+        turn_until(lambda: server.num_callers == 1, loop)
+        known.close()
+        turn_until(lambda: server.num_callers == 0, loop)
+        stranger.close()
 
 
 def test_a_server_that_comes_back_at_the_same_path_is_found_again(

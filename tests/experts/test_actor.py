@@ -1,0 +1,99 @@
+"""The expert actor around its server, without Ray: whom it answers, and when it leaves."""
+
+import asyncio
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import experts.actor
+from experts.actor import ExpertSettings
+from experts.server import ExpertServer
+from tests.experts.shards import random_shard
+from tests.experts.test_server import running
+from tests.transport.driving import connected
+from transport.loop import Loop
+from transport.pulse import WAIT_S
+
+TICK_S = 0.02
+ORPHAN_TIMEOUT_S = 0.2
+# What Ray makes of the class is called through Ray only.
+Actor: Any = experts.actor.ExpertActor.__ray_metadata__.modified_class  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.fixture
+def server(seed: int) -> Iterator[ExpertServer]:
+    with running(random_shard(seed)) as started:
+        yield started
+
+
+@pytest.fixture
+def left(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Is set when the actor ends its process; the actor's ticks are short."""
+    event = asyncio.Event()
+    monkeypatch.setattr(experts.actor, "TICK_S", TICK_S)
+    monkeypatch.setattr(os, "_exit", lambda code: event.set())
+    return event
+
+
+def actor_of(server: ExpertServer, orphan_timeout_s: float = ORPHAN_TIMEOUT_S) -> Any:
+    """An actor that has loaded; nothing is read of its checkpoint."""
+    config: Any = None
+    actor = Actor(ExpertSettings(Path(), config, (0,), 0, 1, "float32", "cpu", orphan_timeout_s, loopback=True))
+    actor._server = server
+    return actor
+
+
+def test_without_a_controller_it_stays_while_a_router_is_connected(server: ExpertServer, left: asyncio.Event) -> None:
+    """Though no rows come: the service is idle."""
+    loop = Loop()
+
+    async def scenario() -> None:
+        router = connected(loop, server.address)
+        actor = actor_of(server)
+        await asyncio.sleep(5 * ORPHAN_TIMEOUT_S)
+        assert not left.is_set()
+        router.close()
+        await asyncio.wait_for(left.wait(), 30.0)
+        await actor._orphan_watch
+
+    asyncio.run(scenario())
+    loop.close()
+
+
+def test_whose_thread_hangs_leaves_too(server: ExpertServer, left: asyncio.Event) -> None:
+    """It does not see that the routers have left."""
+    loop, released = Loop(), threading.Event()
+
+    async def scenario() -> None:
+        router = connected(loop, server.address)
+        server._loop.post(released.wait)  # pyright: ignore[reportPrivateUsage]
+        router.close()
+        actor = actor_of(server)
+        await asyncio.wait_for(left.wait(), 30.0)
+        released.set()
+        await actor._orphan_watch
+
+    asyncio.run(scenario())
+    loop.close()
+
+
+def test_it_does_not_answer_while_its_thread_hangs(server: ExpertServer) -> None:
+    released = threading.Event()
+
+    async def scenario() -> None:
+        actor = actor_of(server, orphan_timeout_s=600.0)
+        assert (await actor.snapshot())["loaded"] == 1.0
+        server._loop.post(released.wait)  # pyright: ignore[reportPrivateUsage]
+        await asyncio.sleep(2.0)  # it has computed until now
+        answer = asyncio.ensure_future(actor.snapshot())
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(answer), 3 * WAIT_S)
+        released.set()
+        assert (await asyncio.wait_for(answer, 30.0))["loaded"] == 1.0
+        actor._orphan_watch.cancel()
+
+    asyncio.run(scenario())
