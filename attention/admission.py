@@ -33,6 +33,7 @@ def make_sequence(key: Hashable, submit: Submit, config: MixtralConfig, max_cont
             "invalid_request", f"token {largest} is not in the vocabulary; allowed: 0 to {config.vocab_size - 1}"
         )
     task = _task_number(submit.task, config.routing)
+    max_context = _allowed_context(submit, config, max_context)
     _check_length(len(prompt), len(output), sampling, max_context)
     try:
         validate_sampling(sampling, config.vocab_size)
@@ -52,6 +53,16 @@ def make_sequence(key: Hashable, submit: Submit, config: MixtralConfig, max_cont
         stop_ids=frozenset(stop_ids),
         task=task,
     )
+
+
+def _allowed_context(submit: Submit, config: MixtralConfig, max_context: int) -> int:
+    """Returns the context that a sequence may fill.
+
+    One that another node had accepted may have begun under a higher limit, which was lowered since. It keeps that, as
+    long as the cache needs not be longer for it; its gateway has set how many tokens it gets.
+    """
+    rolls = config.window is not None and config.window <= max_context
+    return config.max_context if submit.resumed and rolls else max_context
 
 
 def _task_number(task: str, routing: Routing) -> int:

@@ -15,7 +15,7 @@ from attention.levels import step_experts
 from attention.routers import ROUTERS, RouterClient
 from attention.sizing import NodeSettings
 from protos.dispatch_pb2 import Header
-from protos.generation_pb2 import FAILED, GenerationFailure, SequenceOutput, StepOutput
+from protos.generation_pb2 import FAILED, GenerationFailure, Leaving, SequenceOutput, StepOutput
 from transport.address import Address
 from transport.busy import BusyClock
 from transport.frames import Frame
@@ -119,6 +119,7 @@ class NodeServer:
                 self._loop.run_once(0.0 if self._engine.has_work else None)
                 if self._engine.has_work:
                     self._emit(self._engine.step())
+            self._say_leaving()
         finally:
             self._server.close()
             self._routers.close()
@@ -162,6 +163,11 @@ class NodeServer:
     def _lost(self, session: Session) -> None:
         for sequence_id in self._sequences.pop(session, ()):
             self._engine.cancel((session, sequence_id))
+
+    def _say_leaving(self) -> None:
+        """Tells the gateways whose sequences are given up that nothing is wrong with those."""
+        for session in self._sequences:
+            session.send(Header(leaving=Leaving()))
 
     def _emit(self, result: StepResult) -> None:
         """Sends each gateway everything that the step gave to it, in one message."""

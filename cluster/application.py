@@ -89,6 +89,30 @@ def application_exists(name: str) -> bool:
     return name in serve.status().applications
 
 
+def wanted_by_serve(service: str) -> bool:
+    """Returns whether Serve has an application of a service, whatever its name, and starts what is missing of it.
+
+    Serve does not tell what an application was made with, but for its autoscaling, which names the service.
+
+    Raises:
+        RayError: Serve's controller has ended.
+    """
+    from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
+
+    client: Any = _get_global_client(raise_if_no_controller_running=False)
+    applications = {} if client is None else client.get_serve_details()["applications"]
+    kept = [one for one in applications.values() if one["status"] != "DELETING"]
+    deployments = [found for one in kept for found in one["deployments"].values()]
+    tried = [found["deployment_config"] for found in deployments if found["status"] != FAILED]  # a failed one no more
+    return any(_service_of(config) == service for config in tried)
+
+
+def _service_of(config: Mapping[str, Any]) -> str | None:
+    """Returns what `autoscaling_config` has named; None: it is no deployment of ours, or does not scale."""
+    policy = (config.get("autoscaling_config") or {}).get("policy") or {}
+    return (policy.get("policy_kwargs") or {}).get("service")
+
+
 def numbers_held(spec: ServiceSpec) -> Held:
     """Returns how many replicas run of each deployment that has a range, within its bounds."""
     from ray import serve

@@ -1,7 +1,7 @@
 """What changes between two versions of a service, and how each change can be made. Pure."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from cluster.resolve import Service
@@ -20,18 +20,24 @@ NEW_EXPERTS = (
     "cluster needs room for both"
 )
 IN_TURN = "are replaced one after the other, each new one before an old one leaves"
+STREAMS_END = "a gateway that leaves ends its streams within limits.drain_timeout_s"
+SHORTER_CACHE = (
+    "a sequence that runs may be longer than the caches of new attention nodes then, and could not move there: only "
+    "with a window that is not longer can the context be lowered while the service runs; serve it under another name "
+    "and api.route_prefix, let the clients move, then stop this one with `manta down`"
+)
 
 # The first entry whose name starts a field's path is its rule.
 RULES: tuple[tuple[str, How, str], ...] = (
     ("name", "refused", "a service keeps its name: start another one with `manta serve`"),
-    ("model.name", "rolling", f"gateways {IN_TURN}"),
-    ("model.max_context", "rolling", f"gateways and attention nodes {IN_TURN}"),
+    ("model.name", "rolling", f"gateways {IN_TURN}; {STREAMS_END}"),
+    ("model.max_context", "rolling", f"gateways and attention nodes {IN_TURN}; {STREAMS_END}"),
     ("model.", "refused", ANOTHER_MODEL),
     ("api.host", "refused", ONE_ENTRANCE),
     ("api.port", "refused", ONE_ENTRANCE),
     ("api.route_prefix", "live", "requests under the old one are not found any more"),
-    ("api.replicas", "live", "a gateway that leaves ends its streams within limits.drain_timeout_s"),
-    ("api.", "rolling", f"gateways {IN_TURN}"),
+    ("api.replicas", "live", STREAMS_END),
+    ("api.", "rolling", f"gateways {IN_TURN}; {STREAMS_END}"),
     ("attention.replicas", "live", "the streams of a node that leaves move to another one"),
     ("attention.", "rolling", f"attention nodes {IN_TURN}; their streams move"),
     ("router.replicas", "live", "the rows of a router that leaves go to another one"),
@@ -46,8 +52,8 @@ RULES: tuple[tuple[str, How, str], ...] = (
     ("experts.overrides.*.replicas", "live", "as experts.replicas, for one shard"),
     ("experts.", "rolling", NEW_EXPERTS),
     ("autoscaling.", "live", "holds from the next decision on"),
-    ("limits.request_timeout_s", "rolling", f"gateways and attention nodes {IN_TURN}"),
-    ("limits.recovery_timeout_s", "rolling", f"gateways, attention nodes and routers {IN_TURN}"),
+    ("limits.request_timeout_s", "rolling", f"gateways and attention nodes {IN_TURN}; {STREAMS_END}"),
+    ("limits.recovery_timeout_s", "rolling", f"gateways, attention nodes and routers {IN_TURN}; {STREAMS_END}"),
     ("limits.orphan_timeout_s", "rolling", NEW_EXPERTS),
     ("limits.", "live", "holds from now on"),
 )
@@ -80,7 +86,18 @@ def changes_between(before: Service, after: Service) -> tuple[Change, ...]:
     if before.config != after.config and not explained:
         note = f"its config.json is another one now; {ANOTHER_MODEL}"
         found.append(Change("model.path", str(before.directory), str(after.directory), "refused", note))
+    if _ring(after) < _ring(before):
+        found = [_refused(one, SHORTER_CACHE) if one.field == "model.max_context" else one for one in found]
     return tuple(found)
+
+
+def _ring(service: Service) -> int:
+    """How many positions of a sequence a node's cache keeps."""
+    return min(service.config.window or service.max_context, service.max_context)
+
+
+def _refused(change: Change, note: str) -> Change:
+    return replace(change, how="refused", note=note)
 
 
 def _change(name: str, before: object, after: object) -> Change:

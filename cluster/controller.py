@@ -14,6 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from cluster.application import wanted_by_serve
 from cluster.backoff import Backoff
 from cluster.causes import cause_of
 from cluster.events import Events
@@ -27,9 +28,11 @@ from cluster.resolve import Service
 from cluster.secret import forget_data_plane_key
 from cluster.stored import (
     forget_service,
+    store_events,
     store_failure,
     store_known,
     store_service,
+    stored_events,
     stored_failure,
     stored_known,
     stored_service,
@@ -45,6 +48,7 @@ ANNOUNCE_INTERVAL_S = 1.0  # how often members announce themselves
 # A restarted controller publishes nothing until every member had time to announce itself again: a table without them
 # would cut connections that are in use.
 SETTLE_S = 4.0
+SERVE_ANSWERS_S = 10.0  # whether it still has the application
 
 
 @dataclass(frozen=True)
@@ -87,17 +91,20 @@ class Controller:
         restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
         if fresh and not restarted:
             forget_service(service.name)
-        self._service = stored_service(service.name, "good") or service
+        stored = stored_service(service.name, "good")
+        self._service = stored or service
         self._accepted = stored_service(service.name, "accepted") or self._service
         self._store()
         self._members = Members(stored_known(service.name), time.monotonic() + SETTLE_S)
         self._joined = False
-        self._events = Events()
+        self._events = Events(stored_events(service.name))
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
         self._scaler = ExpertScaler(self._fleet, self._event)
         failure = stored_failure(service.name)
         self._resize = ResizeStatus(self._service.version, "failed", error=failure) if failure else None
         self._restarted = restarted
+        if stored is not None:
+            self._event(f"the controller was restarted (pid {os.getpid()}); {self._known()}", failed=True)
         self._settled = self._stopping = False
         self._table = RoutingTable(version=int(time.time() * 1000))
         self._changed = asyncio.Condition()
@@ -219,6 +226,12 @@ class Controller:
         """Leaves for good; Ray does not restart an actor that exits by itself."""
         ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
 
+    def _known(self) -> str:
+        """What it knows as it is restarted, in words."""
+        if self._accepted.version == self._service.version:
+            return f"the service is to be version {self._service.version}"
+        return f"the service was being changed from version {self._service.version} to {self._accepted.version}"
+
     def _has_news(self, known_version: int) -> bool:
         return self._stopping or (self._settled and self._table.version != known_version)
 
@@ -302,11 +315,17 @@ class Controller:
         if not self._stopping:  # then it is forgotten
             store_known(self._service.name, self._members.known)
 
+    def _store_events(self) -> None:
+        """Once in a while, not each by itself: of a burst of them, all but the last second's outlive this process."""
+        if self._events.take_changed() and not self._stopping:
+            store_events(self._service.name, self._events.latest())
+
     async def _watch_members(self) -> None:
         """Drops members that have fallen silent; ends the service when it has been without any for too long."""
         last_s, alone_s = time.monotonic(), 0.0
         while True:
             await asyncio.sleep(TICK_S)
+            self._store_events()
             now_s = time.monotonic()
             late_s, last_s = now_s - last_s - TICK_S, now_s
             if late_s > TICK_S:  # this process was suspended, and perhaps all others with it
@@ -322,8 +341,21 @@ class Controller:
                 self._end_hung(said)
             alone_s = 0.0 if self._members else alone_s + TICK_S
             if alone_s > self._patience_s():
-                await self._end(alone_s)
-                return
+                if self._stopping or not await self._is_wanted():
+                    await self._end(alone_s)
+                    return
+                self._event(f"no gateway, node or router for {alone_s:g} s; Serve has the application: staying", True)
+                alone_s = 0.0
+
+    async def _is_wanted(self) -> bool:
+        """Whether parts may come back: a member has, or Serve starts some as soon as it can."""
+        try:
+            asked = asyncio.to_thread(wanted_by_serve, self._service.name)
+            return await asyncio.wait_for(asked, SERVE_ANSWERS_S) or bool(self._members)
+        except TimeoutError:
+            return True  # it is being started again, or hangs: what it has, it keeps
+        except RayError:
+            return bool(self._members)
 
     def _end_hung(self, said: Announcement) -> None:
         """Kills a process that stays silent, for Serve to start another one; most are dead already."""

@@ -7,7 +7,7 @@ from weakref import WeakKeyDictionary
 from cluster.fleet import NUM_TRIES, ExpertFleet
 from cluster.keeper import ExpertKeeper, Report
 from cluster.metering import ExpertMeter
-from cluster.scaling import History, Load, Rules, decide
+from cluster.scaling import Decision, History, Load, Rules, decide
 from cluster.spec import AutoscalingSpec, ShardPlan
 
 
@@ -30,22 +30,31 @@ class ExpertScaler:
 
     async def scale(self, autoscaling: AutoscalingSpec) -> None:
         """Decides once for every shard and makes it so; returns when what leaves has left."""
-        counts = self._fleet.counts
-        for shard in self._fleet.layout.shards:
-            counts[shard.index] = self._decide(shard, counts[shard.index], autoscaling)
+        before = self._fleet.counts
+        decisions = {shard.index: self._decide(shard, before[shard.index], autoscaling) for shard in self._shards}
+        counts = {index: decision.num_replicas for index, decision in decisions.items()}
         self._fleet.grow(self._fleet.layout, counts)
-        hopeless = [keeper for shard in self._fleet.layout.shards for keeper in self._hopeless(shard)]
+        beyond = self._fleet.beyond(counts)
+        moved = {index for index in counts if counts[index] > before[index]} | {one.shard.index for one in beyond}
+        for index in sorted(moved):  # of what cannot be done yet, the next decision will say the same
+            self._report(decisions[index].reason)
+        hopeless = [keeper for shard in self._shards for keeper in self._hopeless(shard)]
         for keeper in hopeless:
             self._report(f"{keeper.name} cannot be had and is given up: {keeper.error}", failed=True)
-        await asyncio.shield(self._fleet.retire({*self._fleet.beyond(counts), *hopeless}))
+        await asyncio.shield(self._fleet.retire({*beyond, *hopeless}))
+
+    @property
+    def _shards(self) -> tuple[ShardPlan, ...]:
+        return self._fleet.layout.shards
 
     def _hopeless(self, shard: ShardPlan) -> list[ExpertKeeper]:
-        """The replicas that the load asked for, beyond the fewest allowed, and that do not come up."""
+        """The further replicas that the load asked for, beyond the fewest allowed, and that do not come up."""
         keepers = self._fleet.keepers_of(shard.index)
-        failing = [keeper for keeper in keepers if not keeper.served and keeper.num_failures >= NUM_TRIES]
+        further = [keeper for keeper in keepers if keeper.replica]
+        failing = [keeper for keeper in further if not keeper.served and keeper.num_failures >= NUM_TRIES]
         return failing[: max(0, len(keepers) - shard.replicas.min)]
 
-    def _decide(self, shard: ShardPlan, count: int, autoscaling: AutoscalingSpec) -> int:
+    def _decide(self, shard: ShardPlan, count: int, autoscaling: AutoscalingSpec) -> Decision:
         rules = Rules(
             shard.replicas.min, shard.replicas.max, autoscaling.target_utilization, autoscaling.downscale_delay_s
         )
@@ -53,9 +62,7 @@ class ExpertScaler:
         history = self._histories.get(shard.index, ())
         decision = decide(f"shard {shard.index}", count, loads, rules, history, time.monotonic())
         self._histories[shard.index] = decision.history
-        if decision.reason:
-            self._report(decision.reason)
-        return decision.num_replicas
+        return decision
 
     def _loads(self, shard: ShardPlan) -> list[Load]:
         read = [

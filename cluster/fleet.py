@@ -36,6 +36,9 @@ class ExpertFleet:
 
     While a layout is exchanged for another one, both have replicas; routers are told of one at a time.
 
+    Replica 0 of each shard stays for as long as its layout does, alive or being replaced: its place is reserved
+    together with the other shards', and cannot be given back alone.
+
     Args:
         report: Notes an event.
         publish: Makes a change of `in_use` known.
@@ -129,12 +132,15 @@ class ExpertFleet:
         return sum(await asyncio.gather(*(keeper.adopt() for keeper in self._keepers)))
 
     def grow(self, layout: Layout, counts: Counts) -> list[ExpertKeeper]:
-        """Starts replicas until each shard of `layout` has as many as `counts` says; returns the new ones."""
+        """Starts replicas until each shard of `layout` has as many as `counts` says; returns the new ones.
+
+        Replica 0 is among them if there is none, even where an earlier controller's others are as many already.
+        """
         new: list[tuple[ShardPlan, int]] = []
         for shard in layout.shards:
             taken = {keeper.replica for keeper in self._all_of(layout) if keeper.shard.index == shard.index}
             present = [keeper for keeper in self.replicas_of(layout) if keeper.shard.index == shard.index]
-            for _ in range(counts[shard.index] - len(present)):
+            for _ in range(max(counts[shard.index] - len(present), int(0 not in taken))):
                 replica = next(number for number in range(len(taken) + 1) if number not in taken)
                 taken.add(replica)
                 new.append((shard, replica))
@@ -165,11 +171,20 @@ class ExpertFleet:
         on_progress(len(wanted))
 
     def beyond(self, counts: Counts) -> list[ExpertKeeper]:
-        """Which replicas of the layout in use are more than `counts` says: those that do not serve, then the latest."""
+        """Which replicas of the layout in use are more than `counts` says: those that do not serve, then the latest.
+
+        Never replica 0; until that serves again, nor the last one that serves.
+        """
         found: list[ExpertKeeper] = []
         for shard in self._layout.shards:
-            keepers = sorted(self.keepers_of(shard.index), key=lambda one: (one.address is not None, -one.replica))
-            found += keepers[: max(0, len(keepers) - counts[shard.index])]
+            keepers = self.keepers_of(shard.index)
+            further = sorted(
+                (one for one in keepers if one.replica), key=lambda one: (one.address is not None, -one.replica)
+            )
+            first_serves = any(one.address is not None for one in keepers if not one.replica)
+            if not first_serves and further and further[-1].address is not None:
+                further.pop()
+            found += further[: max(0, len(keepers) - counts[shard.index])]
         return found
 
     async def use(self, layout: Layout) -> list[ExpertKeeper]:

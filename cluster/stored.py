@@ -3,8 +3,10 @@
 In Ray's internal store, which guards it as it guards Ray's own state; only Ray's control plane pickles it.
 """
 
+import json
 import pickle
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from ray.experimental.internal_kv import (  # pyright: ignore[reportMissingTypeStubs]
     _internal_kv_del,  # pyright: ignore[reportPrivateUsage]
@@ -17,8 +19,7 @@ from cluster.names import NAMESPACE, spec_name
 from cluster.resolve import Service
 
 Which = Literal["accepted", "good"]
-FAILURE = "failure"
-KNOWN = "known"
+FAILURE, KNOWN, EVENTS = "failure", "known", "events"
 
 
 def store_service(service: Service, which: Which) -> None:
@@ -56,7 +57,19 @@ def stored_known(name: str) -> Known:
     return pickle.loads(data) if data else Known()  # noqa: S301 - our own, out of Ray's store
 
 
+def store_events(name: str, events: Sequence[dict[str, object]]) -> None:
+    """Keeps a service's last events."""
+    data = json.dumps(events).encode()
+    _internal_kv_put(spec_name(name, EVENTS), data, overwrite=True, namespace=NAMESPACE.encode())
+
+
+def stored_events(name: str) -> list[dict[str, Any]]:
+    """Returns what was kept; empty: nothing was."""
+    data = _internal_kv_get(spec_name(name, EVENTS), namespace=NAMESPACE.encode())
+    return json.loads(data) if data else []
+
+
 def forget_service(name: str) -> None:
     """Forgets all of it."""
-    for which in ("accepted", "good", FAILURE, KNOWN):
+    for which in ("accepted", "good", FAILURE, KNOWN, EVENTS):
         _internal_kv_del(spec_name(name, which), namespace=NAMESPACE.encode())

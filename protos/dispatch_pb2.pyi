@@ -76,7 +76,7 @@ class Hello(_message.Message):
     def __init__(self, nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., role: _Optional[str] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("layer_rows", "expert_rows", "rows", "failure", "hello", "submit", "cancel", "step_output")
+    __slots__ = ("layer_rows", "expert_rows", "rows", "failure", "hello", "submit", "cancel", "step_output", "leaving")
     LAYER_ROWS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -85,6 +85,7 @@ class Header(_message.Message):
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     STEP_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    LEAVING_FIELD_NUMBER: _ClassVar[int]
     layer_rows: LayerRows
     expert_rows: ExpertRows
     rows: Rows
@@ -93,4 +94,5 @@ class Header(_message.Message):
     submit: _generation_pb2.Submit
     cancel: _generation_pb2.Cancel
     step_output: _generation_pb2.StepOutput
-    def __init__(self, layer_rows: _Optional[_Union[LayerRows, _Mapping]] = ..., expert_rows: _Optional[_Union[ExpertRows, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., failure: _Optional[_Union[CallFailure, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[_generation_pb2.Submit, _Mapping]] = ..., cancel: _Optional[_Union[_generation_pb2.Cancel, _Mapping]] = ..., step_output: _Optional[_Union[_generation_pb2.StepOutput, _Mapping]] = ...) -> None: ...
+    leaving: _generation_pb2.Leaving
+    def __init__(self, layer_rows: _Optional[_Union[LayerRows, _Mapping]] = ..., expert_rows: _Optional[_Union[ExpertRows, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., failure: _Optional[_Union[CallFailure, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[_generation_pb2.Submit, _Mapping]] = ..., cancel: _Optional[_Union[_generation_pb2.Cancel, _Mapping]] = ..., step_output: _Optional[_Union[_generation_pb2.StepOutput, _Mapping]] = ..., leaving: _Optional[_Union[_generation_pb2.Leaving, _Mapping]] = ...) -> None: ...

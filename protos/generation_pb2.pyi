@@ -81,6 +81,10 @@ class Cancel(_message.Message):
     sequence_ids: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, sequence_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
+class Leaving(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class TokenLogprob(_message.Message):
     __slots__ = ("token_id", "logprob", "rank", "alternative_ids", "alternative_logprobs")
     TOKEN_ID_FIELD_NUMBER: _ClassVar[int]

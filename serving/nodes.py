@@ -24,7 +24,15 @@ MAX_NODES_LOST = 4
 
 
 class _NodeLost(Exception):
-    """The stream's node went away before the stream ended."""
+    """The stream's node went away before the stream ended.
+
+    Args:
+        left: Whether on purpose.
+    """
+
+    def __init__(self, left: bool) -> None:
+        super().__init__()
+        self.left = left
 
 
 class _Stream:
@@ -34,7 +42,7 @@ class _Stream:
 
     def __init__(self) -> None:
         self._waiting: SequenceOutput | None = None
-        self._lost = False
+        self._lost: _NodeLost | None = None
         self._ready: asyncio.Future[None] | None = None
 
     def token(self, token_id: int) -> None:
@@ -50,8 +58,8 @@ class _Stream:
             self._waiting.MergeFrom(output)
         self._wake()
 
-    def lose(self) -> None:
-        self._lost = True
+    def lose(self, left: bool) -> None:
+        self._lost = _NodeLost(left)
         self._wake()
 
     async def next(self) -> SequenceOutput:
@@ -61,8 +69,8 @@ class _Stream:
             _NodeLost: Nothing is left, and nothing more will come.
         """
         while self._waiting is None:
-            if self._lost:
-                raise _NodeLost
+            if self._lost is not None:
+                raise self._lost
             self._ready = asyncio.get_running_loop().create_future()
             await self._ready
         output, self._waiting = self._waiting, None
@@ -108,14 +116,14 @@ class Progress:
         self._nodes_lost = 0
         return True
 
-    def node_lost(self) -> None:
-        """Notes that a node went away.
+    def node_lost(self, left: bool) -> None:
+        """Notes that a node went away, or `left` on purpose.
 
         Raises:
-            GenerationError: Several have, one after the other, without a token: it may be this very sequence's fault.
+            GenerationError: Several died, one after the other, without a token: it may be this very sequence's fault.
         """
         self._resumed = True
-        self._nodes_lost += 1
+        self._nodes_lost += not left
         if self._nodes_lost >= MAX_NODES_LOST:
             message = f"{self._nodes_lost} attention nodes were lost one after the other while they served this"
             raise GenerationError("internal", message)
@@ -127,7 +135,13 @@ class _Node:
     def __init__(self, nodes: "NodeGenerator", loop: Loop, address: Address, key: bytes) -> None:
         self.streams: dict[int, _Stream] = {}
         self._next_id = 1
+        self._leaving = False
         self.link = Link(loop, address, key, "gateway", self._frame, nodes.changed, self._down)
+
+    @property
+    def usable(self) -> bool:
+        """Whether it takes sequences."""
+        return self.link.up and not self._leaving
 
     def open(self, submit: Submit) -> tuple[int, _Stream]:
         """Starts a sequence on this node."""
@@ -144,12 +158,19 @@ class _Node:
 
     def close(self) -> None:
         self.link.close()
-        self._down("the node has left")
+        self._leave()
 
     def _frame(self, frame: Frame) -> None:
         header = frame.header
-        if header.WhichOneof("kind") == "step_output":
+        kind = header.WhichOneof("kind")
+        if kind == "step_output":
             self._deliver(header.step_output)
+        elif kind == "leaving":
+            self._leave()
+
+    def _leave(self) -> None:
+        self._leaving = True
+        self._down("the node leaves")
 
     def _deliver(self, step: StepOutput) -> None:
         streams = self.streams
@@ -164,7 +185,7 @@ class _Node:
         del reason
         streams, self.streams = self.streams, {}
         for stream in streams.values():
-            stream.lose()
+            stream.lose(left=self._leaving)
 
 
 class NodeGenerator:
@@ -192,7 +213,7 @@ class NodeGenerator:
     @property
     def ready(self) -> bool:
         """Whether a node is connected."""
-        return any(node.link.up for node in self._nodes.values())
+        return any(node.usable for node in self._nodes.values())
 
     @property
     def num_streams(self) -> int:
@@ -215,12 +236,12 @@ class NodeGenerator:
                     if progress.take(output):
                         yield output
                 return
-            except _NodeLost:
-                progress.node_lost()
+            except _NodeLost as lost:
+                progress.node_lost(lost.left)
                 full.clear()  # a full queue does not refuse what was at a node that was lost
             except GenerationError as error:
                 full.add(node)
-                if error.code != "queue_full" or not self._connected(full):
+                if error.code != "queue_full" or not self._usable(full):
                     raise
             finally:
                 node.close_stream(sequence_id, finished)
@@ -241,9 +262,9 @@ class NodeGenerator:
         """A node has connected: requests that wait for one look again."""
         self._change.set()
 
-    def _connected(self, full: Container[_Node]) -> list[_Node]:
-        """Returns the connected nodes but those that are `full`."""
-        return [node for node in self._nodes.values() if node.link.up and node not in full]
+    def _usable(self, full: Container[_Node]) -> list[_Node]:
+        """Returns the nodes that take sequences but those that are `full`."""
+        return [node for node in self._nodes.values() if node.usable and node not in full]
 
     async def _choose(self, full: Container[_Node]) -> _Node:
         """Returns the connected node with the fewest streams that is not `full`, waiting for one if need be."""
@@ -251,7 +272,7 @@ class NodeGenerator:
         while True:
             if self._ended:
                 raise GenerationError("expert_unavailable", "the service is being stopped")
-            if nodes := self._connected(full):
+            if nodes := self._usable(full):
                 # Gateways do not see each other's streams: of equals they would all ask the same one first.
                 return min(nodes, key=lambda node: (len(node.streams), random.random()))
             self._change.clear()

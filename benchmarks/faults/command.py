@@ -13,8 +13,9 @@ descriptors of every process that stays.
 
 `--signal stop` stops processes instead, as if they hung; those that nobody ends are killed after `--hang`.
 
-Exits with 1 where a request failed, an output differs and nothing excuses it, or the service did not recover; with 2
-where nothing could be measured. A gateway's streams end with it: with `--kill gateway`, 1 is to be expected.
+Exits with 1 where a request failed, an output differs and nothing excuses it, the service did not recover, or streams
+stood still for longer than `--max-stall`; with 2 where nothing could be measured. A gateway's streams end with it: with
+`--kill gateway`, 1 is to be expected.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from benchmarks.faults.report import Report, as_json, footprint_table, kind_tabl
 from benchmarks.faults.resize import resizes
 from benchmarks.faults.service import ServiceError, Target, TimeLimits, attached, free_port, spec_of, started
 from benchmarks.faults.summary import summarise_kinds, summarise_phase
+from benchmarks.faults.verdict import stalls, verdict
 from benchmarks.report import open_console
 from cluster.spec import SpecError, spec_for_model
 from manta.outcome import INTERRUPTED, sigterm_is_ctrl_c
@@ -208,6 +210,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print(footprint_table(report.footprints))
     for remark in remarks(report):
         console.print(f"[yellow]note:[/yellow] {escape(remark)}", soft_wrap=True)
+    for line in verdict(report, arguments.max_stall):
+        console.print(escape(line), soft_wrap=True)
     if arguments.json is not None:
         arguments.json.write_text(as_json(report, vars(arguments)))
-    return 0 if report.clean else 1
+    return 0 if report.clean and not stalls(report, arguments.max_stall) else 1

@@ -12,6 +12,7 @@ NUM_KILLS = {"expert": 10}  # of other kinds: 1
 NUM_CYCLES = 5
 PARTS: tuple[str, ...] = ("experts", "routers", "nodes", "gateways")
 NUM_REPLICAS = 2
+MAX_STALL_S = 0.5  # of processes that are killed, or resized: what hangs is let go of only after a while
 ATTACHED_URL = "http://127.0.0.1:8000"
 
 
@@ -104,6 +105,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--timeout", type=seconds, default=120.0, metavar="S", help="a silent request fails after this (default 120)")
     add("--recovery", type=seconds, default=120.0, metavar="S", help="a replacement's time-out (default 120)")
     add("--hang", type=seconds, default=60.0, metavar="S", help="after that a stopped process is killed (default 60)")
+    what = f"exit with 1 if streams stand still for longer, nodes' reading apart (default {MAX_STALL_S:g}"
+    add("--max-stall", type=seconds, metavar="S", help=f"{what}; with --signal stop any stall will do)")
     add("--seed", type=int, default=1, help="of the prompts and of the kills (default 1)")
     add("--json", type=Path, metavar="FILE", help="write everything found here")
     return parser
@@ -123,6 +126,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--json {arguments.json}: its folder does not exist")
     arguments.replicas = arguments.replicas or dict.fromkeys(PARTS, NUM_REPLICAS)
     arguments.url = arguments.url or ATTACHED_URL
+    if arguments.max_stall is None and arguments.signal == "kill":
+        arguments.max_stall = MAX_STALL_S
     if arguments.kill is None:
         arguments.kill = [] if arguments.resize else kills("expert")
     return arguments

@@ -40,7 +40,7 @@ class Gateway:
     def __init__(self, address: Address, key: bytes = KEY) -> None:
         self.loop = Loop()
         self.outputs: dict[int, SequenceOutput] = {}
-        self.num_downs = 0
+        self.num_downs = self.num_leaves = 0
         self.link = Link(self.loop, address, key, "gateway", self._frame, lambda: None, self._down)
 
     def submit(
@@ -82,6 +82,7 @@ class Gateway:
         self.loop.close()
 
     def _frame(self, frame: Frame) -> None:
+        self.num_leaves += frame.header.WhichOneof("kind") == "leaving"
         step: StepOutput = frame.header.step_output
         for sequence_id, token_id in zip(step.sequence_ids, step.token_ids, strict=True):
             self.outputs.setdefault(sequence_id, SequenceOutput()).token_ids.append(token_id)

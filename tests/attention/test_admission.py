@@ -65,6 +65,21 @@ def test_output_ends_with_the_context(max_tokens: int | None, allowed: int) -> N
     assert admit([3] * 3, max_tokens=max_tokens).max_output == allowed
 
 
+@pytest.mark.parametrize("window", [None, CONTEXT + 1, CONTEXT, 4])
+def test_what_was_accepted_under_a_higher_limit_goes_on_where_the_cache_rolls(window: int | None) -> None:
+    """The limit was lowered while it ran. With a cache as long as the context, it would lose what it must see."""
+    config = replace(CONFIG, window=window, max_context=30)
+    wanted = Submit(prompt_ids=[3] * 18, output_ids=[4] * 7, sampling=Sampling(max_tokens=10), resumed=True)
+    if window is None or window > CONTEXT:
+        with pytest.raises(SubmitError, match="18 tokens and 7 outputs.*fit 20"):
+            make_sequence("key", wanted, config, CONTEXT, arrival_s=0.0)
+    else:
+        assert make_sequence("key", wanted, config, CONTEXT, arrival_s=0.0).max_output == 10
+    wanted.resumed = False
+    with pytest.raises(SubmitError, match="fit 20"):
+        make_sequence("key", wanted, config, CONTEXT, arrival_s=0.0)
+
+
 def test_a_prompt_that_fills_the_context_can_be_scored() -> None:
     assert admit([3] * CONTEXT, max_tokens=0).max_output == 0
 

@@ -320,6 +320,16 @@ def test_while_the_experts_are_away_new_sequences_and_cancels_are_heard(lonely: 
     lonely.wait_idle()
 
 
+def test_a_node_that_is_stopped_says_that_it_leaves(setup: Setup) -> None:
+    """To the gateways that have asked something of it; before its connections end."""
+    gateway = setup.gateway()
+    gateway.submit(1, [3, 4], ignore_eos=True)
+    gateway.wait(lambda: len(gateway.tokens(1)) > 3)
+    setup.node.stop()
+    gateway.wait(lambda: gateway.num_downs == 1)
+    assert gateway.num_leaves == 1
+
+
 def test_figures(setup: Setup) -> None:
     before = setup.node.snapshot()
     assert before["cache_total_tokens"] == 4 * WINDOW

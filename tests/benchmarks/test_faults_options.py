@@ -58,6 +58,7 @@ def test_replicas_that_are_not_named_stay_two() -> None:
         (["--clients", "0"], "--clients"),
         (["--hang", "-1"], "--hang"),
         (["--timeout", "inf"], "--timeout"),
+        (["--max-stall", "0"], "--max-stall"),
         (["--json", "no/such/folder/out.json"], "folder does not exist"),
         (["--attach", "demo", "--replicas", "experts=2"], "leave it out with --attach"),
         (["--url", "http://127.0.0.1:1"], "name that with --attach"),
@@ -68,6 +69,20 @@ def test_bad_arguments_are_named(words: list[str], message: str, capsys: pytest.
         parse(words)
     assert stopped.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "max_stall"),
+    [
+        ([], 0.5),
+        (["--resize", "nodes"], 0.5),
+        (["--signal", "stop"], None),
+        (["--signal", "stop", "--max-stall", "9"], 9.0),
+        (["--max-stall", "0.2"], 0.2),
+    ],
+)
+def test_how_long_streams_may_stand_still(words: list[str], max_stall: float | None) -> None:
+    assert parse(words).max_stall == max_stall
 
 
 @pytest.mark.parametrize(

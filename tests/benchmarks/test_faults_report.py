@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,7 @@ from benchmarks.faults.disturbances import Happening
 from benchmarks.faults.load import Answer, Phase
 from benchmarks.faults.report import Report, as_json, kind_table, phase_table, remarks
 from benchmarks.faults.summary import summarise_kinds, summarise_phase
+from benchmarks.faults.verdict import Stall, stalls, verdict
 from benchmarks.load import RequestRecord
 
 
@@ -92,6 +94,27 @@ def test_what_is_clean() -> None:
     assert not clean(fine, EXPERT, different=(ODD[0],))
     assert not clean(DISTURBED, EXPERT)
     assert not clean(fine, Happening("expert", "", 1.0, None, "not whole"))
+
+
+def test_stalls_that_were_too_long() -> None:
+    """The expert's was 2 s; the node's 0.75 s, of which 0.5 s (the calm phase's longest TTFT) are for reading again."""
+    report = make_report(EXPERT, NODE)
+    assert stalls(report, None) == []
+    assert stalls(report, 2.0) == []
+    assert [one.kind for one in stalls(report, 0.26)] == ["expert"]
+    assert stalls(report, 0.24) == [Stall("expert", 2.0, 0.24), Stall("node", 0.75, 0.74)]
+    resized = make_report(replace(NODE, kind="resize nodes"))
+    assert stalls(resized, 0.26) == []
+
+
+def test_the_verdict_says_what_was_lost() -> None:
+    report = make_report(EXPERT, NODE)
+    lost = "throughput: 0.5 tokens/s while disturbed, 1.5 undisturbed: 66.7% lost"
+    assert list(verdict(report, None)) == [lost]
+    too_long = "expert: a stall of 2.000 s, of which 0.500 s are allowed (--max-stall)"
+    assert list(verdict(report, 0.5)) == [lost, too_long]
+    (nothing,) = verdict(replace(report, disturbed=report.calm), None)
+    assert nothing.endswith("nothing lost")
 
 
 def test_it_is_shown() -> None:

@@ -67,6 +67,40 @@ def test_each_field_says_how_it_changes(
     assert all(name.startswith(field) or "overrides" in name for name in found)
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"api": {"replicas": 2}},
+        {"api": {"keys_file": "keys"}},
+        {"model": {"name": "other"}},
+        {"limits": {"request_timeout_s": 1}},
+        {"limits": {"recovery_timeout_s": 1}},
+    ],
+)
+def test_whatever_replaces_gateways_says_that_streams_end(model: Path, sections: dict[str, Any]) -> None:
+    (change,) = changes_between(service(model), service(model, **sections))
+    assert "a gateway that leaves ends its streams within limits.drain_timeout_s" in change.note
+
+
+@pytest.mark.parametrize(
+    ("window", "before", "after", "how"),
+    [
+        (16, "auto", 16, "rolling"),
+        (16, 100, "auto", "rolling"),
+        (16, 17, 15, "refused"),
+        (None, 17, 16, "refused"),
+        (None, 16, 17, "rolling"),
+    ],
+)
+def test_a_context_is_not_lowered_below_what_caches_hold_of_a_sequence(
+    model: Path, window: Any, before: Any, after: Any, how: str
+) -> None:
+    old, new = (service(model, model={"window": window, "max_context": context}) for context in (before, after))
+    (change,) = changes_between(old, new)
+    assert (change.field, change.how) == ("model.max_context", how)
+    assert ("could not move there" if how == "refused" else "ends its streams within") in change.note
+
+
 def test_another_model_under_the_same_path_is_refused(model: Path) -> None:
     before = service(model)
     after = replace(before, config=replace(before.config, rope_theta=7.0))

@@ -1,79 +1,159 @@
-"""The cores that replicas are pinned to, on the hosts that they come to. Replicas and hosts are stood in for."""
+"""Which replicas a fleet starts, waits for and lets go of; they are stood in for."""
 
-from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+import asyncio
+import functools
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
-from cluster import fleet as fleet_module
-from cluster.fleet import ExpertFleet
-from cluster.layout import Layout, layout_of
-from cluster.resolve import Service, resolve
-from cluster.room import Room
-from cluster.spec import ShardPlan, spec_from_dict
-from tests.random_checkpoint import make_checkpoint
+from cluster.expert_scaling import ExpertScaler
+from cluster.fleet import NUM_TRIES, ExpertFleet
+from cluster.layout import layout_of
+from cluster.resolve import Service
+from cluster.spec import AutoscalingSpec
+from tests.cluster.fake_experts import fleet_of
+from transport.address import Address
 
-HOSTS = {"a": 4, "b": 4}  # their cores
-
-
-class Placed:
-    """A replica that comes to the hosts in turn."""
-
-    def __init__(
-        self,
-        service: Service,
-        layout: Layout,
-        shard: ShardPlan,
-        replica: int,
-        reserve: object,
-        core_on: Any,
-        *rest: Any,
-    ) -> None:
-        self.layout, self.shard, self.replica = layout, shard, replica
-        self.host, self.core, self.leaving = "", None, False
-        self._core_on: Callable[[str], int | None] = core_on
-
-    def arrive(self) -> tuple[str, int | None]:
-        self.host = sorted(HOSTS)[self.shard.index % 2]
-        self.core = self._core_on(self.host)
-        return self.host, self.core
+ADDRESS = Address("host", "1", "", 0)
+ONE_EACH = {0: 1, 1: 1}
 
 
-@pytest.fixture
-def arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Counter[tuple[str, int | None]]]:
-    make_checkpoint(tmp_path / "model", seed=1, num_experts=12)
-    monkeypatch.setattr(fleet_module, "ExpertKeeper", Placed)
-    monkeypatch.setattr(fleet_module, "cores_of", HOSTS.__getitem__)
-    monkeypatch.setattr(ExpertFleet, "_start", lambda fleet: None)
-
-    async def published() -> None:
-        pass
-
-    def arrived(num_actors: int, **experts: Any) -> Counter[tuple[str, int | None]]:
-        """How many replicas come to each core of each host."""
-        data = {"model": {"path": str(tmp_path / "model")}, "experts": {"per_actor": 12 // num_actors, **experts}}
-        service = resolve(spec_from_dict(data), Room((4.0, 4.0), own=False))
-        monkeypatch.setattr(fleet_module, "num_reserved", lambda *given: num_actors // 2)
-        fleet, layout = ExpertFleet(service, lambda *given, **more: None, published), layout_of(service)
-        added: list[Any] = fleet.grow(layout, dict.fromkeys(range(num_actors), 1))
-        return Counter(one.arrive() for one in added)
-
-    return arrived
+def two_of_shard_0(service: Service) -> tuple[ExpertFleet, Any, Any]:
+    """A fleet, and both replicas of its shard 0, which serve."""
+    fleet = fleet_of(service)
+    fleet.grow(layout_of(service), {0: 2, 1: 1})
+    first, second = fleet.keepers_of(0)
+    second.address, second.served = ADDRESS, True  # pyright: ignore[reportAttributeAccessIssue]
+    return fleet, first, second
 
 
-@pytest.mark.parametrize("pin", ["auto", True])
-def test_each_host_has_cores_of_its_own(arrive: Callable[..., Counter[Any]], pin: object) -> None:
-    """Six replicas on two hosts of four cores: none shares a core, though one host has not six."""
-    assert arrive(6, slices=1, pin_cores=pin) == {(host, core): 1 for host in HOSTS for core in range(3)}
+def in_a_loop(test: Callable[..., Coroutine[object, object, None]]) -> Callable[..., None]:
+    """Runs an async test in an event loop of its own."""
+
+    @functools.wraps(test)
+    def run(*args: object, **fixtures: object) -> None:
+        asyncio.run(test(*args, **fixtures))
+
+    return run
 
 
-def test_a_host_with_too_few_pins_none_unless_told(arrive: Callable[..., Counter[Any]]) -> None:
-    assert arrive(12, slices=1) == {("a", None): 6, ("b", None): 6}
-    shared = arrive(12, slices=1, pin_cores=True)
-    assert sorted(shared.values()) == [1, 1, 1, 1, 2, 2, 2, 2]
+def numbers(fleet: ExpertFleet, shard: int = 0) -> list[int]:
+    return [keeper.replica for keeper in fleet.keepers_of(shard)]
 
 
-def test_replicas_on_gpus_are_not_pinned(arrive: Callable[..., Counter[Any]]) -> None:
-    assert arrive(6, slices=1, num_gpus=1) == {("a", None): 3, ("b", None): 3}
+@in_a_loop
+async def test_the_latest_leaves_first(make: Callable[..., Service]) -> None:
+    fleet, _, second = two_of_shard_0(make(per_actor=2))
+    assert fleet.beyond(ONE_EACH) == [second]
+    assert fleet.beyond({0: 2, 1: 1}) == []
+    await fleet.stop()
+
+
+@in_a_loop
+async def test_the_first_replica_stays_though_it_is_just_being_replaced(make: Callable[..., Service]) -> None:
+    """Its place is reserved together with other shards': nobody else could have it. Rows go to the other meanwhile."""
+    fleet, first, second = two_of_shard_0(make(per_actor=2))
+    first.address = None
+    assert fleet.beyond(ONE_EACH) == []
+    first.address = ADDRESS
+    assert fleet.beyond(ONE_EACH) == [second]
+
+
+@in_a_loop
+async def test_of_several_that_are_too_many_one_that_serves_stays(make: Callable[..., Service]) -> None:
+    fleet, first, second = two_of_shard_0(make(per_actor=2))
+    first.address = None
+    (third,) = fleet.grow(fleet.layout, {0: 3, 1: 1})
+    assert fleet.beyond(ONE_EACH) == [third], "it does not serve"
+    third.address = ADDRESS
+    assert fleet.beyond(ONE_EACH) == [third], "it came later"
+    assert fleet.beyond({0: 3, 1: 1}) == []
+    assert second not in fleet.beyond({0: 0, 1: 0})
+
+
+@in_a_loop
+async def test_a_first_replica_that_is_gone_is_started_beside_one_that_was_found(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The controller and replica 0 were killed together: only replica 1 was there to be taken over."""
+    monkeypatch.setattr("cluster.fleet._running_replicas", lambda *given: {(0, 1), (1, 0)})
+    service = make(per_actor=2)
+    fleet = fleet_of(service)
+    await fleet.adopt()
+    assert (numbers(fleet), numbers(fleet, 1)) == ([1], [0])
+    fleet.grow(layout_of(service), ONE_EACH)
+    assert (numbers(fleet), numbers(fleet, 1)) == ([1, 0], [0])
+    await fleet.stop()
+
+
+def scaler_of(fleet: ExpertFleet) -> tuple[ExpertScaler, list[str]]:
+    told: list[str] = []
+    return ExpertScaler(fleet, lambda text, failed=False: told.append(text)), told
+
+
+@in_a_loop
+async def test_a_shard_is_not_scaled_down_while_its_first_replica_is_replaced(make: Callable[..., Service]) -> None:
+    fleet, first, _ = two_of_shard_0(make(per_actor=2))
+    scaler, told = scaler_of(fleet)
+    first.address = None
+    await scaler.scale(AutoscalingSpec())  # one at most
+    assert (numbers(fleet), told) == ([0, 1], [])
+    first.address = ADDRESS
+    await scaler.scale(AutoscalingSpec())
+    assert numbers(fleet) == [0]
+    assert len(told) == 1
+    assert "1 to 1 replicas allowed, 2 given: 1 now" in told[0]
+    await fleet.stop()
+
+
+@in_a_loop
+async def test_what_the_load_asked_for_and_does_not_come_up_is_given_up(
+    make: Callable[..., Service],
+) -> None:
+    service = make(per_actor=2, replicas={"min": 1, "max": 3})
+    fleet = fleet_of(service)
+    fleet.grow(layout_of(service), {0: 2, 1: 1})
+    scaler, told = scaler_of(fleet)
+    second: Any = fleet.keepers_of(0)[1]
+    second.num_failures = NUM_TRIES - 1
+    await scaler.scale(AutoscalingSpec())
+    assert (numbers(fleet), told) == ([0, 1], [])
+    second.num_failures = NUM_TRIES
+    await scaler.scale(AutoscalingSpec())
+    assert numbers(fleet) == [0]
+    assert told == ["shard 0, replica 1 cannot be had and is given up: no room"]
+    await fleet.stop()
+
+
+@in_a_loop
+async def test_one_that_the_file_asks_for_is_never_given_up(make: Callable[..., Service]) -> None:
+    service = make(per_actor=2, replicas={"min": 2, "max": 3})
+    fleet = fleet_of(service)
+    fleet.grow(layout_of(service), {0: 2, 1: 2})
+    for shard in (0, 1):
+        second: Any = fleet.keepers_of(shard)[1]
+        second.num_failures = NUM_TRIES
+    scaler, told = scaler_of(fleet)
+    await scaler.scale(AutoscalingSpec())
+    assert (numbers(fleet), numbers(fleet, 1), told) == ([0, 1], [0, 1], [])
+    await fleet.stop()
+
+
+@in_a_loop
+async def test_whoever_waits_for_a_replica_that_fails_hears_why(make: Callable[..., Service]) -> None:
+    """After its tries, long before the time is up."""
+    service = make(per_actor=2)
+    fleet = fleet_of(service)
+    added: Any = fleet.grow(layout_of(service), {0: 2, 1: 1})
+    second = next(keeper for keeper in added if keeper.replica)
+    second.num_failures, second.error = NUM_TRIES - 1, "model.safetensors is missing"
+    done: list[int] = []
+    waiting = asyncio.create_task(fleet.wait_serving(added, 60.0, done.append))
+    await asyncio.sleep(0.2)
+    assert not waiting.done(), "one more try"
+    second.num_failures = NUM_TRIES
+    with pytest.raises(RuntimeError, match="replica 1 does not come up: model.safetensors is missing"):
+        await asyncio.wait_for(waiting, 5.0)
+    assert set(done) == {2}, "the first ones of both shards"
+    await fleet.stop()

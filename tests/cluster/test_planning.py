@@ -3,7 +3,7 @@
 from typing import Any
 
 from cluster.backoff import FIRST_PAUSE_S, LAST_PAUSE_S, STABLE_S, Backoff
-from cluster.events import NUM_EVENTS, Events
+from cluster.events import NUM_EVENTS, NUM_LATEST, Events
 from cluster.spec import ShardPlan, spec_for_model
 from cluster.startup import CONNECTING, LOADING, PLACING, Progress, progress_of
 from cluster.table import routing_table
@@ -36,6 +36,17 @@ def test_only_the_last_events_are_kept() -> None:
     for number in range(NUM_EVENTS + 5):
         events.note(str(number), False, float(number))
     assert [event["text"] for event in events.as_list()] == [str(number) for number in range(5, NUM_EVENTS + 5)]
+
+
+def test_the_latest_events_outlive_their_controller() -> None:
+    events = Events()
+    assert not events.take_changed()
+    for number in range(NUM_LATEST + 5):
+        events.note(str(number), False, float(number))
+    assert (events.take_changed(), events.take_changed()) == (True, False)
+    later = Events(events.latest())
+    assert later.as_list() == events.as_list()[5:]
+    assert not later.take_changed(), "they are stored already"
 
 
 def started(states: list[str], gateways: int = 0, routers: int = 0, nodes: int = 0) -> dict[str, Any]:

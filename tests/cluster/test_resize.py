@@ -3,81 +3,23 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster import fleet as fleet_module
-from cluster import resize as resize_module
+from cluster.application import ApplicationState
 from cluster.fleet import ExpertFleet
-from cluster.layout import Layout, layout_of
+from cluster.layout import layout_of
 from cluster.resize import Resize
-from cluster.resolve import Service, resolve
+from cluster.resolve import Service
 from cluster.room import Room
-from cluster.spec import ShardPlan, spec_from_dict
-from tests.random_checkpoint import make_checkpoint
-from transport.address import Address
+from tests.cluster.fake_experts import fleet_of
 
 SMALL, LARGE = Room((2.0,), own=True), Room((32.0,), own=True)
 
 
-class FakeKeeper:
-    """A replica that serves at once, if there is room for it: there is room for the first of each shard."""
-
-    def __init__(self, service: Service, layout: Layout, shard: ShardPlan, replica: int, *rest: object) -> None:
-        self.layout, self.shard, self.replica = layout, shard, replica
-        self.name = f"shard {shard.index}, replica {replica}"
-        self.core = self.reservation = None
-        self.leaving = False
-        self.served = replica == 0
-        self.address: Address | None = Address("host", "1", "", 0) if self.served else None
-        self.num_failures = 0
-        self.error = "" if self.served else "no room"
-        self.num_runs = 0
-
-    async def run(self) -> None:
-        self.num_runs += 1
-        await asyncio.Event().wait()
-
-    async def drain(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def take_service(self, service: Service) -> None:
-        pass
-
-    def status(self) -> dict[str, object]:
-        return {"state": "placing"}
-
-
-@pytest.fixture
-def make(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Service]:
-    make_checkpoint(tmp_path / "model", seed=seed, num_experts=4)
-    monkeypatch.setattr(fleet_module, "ExpertKeeper", FakeKeeper)
-    for name in ("release", "release_layout"):
-        monkeypatch.setattr(fleet_module, name, lambda *given: None)
-    monkeypatch.setattr(resize_module, "GRACE_S", 0.2)
-
-    def service(room: Room = SMALL, **experts: Any) -> Service:
-        spec = {"model": {"path": str(tmp_path / "model")}, "experts": experts, "limits": {"load_timeout_s": 0.3}}
-        return resolve(spec_from_dict(spec), room)
-
-    return service
-
-
-async def published() -> None:
-    pass
-
-
-def fleet_of(service: Service) -> ExpertFleet:
-    return ExpertFleet(service, lambda *given, **more: None, published)
-
-
-def change(fleet: ExpertFleet, old: Service, new: Service) -> Resize:
-    return Resize(fleet, old, new, lambda text, failed: None, lambda: None, uncertain=False)
+def change(fleet: ExpertFleet, old: Service, new: Service, uncertain: bool = False) -> Resize:
+    return Resize(fleet, old, new, lambda text, failed: None, lambda: None, uncertain)
 
 
 def test_a_replica_that_only_the_load_asks_for_is_not_waited_for(make: Callable[..., Service]) -> None:
@@ -143,6 +85,50 @@ def test_a_replica_that_leaves_is_not_started_again(make: Callable[..., Service]
             await asyncio.sleep(0)
         assert leaving.num_runs == 1
         assert fleet.counts == {0: 1, 1: 1}
+        await fleet.stop()
+
+    asyncio.run(run())
+
+
+class Serve:
+    """Stands in for Ray Serve: what it was handed, and whether it can make it so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.handed: list[Service] = []
+        self.broken = False
+        monkeypatch.setattr("cluster.resize.TAKEN_OVER_S", 0.0)
+        monkeypatch.setattr("cluster.resize.numbers_held", lambda spec: {})
+        monkeypatch.setattr("cluster.resize.make_application", lambda service, held: None)
+        monkeypatch.setattr("cluster.resize.hand_over", lambda service, application: self.handed.append(service))
+        monkeypatch.setattr("cluster.resize.application_state", self._state)
+
+    def _state(self, *given: object) -> ApplicationState:
+        if self.broken:
+            raise RuntimeError("no part starts any more")
+        return ApplicationState(3, 3, settled=True)
+
+
+def test_after_going_back_has_failed_the_next_change_works(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows what Serve has then: it is handed the next one, though that says nothing new of Serve's parts."""
+    serve = Serve(monkeypatch)
+
+    async def run() -> None:
+        old, new = make(per_actor=2), make(per_actor=2, on_missing="degrade")
+        fleet = fleet_of(old)
+        fleet.grow(layout_of(old), {0: 1, 1: 1})
+        serve.broken = True
+        failed = change(fleet, old, new)
+        await failed.run()
+        assert failed.status.state == "failed"
+        assert failed.status.error.count("no part starts any more") == 2
+        assert "and going back failed" in failed.status.error
+        serve.broken = False
+        again = change(fleet, old, old, uncertain=True)
+        await again.run()
+        assert (again.status.state, again.status.error) == ("done", "")
+        assert serve.handed == [new, old, old]
         await fleet.stop()
 
     asyncio.run(run())

@@ -1,6 +1,7 @@
 """Services for the fault tests, on the session's Ray."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,17 +38,27 @@ def solo(solo_running: RayService) -> RayService:
 
 
 class Files:
-    """A checkpoint's weights, which can be taken away and put back."""
+    """A checkpoint, whose weights (or all of it) can be taken away and put back."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._weights = directory / "model.safetensors"
         self._away = directory / "model.safetensors.away"
+        self._all_away = directory.with_name("model.away")
 
     def take_away(self) -> None:
         self._weights.rename(self._away)
 
+    def take_all_away(self) -> None:
+        """Leaves what no gateway can start with either: without a tokenizer it would do."""
+        self.directory.rename(self._all_away)
+        self.directory.mkdir()
+        (self.directory / "tokenizer_config.json").write_text("{")
+
     def put_back(self) -> None:
+        if self._all_away.exists():
+            shutil.rmtree(self.directory)
+            self._all_away.rename(self.directory)
         if self._away.exists():
             self._away.rename(self._weights)
 

@@ -17,10 +17,11 @@ from cluster.names import NAMESPACE
 from cluster.ray_session import OBJECT_STORE_BYTES, RAY_ENVIRONMENT, WORKER_ENVIRONMENT
 from tests.faults.load import load
 from tests.faults.parts import MEMBERS, RECOVERY_S, left, wait_gone, wait_whole
-from tests.integration.ray_service import RayService, free_port, running_service, wait_until
+from tests.integration.ray_service import RayService, free_port, kill, running_service, wait_until
 from tests.oracle import Oracle
 
 TWO = {"replicas": 2}
+MOST_MOVES = 30
 # How soon Ray notices that a host does not answer; by default it takes it half a minute.
 HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, "health_check_failure_threshold": 4}
 
@@ -50,20 +51,35 @@ def start_hosts(folder: str) -> tuple[Cluster, dict[str, Any]]:
 
 
 def lose_a_host(service: RayService, cluster: Cluster, hosts: dict[str, Any], oracle: Oracle, seed: int) -> None:
-    """Removes the host without the gateway: whose streams would end with it."""
+    """Removes the host without the gateway: whose streams would end with it. The controller is on it."""
     wait_whole(service)
     (gateway,) = service.status()["gateways"]
     (victim,) = hosts.keys() - {gateway["host"]}
+    move_controller(service, victim)
+    wait_whole(service)
     lost = placed(service)[victim]
     assert {kind for kind, _ in lost} == {"experts", "routers", "attention_nodes"}, placed(service)
     with load(service, oracle, seed) as streams:
+        assert service.status()["controller"]["host"] == victim
         cluster.remove_node(hosts[victim], allow_graceful=False)
         streams.wait_flowing()
         wait_until(lambda: victim not in placed(service), RECOVERY_S, "nothing is there", lambda: left(service))
         wait_whole(service)
         streams.wait_flowing()
     wait_gone({pid for _, pid in lost})
+    assert service.status()["controller"]["host"] != victim
     print(f"{len(lost)} processes of a host were replaced elsewhere, under {len(streams.answers)} streams")
+
+
+def move_controller(service: RayService, host: str) -> None:
+    """Kills it until Ray, which starts it again wherever it likes, has it there."""
+    for _ in range(MOST_MOVES):
+        at = service.status()["controller"]
+        if at["host"] == host:
+            return
+        kill(at["pid"])
+        wait_until(lambda pid=at["pid"]: service.status()["controller"]["pid"] != pid, RECOVERY_S, "it is back")
+    raise AssertionError(f"not once in {MOST_MOVES} times")
 
 
 def placed(service: RayService) -> dict[str, list[tuple[str, int]]]:

@@ -17,6 +17,7 @@ from tests.faults.parts import (
     wait_gone,
     wait_replaced,
     wait_whole,
+    wanted,
 )
 from tests.integration.ray_service import RayService, complete, complete_streaming, kill, wait_until
 from tests.oracle import Oracle
@@ -90,11 +91,20 @@ def test_the_controller_is_killed(service: RayService, oracle: Oracle, seed: int
         wait_until(lambda: _controller(service) != victim, RECOVERY_S, "the controller is restarted")
         wait_whole(service)
         assert processes(service) == before
-        assert any("took over 3 of 3" in event["text"] for event in service.status()["events"]), service.show()
+        check_remembered(service)
         time.sleep(2)  # long enough for its first tables to have cut a connection
         streams.wait_flowing()
     assert processes(service) == before
     wait_gone({victim})
+
+
+def check_remembered(service: RayService) -> None:
+    """The events tell of the restart, of what came of it, and of what had been before."""
+    events = [event["text"] for event in service.status()["events"]]
+    restart = max(index for index, text in enumerate(events) if text.startswith("the controller was restarted"))
+    assert wanted(service).version in events[restart]
+    assert any("took over 3 of 3" in text for text in events[restart:]), service.show()
+    assert any(text.startswith("node") and text.endswith("serves") for text in events[:restart]), service.show()
 
 
 def _controller(service: RayService) -> Any:

@@ -8,8 +8,10 @@ import openai
 import pytest
 
 from cluster.lifecycle import apply, plan
+from tests.faults.changing import Changes
 from tests.faults.conftest import Files
-from tests.faults.parts import RECOVERY_S, wait_replaced, wait_whole
+from tests.faults.load import load
+from tests.faults.parts import RECOVERY_S, processes, wait_replaced, wait_whole, wanted
 from tests.integration.ray_fixtures import WINDOW
 from tests.integration.ray_service import MODEL, RayService, complete, kill, running_service, spec_of, wait_until
 from tests.oracle import Oracle
@@ -81,6 +83,23 @@ def test_the_router_or_the_node_stays_away(fragile: RayService, files: Files, or
     check_unavailable(fragile)
     files.put_back()
     check_served_again(fragile, oracle, victim)
+
+
+def test_experts_that_a_change_adds_cannot_be_loaded(
+    fragile: RayService, files: Files, ray_port: int, oracle: Oracle, seed: int
+) -> None:
+    changes = Changes(fragile, files.directory, ray_port, limits=LIMITS)
+    before, spec = processes(fragile), wanted(fragile)
+    with load(fragile, oracle, seed, num_streams=2) as streams:
+        files.take_away()
+        with pytest.raises(RuntimeError, match=r"rolled back.*/1 does not come up: .*model\.safetensors"):
+            changes.make(experts={"replicas": 2})
+        streams.wait_flowing()
+        files.put_back()
+        wait_whole(fragile)
+        assert (processes(fragile), wanted(fragile)) == (before, spec)
+        changes.make(experts={"replicas": 2})
+        changes.make()
 
 
 @pytest.fixture(scope="module")

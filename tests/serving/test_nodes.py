@@ -15,13 +15,14 @@ from protos.generation_pb2 import (
     FAILED,
     LENGTH,
     GenerationFailure,
+    Leaving,
     SequenceOutput,
     StepOutput,
     Submit,
     TokenLogprob,
 )
 from serving.generator import GenerationError
-from serving.nodes import NodeGenerator
+from serving.nodes import MAX_NODES_LOST, NodeGenerator
 from transport.address import Address
 from transport.frames import Frame
 from transport.loop import Loop
@@ -69,6 +70,15 @@ class FakeNode:
         """Answers the `number`th submission that the queue is full."""
         self.say(number, finish_reason=FAILED, failure=GenerationFailure(code="queue_full", message="4 wait"))
 
+    def say_leaving(self) -> None:
+        for session in self._sessions:
+            self._loop.post(lambda session=session: session.send(Header(leaving=Leaving())))
+
+    def leave(self) -> None:
+        """Ends on purpose."""
+        self.say_leaving()
+        self.die()
+
     def die(self) -> None:
         if self._thread.is_alive():
             self._loop.post(self._server.close)
@@ -115,11 +125,17 @@ class FakeMembership:
 
 
 @pytest.fixture
-def nodes() -> Iterator[list[FakeNode]]:
-    made = [FakeNode(), FakeNode()]
+def many() -> Iterator[list[FakeNode]]:
+    """One more than a request may kill."""
+    made = [FakeNode() for _ in range(MAX_NODES_LOST + 1)]
     yield made
     for node in made:
         node.die()
+
+
+@pytest.fixture
+def nodes(many: list[FakeNode]) -> list[FakeNode]:
+    return many[:2]
 
 
 @asynccontextmanager
@@ -243,6 +259,66 @@ async def test_a_node_that_leaves_the_table_gives_its_streams_up(nodes: list[Fak
         assert nodes[1].submits[0].resumed, "though it may have waited there, without a token"
         nodes[1].say(0, 4, 5, finish_reason=LENGTH)
         assert await reader.end() == [4, 5]
+
+
+async def submitted(nodes: list[FakeNode], seen: set[FakeNode]) -> FakeNode:
+    """Waits until one that was not seen before has the sequence."""
+    await until(lambda: any(node.submits for node in nodes if node not in seen))
+    return next(node for node in nodes if node.submits and node not in seen)
+
+
+@in_a_loop
+@pytest.mark.parametrize("how", ["says so", "leaves the table"])
+async def test_nodes_that_leave_on_purpose_are_not_held_against_a_request(many: list[FakeNode], how: str) -> None:
+    """As many of them as it takes, without a token in between: five nodes become one, and it waited at each."""
+    membership, seen = FakeMembership(), set[FakeNode]()
+    async with generator_of(membership) as generator:
+        membership.publish(*many)
+        await until(lambda: all(node.link.up for node in generator._nodes.values()))
+        reader = Reader(generator, 1)
+        for _ in range(MAX_NODES_LOST):
+            node = await submitted(many, seen)
+            seen.add(node)
+            if how == "says so":
+                node.leave()
+            else:
+                membership.publish(*(one for one in many if one not in seen))
+        last = await submitted(many, seen)
+        last.say(0, 4, 5, finish_reason=LENGTH)
+        assert await reader.end() == [4, 5]
+
+
+@in_a_loop
+async def test_a_node_that_says_that_it_leaves_gets_no_more(nodes: list[FakeNode]) -> None:
+    """Though it is still connected."""
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        nodes[0].say_leaving()
+        await until(lambda: not generator.ready)
+        membership.publish(*nodes[:2])
+        await until(lambda: nodes[1].submits)
+        assert len(nodes[0].submits) == 1
+        nodes[1].say(0, 4, finish_reason=LENGTH)
+        assert await reader.end() == [4]
+
+
+@in_a_loop
+async def test_a_request_that_kills_nodes_is_ended(many: list[FakeNode]) -> None:
+    membership, seen = FakeMembership(), set[FakeNode]()
+    async with generator_of(membership) as generator:
+        membership.publish(*many)
+        await until(lambda: all(node.link.up for node in generator._nodes.values()))
+        reader = Reader(generator, 1)
+        for _ in range(MAX_NODES_LOST):
+            node = await submitted(many, seen)
+            seen.add(node)
+            node.die()
+        with fails_with("internal"):
+            await reader.end()
+        assert sum(len(node.submits) for node in many) == MAX_NODES_LOST
 
 
 @in_a_loop

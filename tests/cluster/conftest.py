@@ -1,0 +1,33 @@
+"""Services whose experts are stood in for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import fleet as fleet_module
+from cluster import resize as resize_module
+from cluster.resolve import Service, resolve
+from cluster.room import Room
+from cluster.spec import spec_from_dict
+from tests.cluster.fake_experts import FakeKeeper
+from tests.random_checkpoint import make_checkpoint
+
+SMALL = Room((2.0,), own=True)
+
+
+@pytest.fixture
+def make(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Service]:
+    """Makes services of two shards, by their `experts` sections; no replica of theirs is a process."""
+    make_checkpoint(tmp_path / "model", seed=seed, num_experts=4)
+    monkeypatch.setattr(fleet_module, "ExpertKeeper", FakeKeeper)
+    for name in ("release", "release_layout"):
+        monkeypatch.setattr(fleet_module, name, lambda *given: None)
+    monkeypatch.setattr(resize_module, "GRACE_S", 0.2)
+
+    def service(room: Room = SMALL, **experts: Any) -> Service:
+        spec = {"model": {"path": str(tmp_path / "model")}, "experts": experts, "limits": {"load_timeout_s": 0.3}}
+        return resolve(spec_from_dict(spec), room)
+
+    return service

@@ -1,0 +1,40 @@
+"""What is read from what Serve tells of its applications."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from cluster.application import wanted_by_serve
+
+
+def deployment(service: str | None, status: str = "HEALTHY") -> dict[str, Any]:
+    policy = {"policy_kwargs": {"service": service}} if service else None
+    autoscaling = {"policy": policy} if policy else None
+    return {"status": status, "deployment_config": {"autoscaling_config": autoscaling}}
+
+
+@pytest.mark.parametrize(
+    ("status", "deployments", "wanted"),
+    [
+        ("RUNNING", [deployment(None), deployment("one")], True),
+        ("DEPLOYING", [deployment("one", "UPDATING")], True),
+        ("UNHEALTHY", [deployment("one", "UNHEALTHY")], True),
+        ("DEPLOY_FAILED", [deployment("one", "DEPLOY_FAILED"), deployment("one", "UNHEALTHY")], True),
+        ("DEPLOY_FAILED", [deployment(None, "HEALTHY"), deployment("one", "DEPLOY_FAILED")], False),
+        ("DELETING", [deployment("one")], False),
+        ("RUNNING", [deployment("another"), deployment(None)], False),
+    ],
+)
+def test_serve_wants_a_service_while_it_starts_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, status: str, deployments: list[dict[str, Any]], wanted: bool
+) -> None:
+    found = {"any name": {"status": status, "deployments": dict(enumerate(deployments))}}
+    client = SimpleNamespace(get_serve_details=lambda: {"applications": found})
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **given: client)
+    assert wanted_by_serve("one") == wanted
+
+
+def test_without_serve_nothing_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **given: None)
+    assert not wanted_by_serve("one")
