@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,18 +13,20 @@ import torch
 
 from tests.training.naive import small_config
 from tests.training.ranks import Ranks
+from tests.training.room import files_of_at_most
 from tests.training.small_data import make_store
 from training.board import EVENTS
-from training.checkpoints import CheckpointError, OtherRun, complete_checkpoints
 from training.loop import Job, TrainingStopped, run
 from training.losses import LossSettings
 from training.mesh import Mesh, MeshShape, lone_mesh, make_mesh
 from training.metrics import Follower, MetricsLog, read_metrics
+from training.progress import CheckpointError, OtherRun, complete_checkpoints, step_of
 from training.spec_schema import OptimizerSpec
 from training.step import StepSettings
 
 CONFIG = small_config(num_experts=4, tie_embeddings=True)
 STEPS = 12
+EXPLODING = OptimizerSpec(name="sgd", peak_lr=1e200, final_lr=1e200, warmup_steps=0, clip_norm=None)
 
 
 def job(folder: Path, seed: int, **changes: Any) -> Job:
@@ -95,8 +96,7 @@ def test_a_run_learns_and_writes_what_it_did(tmp_path: Path, seed: int) -> None:
     for one in records:
         assert [sum(counts) for counts in one["rows_per_expert"]] == [8 * 8 * CONFIG.top_k] * CONFIG.num_layers
         assert one["dropped_per_layer"] == [0] * CONFIG.num_layers
-    found = complete_checkpoints(tmp_path / "run" / "checkpoints")
-    assert [one.progress.step for one in found] == [12, 10]
+    assert [step_of(one) for one in complete_checkpoints(tmp_path / "run" / "checkpoints")] == [12, 10]
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     assert board(events, "loss/training") == pytest.approx({one["step"]: one["loss"] for one in records}, rel=1e-6)
     assert sorted(board(events, "loss/held out")) == [4, 8, 12]
@@ -153,13 +153,57 @@ def _until(rank: int, shape: MeshShape, what: Job, last: int) -> None:
 
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, seed: int) -> None:
     run(job(tmp_path, seed, steps=6), lone_mesh())
-    broken = job(
-        tmp_path,
-        seed,
-        optimizer=OptimizerSpec(name="sgd", peak_lr=1e200, final_lr=1e200, warmup_steps=0, clip_norm=None),
-    )
+    broken = job(tmp_path, seed, optimizer=EXPLODING, step=StepSettings(clip_norm=None))
     with pytest.raises(TrainingStopped, match=r"of step \d+ .*; the newest complete checkpoint is step-00000006"):
-        run(replace(broken, step=StepSettings(clip_norm=None)), lone_mesh())
+        run(broken, lone_mesh())
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_the_checkpoint_that_is_named_gives_a_loss_that_is_a_number(
+    world: int, ranks: Ranks, tmp_path: Path, seed: int
+) -> None:
+    """The weights after step 7 were being saved when they turned out to be no good."""
+    good = job(tmp_path, seed, steps=6, checkpoint_every=1, keep_checkpoints=1)
+    run(good, lone_mesh())
+    broken = replace(good, steps=STEPS, optimizer=EXPLODING, step=StepSettings(clip_norm=None))
+    for message in ranks.run(world, _stopped, MeshShape(world, 1), broken):
+        assert re.search(r"of step 7 .*; the newest complete checkpoint is step-00000006$", message), message
+    assert [path.name for path in good.checkpoints.iterdir()] == ["step-00000006"]
+    run(replace(good, steps=8), lone_mesh())
+    assert all(np.isfinite(loss) for _, loss, _ in curve(tmp_path))
+
+
+def test_a_checkpoint_whose_first_loss_is_no_number_is_not_named_as_good(tmp_path: Path, seed: int) -> None:
+    """It was the last of its run: no loss was made of its weights."""
+    run(job(tmp_path, seed, steps=6), lone_mesh())
+    broken = job(tmp_path, seed, steps=7, optimizer=EXPLODING, step=StepSettings(clip_norm=None))
+    run(broken, lone_mesh())
+    message = _stopped(0, MeshShape(1, 1), replace(broken, steps=8))
+    assert "its weights are those of step-00000007, the newest complete checkpoint" in message
+    assert "the next older is step-00000006, which is used once step-00000007 is moved away" in message
+    (tmp_path / "run" / "checkpoints" / "step-00000007").rename(tmp_path / "aside")
+    run(job(tmp_path, seed), lone_mesh())
+    assert curve(tmp_path)[-1][0] == STEPS
+
+
+def _stopped(rank: int, shape: MeshShape, what: Job) -> str:
+    try:
+        run(what, make_mesh(shape, torch.device("cpu")) if shape.world > 1 else lone_mesh())
+    except TrainingStopped as error:
+        return str(error)
+    return "it ran to its end"
+
+
+@pytest.mark.parametrize(("world", "backend"), [(1, "cpu:gloo,cuda:gloo"), (2, "cpu:gloo,cuda:gloo"), (2, "cpu:gloo")])
+def test_a_run_saves_and_goes_on_whatever_else_its_ranks_exchange_over(
+    world: int, backend: str, ranks: Ranks, tmp_path: Path, seed: int
+) -> None:
+    """As with GPUs, but for NCCL; a group for CUDA alone cannot save, not even that of a single rank."""
+    whole, broken, shape = tmp_path / "whole", tmp_path / "broken", MeshShape(world, 1)
+    run(job(whole, seed), lone_mesh())
+    ranks.run(world, _until, shape, job(broken, seed), 7, backend=backend)
+    ranks.run(world, rank, shape, job(broken, seed), backend=backend)
+    assert_same_curve(whole, broken)
 
 
 def test_storage_that_cannot_be_written_is_named_before_anything_is_computed(tmp_path: Path, seed: int) -> None:
@@ -181,14 +225,13 @@ def test_storage_that_cannot_be_written_is_named_before_anything_is_computed(tmp
 def test_storage_that_takes_no_more_ends_the_run_and_loses_nothing(
     room: int, every: int, what: str, ranks: Ranks, tmp_path: Path, seed: int
 ) -> None:
-    """The kernel refuses what goes beyond so many bytes of a file: writes fail in the middle, as on a full disk."""
     whole, short = tmp_path / "whole", tmp_path / "short"
     run(job(whole, seed), lone_mesh())
     often = job(short, seed, checkpoint_every=2)
     ranks.run(1, _until, MeshShape(1, 1), often, 7)
     before = complete_checkpoints(often.checkpoints)
     (message,) = ranks.run(1, _with_room, room, replace(often, checkpoint_every=every))
-    newest = before[0].directory.name
+    newest = before[0].name
     assert re.search(f"{what}make room there, .* start the run again.* {newest}", message), message
     assert complete_checkpoints(often.checkpoints) == before
     assert not list(often.checkpoints.glob("*.partial")), "what was half written is gone"
@@ -216,7 +259,7 @@ def test_a_storage_without_room_for_a_checkpoint_is_named_at_once(
 ) -> None:
     made = job(tmp_path, seed, steps=4)
     run(made, lone_mesh())
-    (directory, *_) = (one.directory for one in complete_checkpoints(made.checkpoints))
+    (directory, *_) = complete_checkpoints(made.checkpoints)
     taken = sum(path.stat().st_size for path in directory.glob("*.distcp"))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=taken * 9, free=taken // 2))
     with pytest.raises(
@@ -230,12 +273,8 @@ def test_a_storage_without_room_for_a_checkpoint_is_named_at_once(
 
 
 def _with_room(rank: int, room: int, what: Job, mesh: Mesh | None = None) -> str:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
-    try:
+    with files_of_at_most(room):
         return _ends(what, mesh or lone_mesh())
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def _ends(what: Job, mesh: Mesh) -> str:
