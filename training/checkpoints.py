@@ -136,7 +136,7 @@ class Saver:
         """Finishes the pending save if its weights are older than those of `step`, which are no good; else drops it.
 
         Args:
-            step: After how many steps they were made.
+            step: After how many steps the weights are no good.
 
         Raises:
             CheckpointError: As `finish`.

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,18 +12,23 @@ import numpy as np
 import pytest
 import torch
 
+from model.config import read_config
+from tests.random_checkpoint import make_checkpoint
 from tests.training.naive import small_config
 from tests.training.ranks import Ranks
 from tests.training.room import files_of_at_most
 from tests.training.small_data import make_store
 from training.board import EVENTS
+from training.cursor import Cursor, SampleOrder
 from training.loop import Job, TrainingStopped, run
 from training.losses import LossSettings
 from training.mesh import Mesh, MeshShape, lone_mesh, make_mesh
-from training.metrics import Follower, MetricsLog, read_metrics
+from training.metrics import Follower, MetricsLog, Record, read_metrics
+from training.packing import PackedData
 from training.progress import CheckpointError, OtherRun, complete_checkpoints, step_of
 from training.spec_schema import OptimizerSpec
 from training.step import StepSettings
+from training.tokens import TokenStore
 
 CONFIG = small_config(num_experts=4, tie_embeddings=True)
 STEPS = 12
@@ -74,15 +80,24 @@ def assert_same_curve(one: Path, other: Path) -> None:
         assert held_out is None or held_out == pytest.approx(held_out_too, rel=1e-9)
 
 
-def board(path: Path, tag: str) -> dict[int, float]:
-    """The values of a scalar for TensorBoard, by step. Its files: length (8), checksum (4), protobuf, checksum (4)."""
-    data, found = path.read_bytes(), dict[int, float]()
+def events_of(path: Path) -> Iterator[Any]:
+    """What a file for TensorBoard holds: length (8), checksum (4), protobuf, checksum (4), and so on."""
+    data = path.read_bytes()
     while data:
         length = int.from_bytes(data[:8], "little")
-        event = EVENTS.Event.FromString(data[12 : 12 + length])
-        found.update((event.step, value.simple_value) for value in event.summary.value if value.tag == tag)
+        yield EVENTS.Event.FromString(data[12 : 12 + length])
         data = data[16 + length :]
-    return found
+
+
+def all_scalars(path: Path) -> list[tuple[str, float]]:
+    return [(value.tag, value.simple_value) for event in events_of(path) for value in event.summary.value]
+
+
+def board(path: Path, tag: str) -> dict[int, float]:
+    """The values of a scalar for TensorBoard, by step."""
+    return {
+        event.step: value.simple_value for event in events_of(path) for value in event.summary.value if value.tag == tag
+    }
 
 
 def test_a_run_learns_and_writes_what_it_did(tmp_path: Path, seed: int) -> None:
@@ -100,6 +115,10 @@ def test_a_run_learns_and_writes_what_it_did(tmp_path: Path, seed: int) -> None:
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     assert board(events, "loss/training") == pytest.approx({one["step"]: one["loss"] for one in records}, rel=1e-6)
     assert sorted(board(events, "loss/held out")) == [4, 8, 12]
+    for layer in range(CONFIG.num_layers):
+        for expert in range(CONFIG.num_experts):
+            rows = {one["step"]: one["rows_per_expert"][layer][expert] for one in records}
+            assert board(events, f"layer {layer}/rows of expert {expert}") == rows
 
 
 @pytest.mark.parametrize(
@@ -192,6 +211,32 @@ def _stopped(rank: int, shape: MeshShape, what: Job) -> str:
     except TrainingStopped as error:
         return str(error)
     return "it ran to its end"
+
+
+@pytest.mark.parametrize("shape", [MeshShape(2, 1), MeshShape(2, 2)], ids=["2x1", "2x2"])
+def test_a_run_begins_with_the_weights_of_a_checkpoint(
+    shape: MeshShape, ranks: Ranks, tmp_path: Path, seed: int
+) -> None:
+    """Its first loss is what transformers computes; and ranks that read only their experts make the same steps."""
+    theirs = make_checkpoint(
+        tmp_path / "model", seed=seed, num_experts=4, vocab_size=CONFIG.vocab_size, with_tokenizer=False
+    )
+    changes: dict[str, Any] = {
+        "config": read_config(tmp_path / "model"),
+        "start_from": tmp_path / "model",
+        "separate_documents": False,
+        "steps": 4,
+    }
+    alone, together = job(tmp_path / "alone", seed, **changes), job(tmp_path / "together", seed, **changes)
+    run(alone, lone_mesh())
+    ranks.run(shape.world, rank, shape, together)
+    assert_same_curve(tmp_path / "alone", tmp_path / "together")
+    data = PackedData(TokenStore.open(alone.store), alone.sequence_length, separate_documents=False)
+    batch = data.batch(SampleOrder(data.num_samples, seed).batch(Cursor(0), alone.batch, 0, 1))
+    with torch.no_grad():
+        logits = theirs(input_ids=torch.from_numpy(batch.ids_BL)).logits.flatten(0, 1)
+    expected = torch.nn.functional.cross_entropy(logits, torch.from_numpy(batch.labels_BL).flatten(), ignore_index=-1)
+    assert curve(tmp_path / "alone")[0][1] == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize(("world", "backend"), [(1, "cpu:gloo,cuda:gloo"), (2, "cpu:gloo,cuda:gloo"), (2, "cpu:gloo")])
@@ -305,6 +350,70 @@ def test_noise_in_the_gates_is_the_same_when_a_step_is_made_again(tmp_path: Path
         run(job(tmp_path / name, seed, step=noisy, steps=4), lone_mesh())
     run(job(tmp_path / "none", seed, step=StepSettings(), steps=4), lone_mesh())
     assert curve(tmp_path / "one") == curve(tmp_path / "two") != curve(tmp_path / "none")
+
+
+def test_evaluation_is_without_noise(tmp_path: Path, seed: int) -> None:
+    """With a learning rate that moves no weight, noise is all that can change a loss."""
+    still: dict[str, Any] = {"optimizer": constant_rate(1e-30), "evaluate_every": 1, "steps": 3}
+    for name, jitter in (("noisy", 0.5), ("plain", 0.0)):
+        run(job(tmp_path / name, seed, step=StepSettings(jitter=jitter), **still), lone_mesh())
+    noisy, plain = curve(tmp_path / "noisy"), curve(tmp_path / "plain")
+    assert all(loss != loss_too for (_, loss, _), (_, loss_too, _) in zip(noisy, plain, strict=True))
+    held_out = {value for _, _, value in [*noisy, *plain]}
+    assert len(held_out) == 1
+
+
+def constant_rate(rate: float) -> OptimizerSpec:
+    return OptimizerSpec(peak_lr=rate, final_lr=rate, warmup_steps=0)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_copy_is_kept_or_dropped(world: int, ranks: Ranks, tmp_path: Path, seed: int) -> None:
+    """The kept ones are counted where they are put into buffers, not from those that were dropped."""
+    made = job(tmp_path, seed, step=StepSettings(capacity_factor=0.7), steps=4)
+    kept = np.sum(ranks.run(world, _kept, MeshShape(world, 1), made), axis=0).reshape(4, CONFIG.num_layers)
+    records = read_metrics(made.folder)
+    (events,) = (made.folder / "tensorboard").iterdir()
+    for layer in range(CONFIG.num_layers):
+        dropped = [one["dropped_per_layer"][layer] for one in records]
+        assert sum(dropped) > 0
+        assert list(kept[:, layer] + dropped) == [made.batch * made.sequence_length * CONFIG.top_k] * 4
+        assert list(board(events, f"layer {layer}/dropped rows").values()) == dropped
+
+
+def _kept(rank: int, shape: MeshShape, what: Job) -> list[int]:
+    """The copies that this rank put into buffers, for each step and layer."""
+    from training import moe
+
+    kept: list[int] = []
+    before = moe.dispatch_to_capacity
+
+    def counted(*args: Any) -> Any:
+        sent_ECD, plan = before(*args)
+        kept.append(len(set(plan.slots_M.tolist())))
+        return sent_ECD, plan
+
+    moe.dispatch_to_capacity = counted
+    try:
+        run(what, make_mesh(shape, torch.device("cpu")) if shape.world > 1 else lone_mesh())
+    finally:
+        moe.dispatch_to_capacity = before
+    return kept
+
+
+@pytest.mark.parametrize(("layers", "experts", "tags"), [(64, 8, 512), (65, 8, 8), (2, 300, 300)])
+def test_a_large_model_has_no_more_charts_than_can_be_looked_at(
+    layers: int, experts: int, tags: int, tmp_path: Path
+) -> None:
+    log = MetricsLog(tmp_path, 0)
+    rows = [[100 * layer + expert for expert in range(experts)] for layer in range(layers)]
+    log.add(Record(1, 3.0, 1.0, 0.1, 1.0, 1e-3, 1000.0, 8, rows, [0] * layers, None, 1, 1))
+    log.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    found = {tag: value for tag, value in all_scalars(events) if "rows of expert" in tag}
+    assert len(found) == tags
+    if tags < layers * experts:
+        assert found["all layers/rows of expert 3"] == sum(one[3] for one in rows)
 
 
 def test_a_follower_reads_each_step_once(tmp_path: Path, seed: int) -> None:
