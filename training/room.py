@@ -1,7 +1,7 @@
 """What room there is for a run's workers; waits until there is enough, before Ray Train starts them.
 
-Ray Train itself goes by what hosts have, not by what is free there, and while it waits for a placement it hears no
-Ctrl-C.
+Ray Train itself goes by what hosts have, not by what is free there, and while it waits for a placement, or for hosts,
+it hears no Ctrl-C but the third: its controller is an actor whose event loop stands still.
 """
 
 import time
