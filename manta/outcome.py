@@ -1,6 +1,5 @@
 """How a command ends: exit code 0 done, 1 failed, 2 bad input, 130 interrupted; always one message, no traceback."""
 
-import os
 import signal
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -8,10 +7,7 @@ from types import FrameType
 
 import typer
 
-FAILED = 1
-BAD_INPUT = 2
-INTERRUPTED = 130
-TRACEBACK_VARIABLE = "MANTA_TRACEBACK"
+from spec.outcome import INTERRUPTED, status_of, traceback_wanted, words_of
 
 
 @contextmanager
@@ -32,11 +28,11 @@ def plain_errors() -> Generator[None]:
     except (typer.Exit, typer.Abort, typer.BadParameter):
         raise
     except Exception as error:
-        if os.environ.get(TRACEBACK_VARIABLE):
+        if traceback_wanted():
             raise
         typer.secho("error: ", fg="red", nl=False, err=True)
-        typer.echo(_words(error), err=True)
-        raise typer.Exit(BAD_INPUT if isinstance(error, ValueError) else FAILED) from None
+        typer.echo(words_of(error), err=True)
+        raise typer.Exit(status_of(error)) from None
 
 
 @contextmanager
@@ -54,10 +50,3 @@ def sigterm_is_ctrl_c() -> Generator[None]:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
-
-
-def _words(error: Exception) -> str:
-    text = str(error).strip() or "no message"
-    if isinstance(error, ValueError | OSError | RuntimeError | TimeoutError):
-        return text
-    return f"{type(error).__name__}: {text} ({TRACEBACK_VARIABLE}=1 shows where)"

@@ -9,26 +9,28 @@ from typing import Any
 
 import ray
 
-from spec.errors import SpecError
+from spec.outcome import BAD_INPUT, INTERRUPTED, status_of, traceback_wanted, words_of
 from training.running import Watch, run_training
 from training.spec import load_training
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status: 0 done, 1 failed, 2 bad input."""
+    """Returns the exit status (spec/outcome.py). With MANTA_TRACEBACK=1 in the environment, errors pass through."""
     if len(arguments) != 1:
         print("usage: python -m training FILE.yaml", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     try:
         spec = load_training(arguments[0])
         ray.init(log_to_driver=False)
         finished = run_training(spec, Watch(on_record=print_record, on_waiting=partial(print, flush=True)))
-    except (SpecError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except (RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if traceback_wanted():
+            raise
+        print(f"error: {words_of(error)}", file=sys.stderr)
+        return status_of(error)
     print(f"done: {finished.checkpoint.directory}")
     return 0
 

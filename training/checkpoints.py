@@ -9,13 +9,13 @@ experts are written as shards of whole tensors, any EP and EDP can read them.
 
 import json
 import os
-import re
 import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -33,93 +33,29 @@ from torch.optim import Optimizer
 from model.config import MixtralConfig
 from training.mesh import Mesh
 from training.model import TrainModel, is_expert
+from training.progress import (
+    FORMAT,
+    PARTIAL,
+    PROGRESS_FILE,
+    REMEDY,
+    CheckpointError,
+    Complete,
+    OtherRun,
+    Progress,
+    checkpoint_name,
+    complete_checkpoints,
+    listed,
+    newest_in,
+    next_older,
+)
 
 # What torch says of a run of a single process.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
-CHECKPOINT_FOLDER = "checkpoints"  # in a run's folder
-PROGRESS_FILE = "progress.json"
-FORMAT = 1
-PARTIAL = ".partial"
-REMEDY = "make room there, or see to it that it can be written, and start the run again: it goes on"
-_NAME = re.compile(r"step-(\d{8})")
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint cannot be written or read; says which, why, and what is left."""
-
-
-class OtherRun(CheckpointError):
-    """A checkpoint is of a run that this one cannot go on with; another try would end alike."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run had come.
-
-    Args:
-        step: Steps made.
-        samples_seen: Training sequences seen: where the data goes on.
-        data: Names what they were, and their order.
-    """
-
-    step: int
-    samples_seen: int
-    data: str
-
-
-@dataclass(frozen=True)
-class Complete:
-    """A checkpoint that can be read."""
-
-    directory: Path
-    progress: Progress
-    config: dict[str, Any]
-
-
-def checkpoint_name(step: int) -> str:
-    """Returns the folder's name."""
-    return f"step-{step:08d}"
-
-
-def complete_checkpoints(folder: Path) -> list[Complete]:
-    """Returns what can be read, the newest first.
-
-    Raises:
-        CheckpointError: One is of a format that this version does not know.
-    """
-    names = sorted((path.name for path in _listed(folder) if _NAME.fullmatch(path.name)), reverse=True)
-    return [read_progress(folder / name) for name in names if (folder / name / PROGRESS_FILE).is_file()]
-
-
-def read_progress(directory: Path) -> Complete:
-    """Returns what a complete checkpoint says of itself.
-
-    Raises:
-        CheckpointError: It is none, or of another format.
-    """
-    path = directory / PROGRESS_FILE
-    try:
-        said = json.loads(path.read_text())
-        if said["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {said['format']}; this version of Manta reads {FORMAT}")
-        return Complete(directory, Progress(**said["progress"]), dict(said["config"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory} is no complete checkpoint of a training run: {error!r}") from error
-
-
-def newest_in(folder: Path) -> str:
-    """Says what there is to go on from; for errors, so it raises none."""
-    try:
-        found = complete_checkpoints(folder)
-    except (OSError, CheckpointError) as error:
-        return f"what there is to go on from cannot be read ({error})"
-    return f"the newest complete checkpoint is {found[0].directory.name}" if found else "there is no checkpoint yet"
-
 
 def clear_partial(folder: Path) -> None:
     """Removes what a run that ended in the middle of a save has left."""
-    for path in list(_listed(folder)):
+    for path in list(listed(folder)):
         if path.name.endswith(PARTIAL):
             shutil.rmtree(path, ignore_errors=True)
 
@@ -196,6 +132,22 @@ class Saver:
                 self._remove(directory)
                 raise self._failed(directory, _cause(error)) from error
 
+    def finish_before(self, step: int) -> None:
+        """Finishes the pending save if its weights are older than those of `step`, which are no good; else drops it.
+
+        Args:
+            step: After how many steps the weights are no good.
+
+        Raises:
+            CheckpointError: As `finish`.
+        """
+        if self._pending is None or self._pending[1].step < step:
+            return self.finish()
+        (directory, _, _, future), self._pending = self._pending, None
+        with suppress(CheckpointException, OSError, RuntimeError):
+            future.result(self._timeout_s)  # until no rank writes any more
+        return self._remove(directory)
+
     def _commit(self, directory: Path, progress: Progress, config: dict[str, Any]) -> None:
         said = {"format": FORMAT, "progress": asdict(progress), "config": config}
         _write_durably(directory / PROGRESS_FILE, json.dumps(said, indent=1))
@@ -205,10 +157,10 @@ class Saver:
         directory.rename(target)
         _sync(self._folder)  # before older ones go: a rename that is not on disk may be undone
         for old in complete_checkpoints(self._folder)[self._keep :]:
-            shutil.rmtree(old.directory, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
     def _remove(self, directory: Path) -> None:
-        """Removes what was written of a save that failed on some rank, and so is over on all: it keeps room."""
+        """Removes what was written of a save that is over on all ranks and does not count: it keeps room."""
         if self._mesh.rank == 0:
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -233,7 +185,8 @@ def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mes
             no_dist=mesh.grid is None,
         )
     except (OSError, CheckpointException, RuntimeError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{complete.directory} cannot be read: {_cause(error)}") from error
+        why = f"{complete.directory} cannot be read: {_cause(error)}"
+        raise CheckpointError(f"{why}; {next_older(complete.directory)}") from error
 
 
 def check_data(complete: Complete, data: str) -> None:
@@ -302,13 +255,6 @@ def _whole(name: str, value: Tensor, mesh: Mesh) -> Tensor:
     if mesh.grid is None or not is_expert(name):
         return value
     return DTensor.from_local(value, mesh.grid, [Replicate(), Shard(0)], run_check=False)
-
-
-def _listed(folder: Path) -> Iterator[Path]:
-    try:
-        yield from folder.iterdir()
-    except FileNotFoundError:
-        return
 
 
 def _write_durably(path: Path, text: str) -> None:

@@ -4,6 +4,8 @@ DataError               a ValueError: the data cannot be used as given
 ├── SourceError         a source, or something in one of its files, cannot be read
 ├── EncodingError       the tokenizer cannot be used, or does not fit the model
 └── StoreError          a token store is missing, cut off or of another version
+
+StoreNotWritten         an OSError: it is the storage that is wrong, not the data
 """
 
 
@@ -21,3 +23,7 @@ class EncodingError(DataError):
 
 class StoreError(DataError):
     """A folder that is no whole token store."""
+
+
+class StoreNotWritten(OSError):
+    """A token store could not be written: names the folder, why, and what to do."""

@@ -15,7 +15,14 @@ from checkpoint.writer import write_checkpoint
 from model.config import MixtralConfig
 from model.dtypes import TORCH_DTYPES
 from model.routing import Routing
-from training.checkpoints import CHECKPOINT_FOLDER, Complete, complete_checkpoints
+from training.progress import (
+    CHECKPOINT_FOLDER,
+    Complete,
+    complete_checkpoints,
+    newest_checkpoint,
+    read_progress,
+    step_of,
+)
 
 TOKENIZER_FOLDER = "tokenizer"  # in a run's folder
 
@@ -48,16 +55,18 @@ def find_checkpoint(run: Path, step: int | None) -> Complete:
 
     Raises:
         ValueError: There is none such; says which there are.
+        CheckpointError: It is damaged.
     """
-    found = complete_checkpoints(run / CHECKPOINT_FOLDER)
-    if not found:
+    folder = run / CHECKPOINT_FOLDER
+    newest = newest_checkpoint(folder) if step is None else None
+    if newest is not None:
+        return newest
+    steps = {step_of(directory): directory for directory in complete_checkpoints(folder)}
+    if not steps:
         raise ValueError(f"{run} holds no complete checkpoint; give the folder of a run: STORAGE/NAME of its file")
-    if step is None:
-        return found[0]
-    steps = {one.progress.step: one for one in found}
     if step not in steps:
         raise ValueError(f"{run} has no checkpoint of step {step}; it has {', '.join(map(str, sorted(steps)))}")
-    return steps[step]
+    return read_progress(steps[step])
 
 
 def config_of(complete: Complete) -> MixtralConfig:

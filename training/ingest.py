@@ -74,7 +74,7 @@ def ingest(
 
     Raises:
         DataError: Something about the sources, their files or the tokenizer; nothing is left behind.
-        OSError: `storage` cannot be written.
+        StoreNotWritten: `storage` cannot be written; nothing is left behind.
     """
     _check(sources, held_out)
     encoder = load_encoder(tokenizer, vocab_size)

@@ -15,21 +15,7 @@ import torch.distributed as dist
 from torch.optim import Optimizer
 
 from model.config import MixtralConfig
-from training.checkpoints import (
-    CHECKPOINT_FOLDER,
-    REMEDY,
-    CheckpointError,
-    Complete,
-    Progress,
-    Saver,
-    check_data,
-    check_fits,
-    checkpoint_name,
-    complete_checkpoints,
-    load,
-    newest_in,
-    read_progress,
-)
+from training.checkpoints import Saver, check_data, check_fits, load
 from training.cursor import Cursor, SampleOrder, part
 from training.initial import InitialWeights, RandomWeights
 from training.mesh import Mesh
@@ -38,6 +24,17 @@ from training.model import Batch, TrainModel
 from training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from training.packing import Batch as PackedBatch
 from training.packing import PackedData
+from training.progress import (
+    CHECKPOINT_FOLDER,
+    REMEDY,
+    CheckpointError,
+    Complete,
+    Progress,
+    checkpoint_name,
+    newest_checkpoint,
+    newest_in,
+    read_progress,
+)
 from training.spec_schema import OptimizerSpec
 from training.starting import CheckpointWeights
 from training.step import NonFiniteLoss, StepFigures, StepSettings, train_step
@@ -159,8 +156,9 @@ def _step(it: _Run, step: int, cursor: Cursor) -> tuple[StepFigures, float]:
     try:
         return train_step(it.model, it.optimizer, batch, step, most_rows, job.step, mesh), rate
     except NonFiniteLoss as error:
-        it.saver.finish()
-        raise TrainingStopped(f"{error}; {newest_in(job.checkpoints)}") from error
+        with suppress(CheckpointError):  # that there is nothing to go on with is worse
+            it.saver.finish_before(step)
+        raise TrainingStopped(f"{error}; {newest_in(job.checkpoints, but=step)}") from error
 
 
 def _batch(it: _Run, cursor: Cursor) -> Batch:
@@ -206,13 +204,13 @@ def _newest(job: Job, mesh: Mesh) -> Complete | None:
     """Returns the checkpoint to go on from: the newest that the first rank sees.
 
     Raises:
-        CheckpointError: The storage cannot be written, or another rank does not see that checkpoint there.
+        CheckpointError: The storage cannot be written, that checkpoint is damaged, or another rank does not see it.
     """
-    found: list[Complete] = []
+    newest = None
     if mesh.rank == 0:
         prepare(job.checkpoints)
-        found = complete_checkpoints(job.checkpoints)
-    step = torch.tensor(found[0].progress.step if found else NO_STEP, device=mesh.device)
+        newest = newest_checkpoint(job.checkpoints)
+    step = torch.tensor(NO_STEP if newest is None else newest.progress.step, device=mesh.device)
     if mesh.everybody is not None:
         dist.broadcast(step, src=0, group=mesh.everybody)
     if int(step) == NO_STEP:

@@ -1,5 +1,6 @@
 """From a training file to what the ranks need: every choice made, as plain data."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from training.encoding import special_ids
 from training.loop import Job
 from training.losses import LossSettings
 from training.sources import Source
-from training.spec import SUBJECT, Problem, SpecError, TrainingSpec, check_experts
+from training.spec import SUBJECT, ParallelSpec, Problem, SpecError, TrainingSpec, check_experts
 from training.step import StepSettings
 from training.workers import Workers
 
 PREPARED_DTYPE = "float32"  # what a new model's config.json says until it is exported
+RAY_UNITS = 10_000  # of a CPU: what Ray counts in
 
 
 def model_of(spec: TrainingSpec) -> MixtralConfig:
@@ -133,16 +135,29 @@ def job_of(spec: TrainingSpec, config: MixtralConfig, store: Path, held_out: Pat
     )
 
 
-def workers_of(spec: TrainingSpec) -> Workers:
-    """Returns the ranks that the file asks for."""
+def workers_of(spec: TrainingSpec, num_cores: float = math.inf) -> Workers:
+    """Returns the ranks that the file asks for.
+
+    Args:
+        num_cores: CPUs of the cluster, as Ray counts them.
+    """
     parallel, limits = spec.parallel, spec.limits
     return Workers(
         fewest=parallel.workers.min,
         most=parallel.workers.max,
         expert_parallel=parallel.expert_parallel,
-        num_cpus=1.0 if parallel.num_cpus == "auto" else parallel.num_cpus,
+        num_cpus=_cpus_of_worker(parallel, num_cores),
         num_gpus=parallel.num_gpus,
         max_failures=limits.max_failures,
         start_timeout_s=limits.start_timeout_s,
         collective_timeout_s=limits.collective_timeout_s,
     )
+
+
+def _cpus_of_worker(parallel: ParallelSpec, num_cores: float) -> float:
+    if parallel.num_cpus != "auto":
+        return parallel.num_cpus
+    fewest = parallel.workers.min
+    if not 0 < num_cores < fewest:  # hosts without any wait for an autoscaler to add some
+        return 1.0
+    return math.floor(num_cores / fewest * RAY_UNITS) / RAY_UNITS

@@ -1,7 +1,7 @@
-"""Waits until a run's workers have room, before Ray Train starts them.
+"""What room there is for a run's workers; waits until there is enough, before Ray Train starts them.
 
-Ray Train itself goes by what hosts have, not by what is free there, and while it waits for a placement it hears no
-Ctrl-C.
+Ray Train itself goes by what hosts have, not by what is free there, and while it waits for a placement, or for hosts,
+it hears no Ctrl-C but the third: its controller is an actor whose event loop stands still.
 """
 
 import time
@@ -41,6 +41,11 @@ def wait_for_room(workers: Workers, on_waiting: Callable[[str], None] = lambda w
                 raise NoRoom(f"{workers.no_room()}; {_free(workers)}; {REMEDY}")
     finally:
         remove_placement_group(group)
+
+
+def num_cores() -> float:
+    """Returns the CPUs of all hosts together, taken or free."""
+    return ray.cluster_resources().get("CPU", 0.0)
 
 
 def _free(workers: Workers) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 from checkpoint.writer import copy_tokenizer
 from model.config import MixtralConfig
-from training.checkpoints import Complete, complete_checkpoints
 from training.export import TOKENIZER_FOLDER
 from training.ingest import Ingested, ingest
 from training.packing import PackedData
+from training.progress import Complete, newest_checkpoint
 from training.resolve import job_of, model_of, run_folder, sources_of, with_tasks, workers_of
+from training.room import num_cores
 from training.spec import TrainingSpec
 from training.trainer import TrainingFailed, train
 
@@ -51,7 +52,7 @@ def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
         TrainingFailed: It did not reach its end; says why, and what there is to go on from.
     """
     config = model_of(spec)
-    storage, workers = Path(spec.storage), workers_of(spec)
+    storage, workers = Path(spec.storage), workers_of(spec, num_cores())
     ingested = ingest(
         sources_of(spec),
         spec.model.tokenizer_directory,
@@ -68,7 +69,7 @@ def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
     job = job_of(spec, config, ingested.training.directory, held_out)
     copy_tokenizer(spec.model.tokenizer_directory, job.folder / TOKENIZER_FOLDER)  # for whoever exports it
     train(job, workers, watch.on_record, watch.on_waiting)
-    found = complete_checkpoints(job.checkpoints)
-    if not found:
+    newest = newest_checkpoint(job.checkpoints)
+    if newest is None:
         raise TrainingFailed(f"{run_folder(spec)} has no checkpoint, though the run has ended")
-    return Finished(job.folder, config, found[0])
+    return Finished(job.folder, config, newest)

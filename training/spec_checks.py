@@ -135,6 +135,12 @@ def _worker_problems(spec: TrainingSpec) -> Iterator[Problem]:
         )
     if spec.parallel.num_cpus == 0 and spec.parallel.num_gpus == 0:
         yield Problem("parallel.num_cpus", "0 was given, and num_gpus is 0 too. A worker sets aside one or the other.")
+    if 0 < spec.parallel.num_gpus < 1 and workers.max > 1:
+        yield Problem(
+            "parallel.num_gpus",
+            f"{show(spec.parallel.num_gpus)} was given, and there may be {workers.max} workers: NCCL, over which GPUs "
+            "exchange rows, refuses two workers on one GPU. Give each a whole one, or set parallel.workers to 1.",
+        )
     if spec.schedule.batch < workers.max:
         yield Problem(
             "schedule.batch",

@@ -127,7 +127,7 @@ class ParallelSpec(Section):
     num_gpus: NumGpus = 0
     """GPUs of one worker."""
     num_cpus: NumCpus = "auto"
-    """CPUs that Ray sets aside for one worker; auto: 1. 0 only with GPUs."""
+    """CPUs that Ray sets aside for one worker; auto: 1, or less if all hosts have too few. 0 only with GPUs."""
     dispatch: Annotated[Literal["dropless", "capacity"], one_of("dropless", "capacity")] = "dropless"
     """What happens to rows of a crowded expert: all are computed, or those beyond its capacity are left out."""
     capacity_factor: Positive = 1.25

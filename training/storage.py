@@ -4,9 +4,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from training.checkpoints import REMEDY, CheckpointError, clear_partial, newest_in
+from training.checkpoints import clear_partial
 from training.mesh import Mesh
 from training.model import TrainModel
+from training.progress import REMEDY, CheckpointError, newest_in
 from training.spec_schema import OptimizerSpec
 
 

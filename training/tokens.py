@@ -12,21 +12,24 @@ Legend: N tokens.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data_errors import StoreError
+from training.data_errors import StoreError, StoreNotWritten
 
 FORMAT_VERSION = 1
 TOKENS, OFFSETS, TASKS, STORE = "tokens.bin", "offsets.bin", "tasks.bin", "store.json"
 OFFSET_TYPE, TASK_TYPE = np.dtype("<i8"), np.dtype("<i4")
 CHUNK = 1 << 20  # documents whose tasks are renumbered at once
 REMEDY = "Remove the folder: the next run reads the sources again."
+ROOM = "make room there, or see to it that it can be written, and start the run again"
 
 Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]
 
@@ -117,6 +120,9 @@ class TokenWriter:
         directory: Where to; made if need be. A store in it is no store from now on.
         vocab_size: All ids are below it.
         with_tasks: Whether documents belong to tasks.
+
+    Raises:
+        StoreNotWritten: The folder cannot be made or written; so do `write` and `finish`.
     """
 
     def __init__(self, directory: Path, vocab_size: int, with_tasks: bool = False) -> None:
@@ -125,12 +131,13 @@ class TokenWriter:
         self.num_tokens = 0
         self._vocab_size = vocab_size
         self._task_ids: dict[str, int] = {}  # numbered as they appear; finish() knows them all and numbers them anew
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / STORE).unlink(missing_ok=True)
-        self._tokens = (directory / TOKENS).open("wb")
-        self._offsets = (directory / OFFSETS).open("wb")
-        self._tasks = (directory / TASKS).open("wb") if with_tasks else None
-        np.zeros(1, OFFSET_TYPE).tofile(self._offsets)
+        with _named(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / STORE).unlink(missing_ok=True)
+            self._tokens = (directory / TOKENS).open("wb")
+            self._offsets = (directory / OFFSETS).open("wb")
+            self._tasks = (directory / TASKS).open("wb") if with_tasks else None
+            self._offsets.write(np.zeros(1, OFFSET_TYPE).data)
 
     @property
     def task_names(self) -> frozenset[str]:
@@ -149,11 +156,12 @@ class TokenWriter:
         assert not len(lengths) or lengths.min() > 0, "a document has at least its end"
         assert not len(ids_N) or ids_N.max() < self._vocab_size, "an id beyond the vocabulary"
         assert len(tasks) == (len(lengths) if self._tasks else 0), "each document has a task, or none has"
-        ids_N.astype(token_type(self._vocab_size)).tofile(self._tokens)
-        (self.num_tokens + np.cumsum(lengths)).astype(OFFSET_TYPE).tofile(self._offsets)
-        if self._tasks:
-            numbers = [self._task_ids.setdefault(name, len(self._task_ids)) for name in tasks]
-            np.array(numbers, TASK_TYPE).tofile(self._tasks)
+        numbers = [self._task_ids.setdefault(name, len(self._task_ids)) for name in tasks]
+        with _named(self.directory):  # not `tofile`, whose errors do not say why, and which keeps some to itself
+            self._tokens.write(np.ascontiguousarray(ids_N, token_type(self._vocab_size)).data)
+            self._offsets.write((self.num_tokens + np.cumsum(lengths)).astype(OFFSET_TYPE).data)
+            if self._tasks:
+                self._tasks.write(np.array(numbers, TASK_TYPE).data)
         self.num_documents += len(lengths)
         self.num_tokens += len(ids_N)
 
@@ -170,21 +178,37 @@ class TokenWriter:
         if not self.num_documents:
             raise StoreError(f"{self.directory}: no documents were written; a store holds at least one")
         names = tuple(sorted(self._task_ids) if task_names is None else task_names)
-        self.close()
-        if self._tasks:
-            places = {name: place for place, name in enumerate(names)}
-            _renumber(self.directory / TASKS, [places[name] for name in self._task_ids])
         info = StoreInfo(origin, self.num_documents, self.num_tokens, names if self._tasks else ())
-        _write_info(self.directory, info)
+        with _named(self.directory):
+            for file in self._files:
+                file.flush()
+                os.fsync(file.fileno())
+            if self._tasks:
+                places = {name: place for place, name in enumerate(names)}
+                _renumber(self.directory / TASKS, [places[name] for name in self._task_ids])
+            _write_info(self.directory, info)
+        self.close()
         return TokenStore.open(self.directory)
 
     def close(self) -> None:
         """Lets go of its files. Without `finish` before, what is there is no store."""
-        for file in (self._tokens, self._offsets, self._tasks):
-            if file and not file.closed:
-                file.flush()
-                os.fsync(file.fileno())
+        for file in self._files:
+            with suppress(OSError):  # what it had still to write
                 file.close()
+
+    @property
+    def _files(self) -> list[BufferedWriter]:
+        return [file for file in (self._tokens, self._offsets, self._tasks) if file]
+
+
+@contextmanager
+def _named(directory: Path) -> Generator[None]:
+    """Says of a failure to write where it was, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise StoreNotWritten(f"tokens cannot be written in {directory}: {why}; {ROOM}") from error
 
 
 def _renumber(path: Path, new_ids: list[int]) -> None:

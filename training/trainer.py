@@ -13,15 +13,18 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from training.checkpoints import OtherRun, newest_in
 from training.loop import Job, TrainingStopped, run
 from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
 from training.metrics import Follower
+from training.progress import OtherRun, newest_in
 from training.room import REMEDY, wait_for_room
 from training.workers import Workers
 
 POLL_S = 0.5
 RAY_FOLDER = "ray"  # in the run's folder: what Ray Train itself keeps
+CPU_BACKEND = "gloo"
+GPU_BACKEND = "cpu:gloo,cuda:nccl"  # `async_save` asks for the CPU's, also of a single rank
+ECHOES = ("gloo", "nccl", "connection closed")  # in what a rank says that waited for one that is gone
 
 
 class TrainingFailed(RuntimeError):
@@ -73,9 +76,7 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
         scaling_config=ScalingConfig(
             num_workers=num_workers, use_gpu=workers.num_gpus > 0, resources_per_worker=workers.resources
         ),
-        torch_config=TorchConfig(
-            backend="nccl" if workers.num_gpus else "gloo", timeout_s=int(workers.collective_timeout_s)
-        ),
+        torch_config=TorchConfig(backend=backend_of(workers), timeout_s=int(workers.collective_timeout_s)),
         run_config=RunConfig(
             name="run",
             storage_path=str((job.folder / RAY_FOLDER).absolute()),
@@ -86,6 +87,11 @@ def _trainer(job: Job, workers: Workers) -> TorchTrainer:
             ),
         ),
     )
+
+
+def backend_of(workers: Workers) -> str:
+    """Returns what the ranks exchange tensors over, as `torch.distributed.init_process_group` names it."""
+    return GPU_BACKEND if workers.num_gpus else CPU_BACKEND
 
 
 def _work(config: dict[str, Any]) -> str:
@@ -117,9 +123,10 @@ def _follow(folder: Path, on_record: Callable[[dict[str, Any]], None], done: thr
 
 
 def reason_of(error: TrainingFailedError, job: Job, workers: Workers) -> str:
-    """The failure of the rank that failed first by itself; the others' are most often that they waited for it."""
+    """The failure of one rank: the lowest of those that do not merely say that another is gone."""
     if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-        return f"{workers.no_room()}, tried {workers.max_failures + 1} times; {newest_in(job.checkpoints)}; {REMEDY}"
+        why = f"{workers.no_room()}, and limits.max_failures ({workers.max_failures}) allows no further try"
+        return f"{why}; {newest_in(job.checkpoints)}; {REMEDY}"
     if not isinstance(error, WorkerGroupError) or not error.worker_failures:
         return str(error)
     rank, cause = min(error.worker_failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
@@ -128,4 +135,4 @@ def reason_of(error: TrainingFailedError, job: Job, workers: Workers) -> str:
 
 
 def _is_echo(error: BaseException) -> bool:
-    return "gloo" in str(error).lower() or "connection closed" in str(error).lower()
+    return any(echo in str(error).lower() for echo in ECHOES)

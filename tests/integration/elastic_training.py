@@ -22,6 +22,7 @@ from training.metrics import read_metrics
 from training.running import Watch, run_training
 
 NAME = "elastic"
+STEPS = 120  # a lost host takes a while to be noticed
 
 
 class Removing(threading.Thread):
@@ -47,7 +48,8 @@ def main(folder: Path) -> None:
     os.environ.update({**RAY_ENVIRONMENT, **WORKER_ENVIRONMENT})
     write_files(folder)
     parallel = {"workers": {"min": 1, "max": 2}, "expert_parallel": 2, "num_cpus": 2}  # a host has two
-    spec = spec_of(folder, NAME, parallel=parallel, checkpoints={"every": 10}, limits={"start_timeout_s": 20})
+    sections: dict[str, dict[str, Any]] = {"schedule": {"steps": STEPS}, "limits": {"start_timeout_s": 20}}
+    spec = spec_of(folder, NAME, parallel=parallel, **sections)  # a checkpoint every ten steps
     run_folder = folder / "storage" / NAME
     with tempfile.TemporaryDirectory(prefix="mh") as ray_folder:
         cluster, hosts = start_hosts(ray_folder)

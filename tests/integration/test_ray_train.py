@@ -1,32 +1,38 @@
 """Runs under Ray Train: they reach their end though a worker is killed, and say why where they cannot."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 import torch
+import yaml
 from transformers import MixtralForCausalLM
 
 from tests.integration.ray_service import complete, kill, running_service, wait_until
 from tests.integration.training_runs import STEPS, TRAINING_S, same_curve, spec_of, undisturbed, write_files
-from training.checkpoints import complete_checkpoints
 from training.data_errors import DataError
 from training.export import export
 from training.metrics import read_metrics
+from training.progress import PROGRESS_FILE, complete_checkpoints
 from training.room import NoRoom
-from training.running import Watch, run_training
+from training.running import Finished, Watch, run_training
+from training.spec import TrainingSpec
 from training.trainer import TrainingFailed
 
 pytestmark = pytest.mark.cluster
 
 WORKER = "ray::RayTrainWorker"
+BEFORE_KILL = 12  # steps
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +52,7 @@ class Killing(threading.Thread):
         self._folder = folder
         self._saving = saving
         self.victims: list[int] = []
+        self.broken_off: list[str] = []
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -55,12 +62,26 @@ class Killing(threading.Thread):
             self.error = error
 
     def _kill(self) -> None:
-        wait_until(lambda: len(read_metrics(self._folder)) > 30, TRAINING_S, "the run is on its way")
-        if self._saving:
-            partial = self._folder / "checkpoints"
-            wait_until(lambda: list(partial.glob("*.partial")), TRAINING_S, "a checkpoint is being written")
+        wait_until(lambda: len(read_metrics(self._folder)) > BEFORE_KILL, TRAINING_S, "the run is on its way")
         self.victims = workers()
+        if self._saving:
+            wait_until(self._stopped_during_a_save, TRAINING_S, "the workers stand still in the middle of a save")
         kill(self.victims[1])
+        for pid in self.victims:
+            os.kill(pid, signal.SIGCONT)
+
+    def _stopped_during_a_save(self) -> bool:
+        """Stops the workers; whether a save had begun by then and was not done. If not, they go on."""
+        partial = self._folder / "checkpoints"
+        if not list(partial.glob("*.partial")):
+            return False
+        for pid in self.victims:
+            os.kill(pid, signal.SIGSTOP)
+        self.broken_off = [path.name for path in partial.glob("*.partial") if not (path / PROGRESS_FILE).exists()]
+        if not self.broken_off:
+            for pid in self.victims:
+                os.kill(pid, signal.SIGCONT)
+        return bool(self.broken_off)
 
 
 def workers() -> list[int]:
@@ -77,31 +98,53 @@ def workers() -> list[int]:
     return found
 
 
-@pytest.mark.parametrize(
-    "saving",
-    [pytest.param(False, id="between saves", marks=pytest.mark.full), pytest.param(True, id="during a save")],
-)
-def test_a_killed_worker_changes_nothing_of_the_curve(files: Path, saving: bool, tmp_path: Path) -> None:
-    name = f"killed {saving}".replace(" ", "-").lower()
-    spec = spec_of(files, name, checkpoints={"every": 2 if saving else 25})
-    folder = files / "storage" / name
-    killing = Killing(folder, saving)
+@dataclass(frozen=True)
+class KilledRun:
+    """A run of which a worker was killed, and that went on to its end."""
+
+    spec: TrainingSpec
+    finished: Finished
+    broken_off: list[str]  # saves that were under way when it was killed
+
+
+def killed_run(files: Path, name: str, every: int, saving: bool) -> KilledRun:
+    spec = spec_of(files, name, checkpoints={"every": every})
+    killing = Killing(files / "storage" / name, saving)
     killing.start()
     finished = run_training(spec, Watch())
     killing.join()
     assert killing.error is None, killing.error
     assert len(killing.victims) == 2
-    assert finished.checkpoint.progress.step == STEPS
-    records = read_metrics(folder)
-    same_curve(records, undisturbed(spec, finished, tmp_path / "alone"))
-    assert records[-1]["loss"] < 0.7 * records[0]["loss"]
-    assert not list((folder / "checkpoints").glob("*.partial"))
+    return KilledRun(spec, finished, killing.broken_off)
 
 
-def test_from_training_to_served_tokens(files: Path, ray_port: int) -> None:
-    finished = run_training(spec_of(files, "served", schedule={"steps": 40}), Watch())
+@pytest.fixture(scope="session")
+def killed_during_a_save(files: Path) -> KilledRun:
+    return killed_run(files, "saving", 2, saving=True)
+
+
+def nothing_has_changed(run: KilledRun, folder: Path) -> None:
+    assert run.finished.checkpoint.progress.step == STEPS
+    records = read_metrics(run.finished.folder)
+    same_curve(records, undisturbed(run.spec, run.finished, folder))
+    assert records[-1]["loss"] < 0.85 * records[0]["loss"]
+    assert not list((run.finished.folder / "checkpoints").glob("*.partial"))
+
+
+def test_a_worker_killed_during_a_save_changes_nothing(killed_during_a_save: KilledRun, tmp_path: Path) -> None:
+    assert killed_during_a_save.broken_off, "a save was under way"
+    nothing_has_changed(killed_during_a_save, tmp_path)
+
+
+@pytest.mark.full
+def test_a_worker_killed_between_saves_changes_nothing(files: Path, tmp_path: Path) -> None:
+    nothing_has_changed(killed_run(files, "between", 10, saving=False), tmp_path)
+
+
+def test_from_training_to_served_tokens(killed_during_a_save: KilledRun, files: Path, ray_port: int) -> None:
+    """Those of a run that was killed in between: a run of its own would take as long again, and prove no more."""
     out = files / "out"
-    export(finished.checkpoint, out, "float32", files / "tokenizer")
+    export(killed_during_a_save.finished.checkpoint, out, "float32", files / "tokenizer")
     theirs = MixtralForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     prompt = [0, 70, 75, 80]
     with torch.no_grad():
@@ -110,6 +153,20 @@ def test_from_training_to_served_tokens(files: Path, ray_port: int) -> None:
     with running_service(out, ray_port, "trained") as service:
         answer = complete(service.client(), prompt, 24, extra_body={"return_token_ids": True, "ignore_eos": True})
     assert answer.token_ids[: len(expected)] == expected
+
+
+@pytest.mark.full
+def test_a_training_file_as_a_ray_job(files: Path) -> None:
+    spec = spec_of(files, "job", schedule={"steps": 2}, parallel={"workers": 1, "expert_parallel": 1})
+    path = files / "job.yaml"
+    path.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-m", "training", str(path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TRAINING_S, check=False)
+    assert done.returncode == 0, done.stderr
+    *steps, last = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in steps] == ["step 1", "step 2"]
+    assert last == f"done: {files / 'storage' / 'job' / 'checkpoints' / 'step-00000002'}"
 
 
 @pytest.mark.full
@@ -162,6 +219,7 @@ def test_a_loss_that_is_no_number_is_not_tried_again(files: Path) -> None:
         "broken",
         optimizer={"name": "sgd", "peak_lr": 1e200, "final_lr": 1e200, "warmup_steps": 0, "clip_norm": None},
         checkpoints={"every": 1},
+        parallel={"workers": 1, "expert_parallel": 1},
     )
     began_s = time.monotonic()
     with pytest.raises(
@@ -191,9 +249,9 @@ def test_a_checkpoint_of_another_shape_is_named(files: Path) -> None:
     spec = spec_of(files, "shape", schedule={"steps": 2})
     run_training(spec, Watch())
     (found,) = complete_checkpoints(files / "storage" / "shape" / "checkpoints")
-    path = found.directory / "progress.json"
+    path = found / PROGRESS_FILE
     said = json.loads(path.read_text())
     path.write_text(json.dumps({**said, "config": {**said["config"], "ffn_size": 7}}))
     with pytest.raises(TrainingFailed, match=r"another model: ffn_size 7 \(now 48\)"):
         run_training(spec_of(files, "shape", schedule={"steps": 4}, limits={"max_failures": 0}), Watch())
-    assert found.directory.is_dir()
+    assert found.is_dir()

@@ -14,7 +14,7 @@ from training.resolve import job_of
 from training.running import Finished
 from training.spec import TrainingSpec, training_from_dict
 
-STEPS = 120
+STEPS = 40
 TRAINING_S = 240.0
 
 
@@ -45,7 +45,7 @@ def spec_of(folder: Path, name: str, **sections: dict[str, Any]) -> TrainingSpec
         "data": {"sources": [{"path": str(folder / "text")}], "sequence_length": 48, "held_out": 0.2},
         "parallel": {"workers": 2, "expert_parallel": 2, "num_cpus": 0.2},
         "optimizer": {"warmup_steps": 1},
-        "schedule": {"steps": STEPS, "batch": 4, "evaluate_every": 30},
+        "schedule": {"steps": STEPS, "batch": 4, "evaluate_every": 10},
         "checkpoints": {"every": 10},
         "limits": {"collective_timeout_s": 60},
     }
@@ -63,7 +63,8 @@ def undisturbed(spec: TrainingSpec, finished: Finished, folder: Path) -> list[di
 
 
 def same_curve(records: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
-    assert [one["step"] for one in records] == list(range(1, STEPS + 1))
+    """Both have every step, and the same in it."""
+    assert [one["step"] for one in records] == list(range(1, len(expected) + 1))
     for one, other in zip(records, expected, strict=True):
         assert one["samples_seen"] == other["samples_seen"]
         for name in ("loss", "balance", "gradient_norm", "held_out_loss"):

@@ -25,12 +25,16 @@ class Ranks:
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
 
-    def run(self, world: int, body: Callable[..., Any], *args: Any) -> list[Any]:
-        """Returns what `body(rank, *args)` returned on each rank of a new process group; all must be plain data."""
+    def run(self, world: int, body: Callable[..., Any], *args: Any, backend: str | None = None) -> list[Any]:
+        """Returns what `body(rank, *args)` returned on each rank of a new process group; all must be plain data.
+
+        Args:
+            backend: The group's; None: gloo, and no group for a single rank.
+        """
         self._start(world)
         meeting = self._folder / f"meeting-{os.urandom(4).hex()}"
         for rank, pipe in enumerate(self._pipes[:world]):
-            pipe.send((rank, world, str(meeting), body, args))
+            pipe.send((rank, world, str(meeting), backend, body, args))
         outcomes: list[Any] = []
         failures: list[str] = []
         for rank, pipe in enumerate(self._pipes[:world]):
@@ -68,22 +72,28 @@ def _serve(pipe: Connection) -> None:
 
     torch.set_num_threads(1)
     while True:
-        rank, world, meeting, body, args = pipe.recv()
+        rank, world, meeting, backend, body, args = pipe.recv()
         try:
             outcome = Path(f"{meeting}-{rank}.pt")
-            torch.save(_run(rank, world, meeting, body, args), outcome)
+            torch.save(_run(rank, world, meeting, backend, body, args), outcome)
             pipe.send((outcome, ""))
         except BaseException:
             pipe.send((None, traceback.format_exc()))
 
 
-def _run(rank: int, world: int, meeting: str, body: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _run(
+    rank: int, world: int, meeting: str, backend: str | None, body: Callable[..., Any], args: tuple[Any, ...]
+) -> Any:
     import torch.distributed as dist
 
-    if world == 1:
+    if world == 1 and backend is None:
         return body(rank, *args)
     dist.init_process_group(
-        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=world, timeout=timedelta(seconds=TIMEOUT_S)
+        backend or "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=TIMEOUT_S),
     )
     try:
         return body(rank, *args)

@@ -11,20 +11,21 @@ from torch import Tensor
 
 from tests.training.naive import GivenWeights, parameters_of, random_batch, small_config
 from tests.training.ranks import Ranks
-from training.checkpoints import (
-    CheckpointError,
-    Progress,
-    Saver,
-    checkpoint_name,
-    clear_partial,
-    complete_checkpoints,
-    load,
-    read_progress,
-    state_of,
-)
+from training.checkpoints import Saver, clear_partial, load, state_of
 from training.mesh import Mesh, MeshShape, lone_mesh, make_mesh
 from training.model import TrainModel
 from training.optimizer import make_optimizer
+from training.progress import (
+    CheckpointError,
+    Complete,
+    Progress,
+    checkpoint_name,
+    complete_checkpoints,
+    newest_checkpoint,
+    newest_in,
+    read_progress,
+    step_of,
+)
 from training.spec_schema import OptimizerSpec
 from training.step import StepSettings, train_step
 
@@ -62,8 +63,18 @@ def restore(rank: int, shape: MeshShape, folder: Path, chosen: str) -> dict[str,
     poison = {name: torch.full_like(value, float("nan")) for name, value in parameters_of(CONFIG, 0).items()}
     model = TrainModel(CONFIG, GivenWeights(poison), mesh, torch.float64)
     optimizer = make_optimizer(model.parameters(), settings_of(chosen))
-    load(complete_checkpoints(folder)[0], model, optimizer, mesh)
+    load(newest(folder), model, optimizer, mesh)
     return {name: local(value) for name, value in state_of(model, optimizer, mesh).items()}
+
+
+def newest(folder: Path) -> Complete:
+    found = newest_checkpoint(folder)
+    assert found is not None
+    return found
+
+
+def steps_in(folder: Path) -> list[int]:
+    return [step_of(directory) for directory in complete_checkpoints(folder)]
 
 
 def local(value: Any) -> Tensor:
@@ -113,12 +124,12 @@ def test_only_complete_ones_count_and_old_ones_go(tmp_path: Path, seed: int) -> 
     saver = Saver(tmp_path, 2, SAVE_S, lone_mesh())
     for step in (10, 20, 30):
         saver.save(model, optimizer, Progress(step, 0, "store"))
-    assert [one.progress.step for one in complete_checkpoints(tmp_path)] == [20, 10], "the third is being written"
+    assert steps_in(tmp_path) == [20, 10], "the third is being written"
     saver.finish()
-    assert [one.progress.step for one in complete_checkpoints(tmp_path)] == [30, 20]
+    assert steps_in(tmp_path) == [30, 20]
     (tmp_path / "step-00000040.partial").mkdir()
     (tmp_path / "step-00000050").mkdir()  # copied without its progress
-    assert [one.progress.step for one in complete_checkpoints(tmp_path)] == [30, 20]
+    assert steps_in(tmp_path) == [30, 20]
     clear_partial(tmp_path)
     assert not (tmp_path / "step-00000040.partial").exists()
 
@@ -128,21 +139,22 @@ def test_a_checkpoint_of_other_sizes_is_refused(ranks: Ranks, tmp_path: Path, se
     other = replace(CONFIG, ffn_size=8, num_layers=1)
     model = TrainModel(other, GivenWeights(parameters_of(other, seed)), lone_mesh(), torch.float64)
     with pytest.raises(CheckpointError, match=r"another model: ffn_size 24 \(now 8\), num_layers 2 \(now 1\)"):
-        load(complete_checkpoints(tmp_path / "run")[0], model, None, lone_mesh())
+        load(newest(tmp_path / "run"), model, None, lone_mesh())
 
 
 def test_a_damaged_checkpoint_is_named(ranks: Ranks, tmp_path: Path, seed: int) -> None:
     ranks.run(1, save, MeshShape(1, 1), tmp_path / "run", seed, "adamw")
-    (complete,) = complete_checkpoints(tmp_path / "run")
+    complete = newest(tmp_path / "run")
     for path in complete.directory.glob("*.distcp"):
         path.write_bytes(path.read_bytes()[:100])
     model, optimizer = trained(lone_mesh(), seed, "adamw", steps=0)
-    with pytest.raises(CheckpointError, match=r"step-00000002 cannot be read"):
+    alone = "there is no older one: once step-00000002 is moved away, the run begins anew"
+    with pytest.raises(CheckpointError, match=rf"step-00000002 cannot be read: .*; {alone}"):
         load(complete, model, optimizer, lone_mesh())
     said = json.loads((complete.directory / "progress.json").read_text())
     (complete.directory / "progress.json").write_text(json.dumps({**said, "format": 99}))
     with pytest.raises(CheckpointError, match="has format 99; this version of Manta reads 1"):
-        complete_checkpoints(tmp_path / "run")
+        newest_checkpoint(tmp_path / "run")
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_the_last_one_stays(tmp_path: Path, seed: int) -> None:
@@ -156,4 +168,51 @@ def test_a_folder_that_cannot_be_written_is_named_and_the_last_one_stays(tmp_pat
         CheckpointError, match=r"step-00000020 cannot be written in .*; the newest complete checkpoint is step-00000010"
     ):
         saver.finish()
-    assert [one.progress.step for one in complete_checkpoints(tmp_path)] == [10]
+    assert steps_in(tmp_path) == [10]
+
+
+def saved(folder: Path, seed: int, steps: tuple[int, ...], keep: int = 9) -> Saver:
+    """Complete checkpoints of some steps, and who has written them."""
+    model, optimizer = trained(lone_mesh(), seed, "sgd", steps=1)
+    saver = Saver(folder, keep, SAVE_S, lone_mesh())
+    for step in steps:
+        saver.save(model, optimizer, Progress(step, 0, "store"))
+        saver.finish()
+    return saver
+
+
+def test_a_damaged_old_checkpoint_is_in_nobody_s_way(tmp_path: Path, seed: int) -> None:
+    saved(tmp_path, seed, (10, 20))
+    (tmp_path / "step-00000010" / "progress.json").write_text("{")
+    assert newest(tmp_path).progress.step == 20
+    saved(tmp_path, seed, (30,), keep=2)
+    assert steps_in(tmp_path) == [30, 20], "it went as it would have gone whole"
+
+
+def test_a_damaged_newest_checkpoint_is_named_with_the_next_older(tmp_path: Path, seed: int) -> None:
+    saved(tmp_path, seed, (10, 20, 30))
+    for name in ("step-00000010", "step-00000030"):
+        (tmp_path / name / "progress.json").write_text("{")
+    words = "the next older is step-00000020, which is used once step-00000030 is moved away"
+    with pytest.raises(CheckpointError, match=rf"step-00000030 is no complete checkpoint .*; {words}"):
+        newest_checkpoint(tmp_path)
+    assert newest_in(tmp_path) == "the newest complete checkpoint is step-00000030"
+
+
+def test_a_save_is_not_failed_by_a_damaged_older_one(tmp_path: Path, seed: int) -> None:
+    saved(tmp_path, seed, (10,))
+    (tmp_path / "step-00000010" / "progress.json").write_text("{")
+    saved(tmp_path, seed, (20,))
+    assert newest(tmp_path).progress.step == 20
+
+
+def test_a_pending_save_of_weights_that_are_no_good_is_dropped(tmp_path: Path, seed: int) -> None:
+    model, optimizer = trained(lone_mesh(), seed, "sgd", steps=1)
+    saver = saved(tmp_path, seed, (10,), keep=1)
+    saver.save(model, optimizer, Progress(20, 0, "store"))
+    saver.finish_before(20)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000010"]
+    saver.save(model, optimizer, Progress(20, 0, "store"))
+    saver.finish_before(21)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000020"], "older weights are good"
+    saver.finish_before(21)  # nothing is pending

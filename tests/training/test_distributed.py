@@ -39,6 +39,7 @@ class Case:
     factor: float | None
     losses: LossSettings
     one_sided: bool = False  # no row chooses the last expert
+    gates: tuple[tuple[float, ...], ...] | None = None  # every layer's; None: random ones
 
     @property
     def parameters(self) -> Parameters:
@@ -47,6 +48,9 @@ class Case:
             for layer in range(self.config.num_layers):
                 parameters[f"layers.{layer}.moe.gate"][-1] = 0  # the others' logits come in pairs of opposite signs
                 parameters[f"layers.{layer}.moe.gate"][1] = -parameters[f"layers.{layer}.moe.gate"][0]
+        if self.gates is not None:
+            for layer in range(self.config.num_layers):
+                parameters[f"layers.{layer}.moe.gate"] = torch.tensor(self.gates, dtype=torch.float64)
         return parameters
 
     def batch(self, rank: int, step: int = 0) -> Batch:
@@ -144,18 +148,30 @@ def test_outputs_losses_and_gradients_are_those_of_one_process(shape: MeshShape,
                 assert distance(gradient, whole) < TINY, (name, rank, case)
 
 
-def ten_steps(rank: int, shape: MeshShape, case: Case, optimizers: list[OptimizerSpec]) -> list[dict[str, Tensor]]:
+@dataclass(frozen=True)
+class Steps:
+    """What one rank has after ten steps, and the copies that it asked of each expert, for each step and layer."""
+
+    parameters: dict[str, Tensor]
+    counts: list[list[list[int]]]
+
+
+def ten_steps(rank: int, shape: MeshShape, case: Case, optimizers: list[OptimizerSpec]) -> list[Steps]:
     mesh = mesh_of(shape)
     settings = StepSettings(case.losses, case.factor, clip_norm=0.5)
-    found: list[dict[str, Tensor]] = []
+    found: list[Steps] = []
     for chosen in optimizers:
         model = TrainModel(case.config, GivenWeights(case.parameters), mesh, torch.float64)
+        counts: list[list[list[int]]] = []
+        model.register_forward_hook(
+            lambda _, __, outcome, counts=counts: counts.append([one.counts_E.tolist() for one in outcome.routings])
+        )
         optimizer = make_optimizer(model.parameters(), chosen)
         for step in range(NUM_STEPS):
             set_learning_rate(optimizer, learning_rate(step, NUM_STEPS, chosen))
             batch = case.batch(rank, step)
             train_step(model, optimizer, batch, step, case.most_rows(shape.world), settings, mesh)
-        found.append({name: parameter.detach() for name, parameter in model.named_parameters()})
+        found.append(Steps({name: parameter.detach() for name, parameter in model.named_parameters()}, counts))
     return found
 
 
@@ -187,13 +203,37 @@ def naive_steps(case: Case, world: int, chosen: OptimizerSpec) -> Parameters:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.expert_parallel}x{shape.expert_data_parallel}")
 def test_ten_steps_stay_equal(shape: MeshShape, factor: float | None, ranks: Ranks, seed: int) -> None:
     case = replace(cases(seed)[0], factor=factor)
+    assert_the_same_steps(shape, case, ranks.run(shape.world, ten_steps, shape, case, [SGD, ADAMW]))
+
+
+@pytest.mark.parametrize("factor", [None, 1.0], ids=["dropless", "capacity"])
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=lambda shape: f"{shape.expert_parallel}x{shape.expert_data_parallel}")
+def test_a_rank_that_asks_nothing_of_some_experts_stays_equal(
+    shape: MeshShape, factor: float | None, ranks: Ranks, seed: int
+) -> None:
+    """Tasks decide: ranks with one sequence have only the first one's, the others both."""
+    case = Case(
+        small_config(routing=Routing("task", 0, ("one", "two"))),
+        seed,
+        factor,
+        LossSettings(balance=0.3),
+        gates=((20.5, 20, -20, -20.5), (-20, -20.5, 20.5, 20)),
+    )
     found = ranks.run(shape.world, ten_steps, shape, case, [SGD, ADAMW])
+    for rank in range(shape.world):
+        for layer in (layer for steps in found[rank] for step in steps.counts for layer in step):
+            assert layer == ([LENGTH, LENGTH, 0, 0] if rank % 2 == 0 else [LENGTH] * 4)
+    assert_the_same_steps(shape, case, found)
+
+
+def assert_the_same_steps(shape: MeshShape, case: Case, found: list[list[Steps]]) -> None:
+    """Of every rank as of one naive process, and of ranks that hold the same to the last bit."""
     for number, (chosen, tolerance) in enumerate(((SGD, 1e-12), (ADAMW, 1e-8))):
         expected = naive_steps(case, shape.world, chosen)
         num_local = case.config.num_experts // shape.expert_parallel
         for rank in range(shape.world):
             held = rank % shape.expert_parallel * num_local
-            for name, value in found[rank][number].items():
+            for name, value in found[rank][number].parameters.items():
                 whole = expected[name]
                 if name.endswith(("gate_up", "down")):
                     whole = whole[held : held + num_local]
@@ -201,7 +241,8 @@ def test_ten_steps_stay_equal(shape: MeshShape, factor: float | None, ranks: Ran
         for name in expected:  # replicas have not drifted apart by a single bit
             step_between = shape.expert_parallel if name.endswith(("gate_up", "down")) else 1
             for rank in range(step_between, shape.world):
-                assert torch.equal(found[rank][number][name], found[rank - step_between][number][name]), (name, rank)
+                mine, other = (found[one][number].parameters[name] for one in (rank, rank - step_between))
+                assert torch.equal(mine, other), (name, rank)
 
 
 def with_an_idle_rank(rank: int, shape: MeshShape, case: Case) -> Tensor:

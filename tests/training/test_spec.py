@@ -222,6 +222,12 @@ def test_everything_that_must_be_given_is_asked_for_at_once() -> None:
             "at most 3 were given, fewer than parallel.expert_parallel (4)",
         ),
         (smallest(), {"parallel.workers": 33}, "schedule.batch", "32 was given, fewer than the workers there may be"),
+        (
+            smallest(),
+            {"parallel": {"workers": {"min": 1, "max": 2}, "num_gpus": 0.5}},
+            "parallel.num_gpus",
+            "0.5 was given, and there may be 2 workers: NCCL, over which GPUs exchange rows, refuses two workers",
+        ),
         (smallest(), {"parallel.num_cpus": 0}, "parallel.num_cpus", "0 was given, and num_gpus is 0 too"),
         (smallest(), {"schedule.steps": 100}, "optimizer.warmup_steps", "is 100, and must be less than schedule.steps"),
         (smallest(), {"optimizer.peak_lr": 5e-5}, "optimizer.final_lr", "is 0.0001, more than optimizer.peak_lr"),
@@ -275,6 +281,10 @@ def test_a_checkpoint_s_experts_are_checked_once_they_are_known() -> None:
     check_experts(spec, 8)
     with pytest.raises(SpecError, match="does not divide the model's 6 experts"):
         check_experts(spec, 6)
+
+
+def test_a_part_of_a_gpu_is_enough_for_a_single_worker() -> None:
+    assert training_from_dict(smallest(), {"parallel.num_gpus": 0.5}).parallel.num_gpus == 0.5
 
 
 def test_several_problems_without_a_file_are_the_training_run_s() -> None:

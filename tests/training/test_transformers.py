@@ -13,12 +13,13 @@ from checkpoint.experts import ExpertNaming
 from model.config import MixtralConfig, read_config
 from model.routing import Routing
 from tests.random_checkpoint import make_checkpoint
-from training.checkpoints import Progress, Saver, complete_checkpoints
+from training.checkpoints import Saver
 from training.export import config_of, export
 from training.losses import LossSettings, losses_of
 from training.mesh import lone_mesh
 from training.model import Batch, TrainModel
 from training.optimizer import make_optimizer
+from training.progress import Complete, Progress, newest_checkpoint
 from training.spec_schema import OptimizerSpec
 from training.starting import CheckpointWeights
 from training.step import StepSettings, train_step
@@ -31,6 +32,12 @@ def batch_of(config: MixtralConfig, seed: int, num_sequences: int = 2, length: i
     ids = torch.randint(config.vocab_size, (num_sequences, length + 1), generator=generator)
     positions = torch.arange(length).repeat(num_sequences, 1)
     return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), positions, positions[:, 0])
+
+
+def newest_in(folder: Path) -> Complete:
+    found = newest_checkpoint(folder / "checkpoints")
+    assert found is not None
+    return found
 
 
 def close(one: Tensor, other: Tensor) -> bool:
@@ -91,7 +98,7 @@ def test_what_is_exported_is_what_was_trained(dtype: str, tmp_path: Path, seed: 
     saver = Saver(tmp_path / "checkpoints", 1, 60, lone_mesh())
     saver.save(model, optimizer, Progress(2, 4, "store"))
     saver.finish()
-    (found,) = complete_checkpoints(tmp_path / "checkpoints")
+    found = newest_in(tmp_path)
     assert config_of(found) == config
     export(found, tmp_path / "out", dtype, tmp_path / "model")
     modes = {path.stat().st_mode for path in (tmp_path / "out").iterdir()}
@@ -118,7 +125,7 @@ def test_other_levels_are_exported_and_read_again(routing: Routing, tmp_path: Pa
     saver = Saver(tmp_path / "checkpoints", 1, 60, lone_mesh())
     saver.save(model, make_optimizer(model.parameters(), OptimizerSpec()), Progress(0, 0, "store"))
     saver.finish()
-    export(complete_checkpoints(tmp_path / "checkpoints")[0], tmp_path / "out", "float32", None)
+    export(newest_in(tmp_path), tmp_path / "out", "float32", None)
     assert read_config(tmp_path / "out") == replace(config, dtype="float32")
     again = TrainModel(config, CheckpointWeights(tmp_path / "out", config, seed + 1), lone_mesh(), torch.float32)
     for (name, one), (_, other) in zip(model.named_parameters(), again.named_parameters(), strict=True):
@@ -143,7 +150,7 @@ def make_task_model(directory: Path, seed: int, tasks: tuple[str, ...]) -> Mixtr
     saver = Saver(directory / "checkpoints", 1, 60, lone_mesh())
     saver.save(model, make_optimizer(model.parameters(), OptimizerSpec()), Progress(0, 0, "store"))
     saver.finish()
-    export(complete_checkpoints(directory / "checkpoints")[0], directory / "out", "float32", None)
+    export(newest_in(directory), directory / "out", "float32", None)
     for path in (directory / "out").iterdir():
         path.rename(directory / path.name)
     return config

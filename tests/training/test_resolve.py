@@ -1,0 +1,107 @@
+"""From a training file to what ranks are told: the model that is trained on, and what a worker sets aside."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.config import read_config
+from model.routing import BY_TOKEN, Routing
+from tests.random_checkpoint import make_checkpoint
+from training.resolve import job_of, model_of, workers_of
+from training.spec import SpecError, TrainingSpec, training_from_dict
+
+CONTEXT = 128
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, seed: int) -> Path:
+    """A small Mixtral of four experts."""
+    make_checkpoint(tmp_path / "model", seed=seed, num_experts=4, max_context=CONTEXT)
+    return tmp_path / "model"
+
+
+def routed_by_sentence(checkpoint: Path, positions: int) -> Path:
+    """The same, as one that was trained by sentence."""
+    path = checkpoint / "config.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "manta_routing": {"level": "sentence", "positions": positions}}))
+    return checkpoint
+
+
+def spec_of(checkpoint: Path, **overrides: object) -> TrainingSpec:
+    """A run that starts from a checkpoint; a `__` in a name stands for a dot."""
+    data: dict[str, Any] = {
+        "storage": "runs",
+        "model": {"path": str(checkpoint)},
+        "data": {"sources": [{"path": "corpus"}], "sequence_length": CONTEXT},
+        "schedule": {"steps": 1000, "batch": 32},
+    }
+    return training_from_dict(data, {name.replace("__", "."): value for name, value in overrides.items()})
+
+
+def refused(spec: TrainingSpec) -> dict[str, str]:
+    with pytest.raises(SpecError) as caught:
+        model_of(spec)
+    return {problem.field: problem.text for problem in caught.value.problems}
+
+
+def test_a_checkpoint_is_trained_as_it_is(checkpoint: Path) -> None:
+    spec = spec_of(checkpoint, parallel={"workers": 2, "expert_parallel": 2})
+    config = model_of(spec)
+    assert config == read_config(checkpoint)
+    assert config.routing == BY_TOKEN
+    job = job_of(spec, config, Path("store"), None)
+    assert (job.start_from, job.config) == (checkpoint, config)
+
+
+def test_a_checkpoint_by_token_may_be_trained_by_another_level(checkpoint: Path) -> None:
+    spec = spec_of(checkpoint, model__routing="sentence", model__sentence_positions=7)
+    assert model_of(spec).routing == Routing("sentence", positions=7)
+
+
+def test_a_checkpoint_by_sentence_stays_what_it_is(checkpoint: Path) -> None:
+    routed_by_sentence(checkpoint, 7)
+    same = spec_of(checkpoint, model__routing="sentence", model__sentence_positions=7)
+    assert model_of(same) == read_config(checkpoint)
+    assert refused(spec_of(checkpoint)) == {
+        "model.routing": "token was given; the checkpoint routes by sentence and would lose that: give that"
+    }
+    assert refused(spec_of(checkpoint, model__routing="sentence")) == {
+        "model.sentence_positions": "32 was given; the checkpoint was trained with 7: give that"
+    }
+
+
+def test_what_does_not_fit_a_checkpoint_is_named(checkpoint: Path) -> None:
+    routed_by_sentence(checkpoint, 7)
+    assert refused(spec_of(checkpoint, data__sequence_length=CONTEXT + 1)) == {
+        "data.sequence_length": "129 was given; at most 128, the checkpoint's context, is allowed",
+        "model.routing": "token was given; the checkpoint routes by sentence and would lose that: give that",
+    }
+    ranks = {"workers": 3, "expert_parallel": 3}
+    assert (
+        "does not divide the model's 4 experts"
+        in refused(spec_of(checkpoint, parallel=ranks))["parallel.expert_parallel"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("workers", "num_cpus", "num_cores", "expected"),
+    [
+        (2, "auto", 8, 1.0),
+        (2, "auto", 2, 1.0),
+        (4, "auto", 2, 0.5),
+        (3, "auto", 2, 0.6666),  # three times 0.6667 would be more than there is
+        ({"min": 1, "max": 4}, "auto", 2, 1.0),  # two of them have room
+        ({"min": 4, "max": 8}, "auto", 2, 0.5),
+        (4, "auto", 0, 1.0),  # hosts are yet to come
+        (4, 1.5, 2, 1.5),
+    ],
+)
+def test_auto_is_a_core_or_an_even_share_of_those_there_are(
+    workers: object, num_cpus: object, num_cores: float, expected: float
+) -> None:
+    spec = spec_of(Path("model"), parallel={"workers": workers, "num_cpus": num_cpus})
+    assert workers_of(spec, num_cores).num_cpus == expected
+    assert workers_of(spec).num_cpus == (1.0 if num_cpus == "auto" else num_cpus)
