@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from cluster.ray_session import open_session
 from manta.outcome import sigterm_is_ctrl_c
 from training.ingest import Ingested
+from training.progress import CHECKPOINT_FOLDER, newest_in
+from training.resolve import run_folder
 from training.running import Finished, Watch, run_training
 from training.spec import TrainingSpec
 
@@ -69,6 +71,10 @@ class TrainingDisplay:
         """The workers have no room yet."""
         self._say(why, now=True)
 
+    def stopped(self, newest: str) -> None:
+        """Ctrl-C has ended the run."""
+        self._say(f"Stopped; {newest}. The same command goes on.", now=True)
+
     def _due(self) -> bool:
         return time.monotonic() - self._said_s >= LINE_EVERY_S
 
@@ -87,7 +93,11 @@ def train_in_foreground(spec: TrainingSpec, address: str | None) -> None:
     """
     console = Console(stderr=True)
     with sigterm_is_ctrl_c(), closing(open_session(address)), TrainingDisplay(console, spec.schedule.steps) as display:
-        finished = run_training(spec, Watch(display.tokens, display.data, display.record, display.waiting))
+        try:
+            finished = run_training(spec, Watch(display.tokens, display.data, display.record, display.waiting))
+        except KeyboardInterrupt:
+            display.stopped(newest_in(run_folder(spec) / CHECKPOINT_FOLDER))
+            raise
     Console().print(next_words(finished), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -13,6 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer, get_device
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from training.interrupts import ctrl_c_interrupts
 from training.loop import Job, TrainingStopped, run
 from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
 from training.metrics import Follower
@@ -47,6 +48,7 @@ def train(
         MeshError: The ranks cannot be laid out as asked for.
         NoRoom: There is no room for the workers.
         TrainingFailed: It did not reach its end.
+        KeyboardInterrupt: Ctrl-C has ended it.
     """
     if workers.fewest == workers.most:
         mesh_shape(workers.most, workers.expert_parallel, job.config.num_experts)
@@ -58,7 +60,8 @@ def train(
     follower = threading.Thread(target=_follow, args=(job.folder, on_record, done), daemon=True)
     follower.start()
     try:
-        result = _trainer(job, workers).fit()
+        with ctrl_c_interrupts():
+            result = _trainer(job, workers).fit()
     except TrainingFailedError as error:
         raise TrainingFailed(reason_of(error, job, workers)) from error
     finally:

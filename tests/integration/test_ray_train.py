@@ -19,11 +19,12 @@ import yaml
 from transformers import MixtralForCausalLM
 
 from tests.integration.ray_service import complete, kill, running_service, wait_until
+from tests.integration.test_ray_command import manta
 from tests.integration.training_runs import STEPS, TRAINING_S, same_curve, spec_of, undisturbed, write_files
 from training.data_errors import DataError
 from training.export import export
 from training.metrics import read_metrics
-from training.progress import PROGRESS_FILE, complete_checkpoints
+from training.progress import PROGRESS_FILE, complete_checkpoints, step_of
 from training.room import NoRoom
 from training.running import Finished, Watch, run_training
 from training.spec import TrainingSpec
@@ -167,6 +168,24 @@ def test_a_training_file_as_a_ray_job(files: Path) -> None:
     *steps, last = done.stdout.splitlines()
     assert [line.split(":")[0] for line in steps] == ["step 1", "step 2"]
     assert last == f"done: {files / 'storage' / 'job' / 'checkpoints' / 'step-00000002'}"
+
+
+@pytest.mark.full
+def test_ctrl_c_ends_a_run_that_the_same_command_goes_on_with(files: Path, tmp_path: Path) -> None:
+    spec = spec_of(files, "stopped", schedule={"steps": 100_000}, parallel={"workers": 1, "expert_parallel": 1})
+    path = files / "stopped.yaml"
+    path.write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    args = ("train", str(path), "--address", ray.get_runtime_context().gcs_address)
+    checkpoints = files / "storage" / "stopped" / "checkpoints"
+    with manta(tmp_path, *args) as command:
+        wait_until(lambda: complete_checkpoints(checkpoints), TRAINING_S, "a checkpoint", lambda: command.output)
+        command.send(signal.SIGINT)
+        command.ends_with(130)
+        assert "Traceback" not in command.output, command.output
+        assert "Stopped; the newest complete checkpoint is step-000" in command.output
+    (newest, *_) = complete_checkpoints(checkpoints)
+    finished = run_training(spec_of(files, "stopped", schedule={"steps": step_of(newest) + 2}), Watch())
+    assert finished.checkpoint.progress.step == step_of(newest) + 2
 
 
 @pytest.mark.full
