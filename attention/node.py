@@ -165,8 +165,8 @@ class NodeServer:
             self._engine.cancel((session, sequence_id))
 
     def _say_leaving(self) -> None:
-        """Tells the gateways whose sequences are given up that nothing is wrong with those."""
-        for session in self._sequences:
+        """Tells the gateways to ask others, and that nothing is wrong with the sequences that are given up."""
+        for session in self._server.admitted:
             session.send(Header(leaving=Leaving()))
 
     def _emit(self, result: StepResult) -> None:

@@ -9,8 +9,9 @@ from router.exchange import Exchange, ExpertRange, Part, expert_ranges
 from router.levels import Gates
 from transport.base import Answer, Request
 from transport.errors import CallError
-from transport.replicas import NO_TRIES, Replicas, Tries
+from transport.replicas import Replicas
 from transport.table import ShardEntry, ShardKey
+from transport.tries import NO_TRIES, Tries
 
 
 class Router:

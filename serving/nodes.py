@@ -19,8 +19,7 @@ from transport.link import Link
 from transport.loop import Loop
 from transport.membership import Membership
 from transport.table import RoutingTable
-
-MAX_NODES_LOST = 4
+from transport.tries import NO_TRIES
 
 
 class _NodeLost(Exception):
@@ -89,7 +88,7 @@ class Progress:
         self._emitted: list[int] = []
         self._prompt_logprobs: list[TokenLogprob] = []  # of a long prompt they come in several messages
         self._started = False
-        self._nodes_lost = 0
+        self._tries = NO_TRIES  # without a token in between
         self._resumed = False
 
     def request(self) -> Submit:
@@ -113,7 +112,7 @@ class Progress:
             self._started = True
             output.prompt_logprobs.extend(self._prompt_logprobs)
         self._emitted.extend(output.token_ids)
-        self._nodes_lost = 0
+        self._tries = NO_TRIES
         return True
 
     def node_lost(self, left: bool) -> None:
@@ -123,9 +122,9 @@ class Progress:
             GenerationError: Several died, one after the other, without a token: it may be this very sequence's fault.
         """
         self._resumed = True
-        self._nodes_lost += not left
-        if self._nodes_lost >= MAX_NODES_LOST:
-            message = f"{self._nodes_lost} attention nodes were lost one after the other while they served this"
+        self._tries = self._tries.another(died=not left)
+        if self._tries.too_many:
+            message = f"{self._tries.num} attention nodes were lost one after the other while they served this"
             raise GenerationError("internal", message)
 
 

@@ -5,7 +5,6 @@ import functools
 import random
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import Tensor
 
@@ -14,45 +13,18 @@ from transport.address import Address
 from transport.base import Answer, OnReply, Peer
 from transport.errors import CallError, PeerLost
 from transport.loop import Timer
+from transport.tries import NO_TRIES, Tries
 
 CallLater = Callable[[float, Callable[[], None]], Timer]
 # Groups of other names take over once each has a replica that is ready. After so long they do in any case, and earlier
 # where calls would not wait for so long.
 CHANGE_OVER_TIMEOUT_S = 10.0
-# Rows that so many replicas had, one after the other, when they died are taken for the cause, and fail.
-MAX_DEATHS = 4
 # Before a third replica gets them: those that die with the second (all of one host) have been noticed by then.
 PAUSE_S = 1.0
-# A replica that the routing table drops has most often been retired, but may have hung. Nobody retires so many in the
-# time of one call.
-MAX_TRIES = 16
 
 
 def _nothing() -> None:
     """What a change of groups means to whoever does not care."""
-
-
-class Tries(NamedTuple):
-    """What has become of the replicas that had a call's rows and gave no answer.
-
-    Args:
-        num: How many there were.
-        deaths: How many of them went away by themselves.
-    """
-
-    num: int = 0
-    deaths: int = 0
-
-    def another(self, lost: PeerLost) -> "Tries":
-        """Returns the count with one more."""
-        return Tries(self.num + 1, self.deaths + lost.with_rows)
-
-    @property
-    def too_many(self) -> bool:
-        return self.deaths >= MAX_DEATHS or self.num >= MAX_TRIES
-
-
-NO_TRIES = Tries()
 
 
 @dataclass(eq=False, slots=True)
@@ -70,7 +42,7 @@ class Replicas:
     """Groups of interchangeable peers (the replicas of each shard; all routers), kept as the routing table says.
 
     A call whose peer is lost is sent again to another one of its group; while the group has none, the call waits. One
-    that has cost MAX_DEATHS peers fails with `internal`.
+    that has cost too many peers (`transport.tries`) fails with `internal`.
 
     Args:
         connect: Makes the peer of an address; it must call `retry_waiting` whenever that peer becomes ready.
@@ -173,7 +145,7 @@ class Replicas:
 
         def answered(answer: Answer) -> None:
             if isinstance(answer, PeerLost):
-                more = tries.another(answer)
+                more = tries.another(died=answer.with_rows)
                 again = functools.partial(self.call, group, header, rows_TD, on_reply, on_none, on_gone, more)
                 self._try_again(again, on_reply, group, more, pause=answer.with_rows and more.deaths > 1)
             else:

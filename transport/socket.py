@@ -204,8 +204,13 @@ class SocketServer:
         ]
 
     @property
+    def admitted(self) -> list[Session]:
+        """The connections whose other side has proved that it knows the key."""
+        return list(self._admitted)
+
+    @property
     def num_admitted(self) -> int:
-        """Connections whose other side has proved that it knows the key; readable from any thread."""
+        """How many they are; readable from any thread."""
         return len(self._admitted)
 
     def admit(self, session: Session) -> None:

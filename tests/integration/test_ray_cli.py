@@ -8,7 +8,7 @@ import subprocess
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,8 @@ def test_serve_run(head: Head) -> None:
         assert answer["usage"]["completion_tokens"] == 3
         assert [part for part in PARTS if head.num_of(part) == 0] == []
     finally:
-        os.killpg(command.pid, signal.SIGINT)
+        with suppress(ProcessLookupError):  # it has ended
+            os.killpg(command.pid, signal.SIGINT)
         command.wait(STOP_S)
     head.wait_gone()
 

@@ -17,8 +17,9 @@ from tests.router.fleet import Answers, Weights, cut, layer_request, make_router
 from transport.base import DegradedRows, OnReply, Peer
 from transport.errors import CallError, PeerLost
 from transport.loop import Timer
-from transport.replicas import MAX_DEATHS, PAUSE_S
+from transport.replicas import PAUSE_S
 from transport.table import ShardEntry, ShardKey
+from transport.tries import MAX_DEATHS
 
 
 class Replica:

@@ -22,13 +22,14 @@ from protos.generation_pb2 import (
     TokenLogprob,
 )
 from serving.generator import GenerationError
-from serving.nodes import MAX_NODES_LOST, NodeGenerator
+from serving.nodes import NodeGenerator
 from transport.address import Address
 from transport.frames import Frame
 from transport.loop import Loop
 from transport.membership import Role, Snapshot
 from transport.socket import Session, SocketServer
 from transport.table import RoutingTable
+from transport.tries import MAX_DEATHS
 
 KEY = b"k" * 32
 LIMIT_S = 10.0
@@ -127,7 +128,7 @@ class FakeMembership:
 @pytest.fixture
 def many() -> Iterator[list[FakeNode]]:
     """One more than a request may kill."""
-    made = [FakeNode() for _ in range(MAX_NODES_LOST + 1)]
+    made = [FakeNode() for _ in range(MAX_DEATHS + 1)]
     yield made
     for node in made:
         node.die()
@@ -276,7 +277,7 @@ async def test_nodes_that_leave_on_purpose_are_not_held_against_a_request(many: 
         membership.publish(*many)
         await until(lambda: all(node.link.up for node in generator._nodes.values()))
         reader = Reader(generator, 1)
-        for _ in range(MAX_NODES_LOST):
+        for _ in range(MAX_DEATHS):
             node = await submitted(many, seen)
             seen.add(node)
             if how == "says so":
@@ -312,13 +313,13 @@ async def test_a_request_that_kills_nodes_is_ended(many: list[FakeNode]) -> None
         membership.publish(*many)
         await until(lambda: all(node.link.up for node in generator._nodes.values()))
         reader = Reader(generator, 1)
-        for _ in range(MAX_NODES_LOST):
+        for _ in range(MAX_DEATHS):
             node = await submitted(many, seen)
             seen.add(node)
             node.die()
         with fails_with("internal"):
             await reader.end()
-        assert sum(len(node.submits) for node in many) == MAX_NODES_LOST
+        assert sum(len(node.submits) for node in many) == MAX_DEATHS
 
 
 @in_a_loop

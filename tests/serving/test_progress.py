@@ -4,7 +4,8 @@ import pytest
 
 from protos.generation_pb2 import LENGTH, Sampling, SequenceOutput, Submit, TokenLogprob
 from serving.generator import GenerationError
-from serving.nodes import MAX_NODES_LOST, Progress
+from serving.nodes import Progress
+from transport.tries import MAX_DEATHS, MAX_TRIES
 
 
 def scores(*token_ids: int) -> SequenceOutput:
@@ -25,7 +26,7 @@ def test_a_resume_asks_for_what_is_left() -> None:
     progress = Progress(submit)
     progress.take(scores(2))
     assert not progress.request().resumed
-    progress.node_lost()
+    progress.node_lost(left=False)
     assert progress.request().resumed
     assert progress.request().sampling.prompt_logprobs, "nothing has been handed on yet"
     again = scores(2)
@@ -41,14 +42,23 @@ def test_a_resume_asks_for_what_is_left() -> None:
 
 def test_a_sequence_that_takes_every_node_down_is_given_up() -> None:
     progress = Progress(Submit(prompt_ids=[1]))
-    for _ in range(MAX_NODES_LOST - 1):
-        progress.node_lost()
+    for _ in range(MAX_DEATHS - 1):
+        progress.node_lost(left=False)
     progress.take(SequenceOutput(token_ids=[5]))  # a token: the count starts again
     assert progress.request().resumed
-    for _ in range(MAX_NODES_LOST - 1):
-        progress.node_lost()
+    for _ in range(MAX_DEATHS - 1):
+        progress.node_lost(left=False)
     with pytest.raises(GenerationError, match="lost one after the other"):
-        progress.node_lost()
+        progress.node_lost(left=False)
+
+
+def test_a_sequence_that_hangs_every_node_is_given_up() -> None:
+    """They are dropped from the table, as those that leave are: only so many of them are believed to leave."""
+    progress = Progress(Submit(prompt_ids=[1]))
+    for _ in range(MAX_TRIES - 1):
+        progress.node_lost(left=True)
+    with pytest.raises(GenerationError, match="16 attention nodes were lost"):
+        progress.node_lost(left=True)
 
 
 def test_an_end_without_tokens_is_handed_on() -> None:

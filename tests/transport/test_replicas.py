@@ -11,7 +11,8 @@ from transport.address import Address
 from transport.base import OnReply
 from transport.errors import CallError, PeerLost
 from transport.loop import Timer
-from transport.replicas import CHANGE_OVER_TIMEOUT_S, MAX_DEATHS, MAX_TRIES, PAUSE_S, Replicas, Tries
+from transport.replicas import CHANGE_OVER_TIMEOUT_S, PAUSE_S, Replicas
+from transport.tries import MAX_DEATHS, MAX_TRIES, Tries
 
 ROWS_TD = torch.ones(2, 3)
 
