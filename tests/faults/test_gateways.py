@@ -115,6 +115,7 @@ def test_a_gateway_hangs(service: RayService, oracle: Oracle, seed: int) -> None
         wait_until(lambda: not sum(call_in(node, num_open) for node in nodes), RECOVERY_S, "all is freed")
 
 
+@pytest.mark.full
 def test_nothing_that_was_counted_is_lost(service: RayService, seed: int) -> None:
     """Each counter that /metrics shows is at least what it was, whoever dies; 503 while it cannot be known."""
     rng = random.Random(seed)

@@ -85,6 +85,7 @@ def test_the_router_or_the_node_stays_away(fragile: RayService, files: Files, or
     check_served_again(fragile, oracle, victim)
 
 
+@pytest.mark.full
 def test_experts_that_a_change_adds_cannot_be_loaded(
     fragile: RayService, files: Files, ray_port: int, oracle: Oracle, seed: int
 ) -> None:

@@ -148,7 +148,7 @@ def test_it_serves_until_ctrl_c(checkpoint: tuple[Path, Oracle], tmp_path: Path)
     ("stage", "number", "times"),
     [
         ("starting Ray", signal.SIGINT, 1),
-        ("starting the parts", signal.SIGINT, 2),
+        pytest.param("starting the parts", signal.SIGINT, 2, marks=pytest.mark.full),
         ("connecting the parts", signal.SIGTERM, 1),
     ],
 )

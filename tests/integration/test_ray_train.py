@@ -250,6 +250,7 @@ def test_a_loss_that_is_no_number_is_not_tried_again(files: Path) -> None:
     assert [one["step"] for one in records] == list(range(1, len(records) + 1))
 
 
+@pytest.mark.full
 def test_storage_that_cannot_be_written_is_named(files: Path) -> None:
     (files / "storage" / "blocked").mkdir(parents=True)
     (files / "storage" / "blocked" / "checkpoints").write_text("a file where a folder is to be")

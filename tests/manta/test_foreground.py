@@ -12,6 +12,7 @@ import pytest
 
 from cluster.app import gateway_settings
 from cluster.resolve import resolve
+from cluster.room import Room
 from cluster.spec import DEMO, spec_for_model
 from manta.foreground import ready_message
 from serving.app import build_app
@@ -40,7 +41,9 @@ async def answer(directory: Path) -> dict[str, Any]:
     text = ready_message(spec, "http://gateway", 1.0)
     command = shlex.split(text[text.index("curl") : text.index("Ctrl-C")])
     body, url = command[command.index("-d") + 1], command[1]
-    app = build_app(gateway_settings(resolve(spec)).gateway, TextCodec.load(directory), FakeGenerator())
+    app = build_app(
+        gateway_settings(resolve(spec, Room((2.0,), own=True))).gateway, TextCodec.load(directory), FakeGenerator()
+    )
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
         response = await client.post(url, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 200, response.text
