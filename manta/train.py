@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from cluster.hosts import present_room
 from cluster.ray_session import open_session
 from manta.outcome import sigterm_is_ctrl_c
 from training.ingest import Ingested
@@ -94,7 +95,8 @@ def train_in_foreground(spec: TrainingSpec, address: str | None) -> None:
     console = Console(stderr=True)
     with sigterm_is_ctrl_c(), closing(open_session(address)), TrainingDisplay(console, spec.schedule.steps) as display:
         try:
-            finished = run_training(spec, Watch(display.tokens, display.data, display.record, display.waiting))
+            watch = Watch(display.tokens, display.data, display.record, display.waiting)
+            finished = run_training(spec, watch, present_room().own)
         except KeyboardInterrupt:
             display.stopped(newest_in(run_folder(spec) / CHECKPOINT_FOLDER))
             raise

@@ -33,11 +33,11 @@ def created_s(directory: Path) -> int:
     """When the model in `directory` was made: the Unix time, in whole seconds, of its config.json.
 
     Unlike the time of a gateway's start, it is the same at all gateways that read the same files, before and after
-    they are replaced. Where the file is not there, it is now.
+    they are replaced. Where the file cannot be looked at, it is now.
     """
     try:
         return int((directory / CONFIG_FILE).stat().st_mtime)
-    except FileNotFoundError:
+    except OSError:
         return int(time.time())
 
 

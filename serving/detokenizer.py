@@ -22,6 +22,11 @@ MAX_WAITING_TOKENS = 4
 class Detokenizer(Protocol):
     """Decodes one sequence; each id is pushed once, in order."""
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether the text so far ends within a character, which is held back."""
+        ...
+
     def push(self, token_ids: Sequence[int]) -> str:
         """The text that became certain."""
         ...
@@ -40,6 +45,11 @@ class ByteDetokenizer:
         self._piece = pieces.text_piece if skip_special_tokens else pieces.piece
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._num_to_strip = 0 if continues else pieces.strip_left
+
+    @property
+    def unfinished(self) -> bool:
+        """See Detokenizer."""
+        return bool(self._decoder.getstate()[0])
 
     def push(self, token_ids: Sequence[int]) -> str:
         """See Detokenizer."""
@@ -76,6 +86,11 @@ class WindowDetokenizer:
         self._num_read = len(context)
         self._shown = self._decode(context) if context else ""
 
+    @property
+    def unfinished(self) -> bool:
+        """See Detokenizer."""
+        return self._num_read < len(self._ids)
+
     def push(self, token_ids: Sequence[int]) -> str:
         """See Detokenizer."""
         return "".join(map(self._push_one, token_ids))
@@ -105,6 +120,8 @@ class WindowDetokenizer:
 
 class NoDetokenizer:
     """For a model without a tokenizer: ids only, no text."""
+
+    unfinished = False
 
     def push(self, token_ids: Sequence[int]) -> str:
         """See Detokenizer."""

@@ -16,7 +16,7 @@ class FakeGenerator:
     With no `outputs` it echoes the prompt's ids. `failures` maps the number of tokens after which a sequence
     fails to its error, `missing_experts` the number of a token (the first is 1) to the experts named with it;
     `tokens_per_message` coalesces; `delay_s` is the pause before each message; while `capacity` sequences live, one
-    more is refused, as by nodes whose queues are full.
+    more is refused, as by `num_nodes` nodes whose queues are full.
     `running` counts live sequences (`most_running`: at a time), `cancelled` those closed early, `refused` those beyond
     the capacity.
     """
@@ -27,6 +27,7 @@ class FakeGenerator:
     tokens_per_message: int = 1
     max_context: int = 1 << 20
     capacity: int | None = None
+    num_nodes: int = 1
     failures: Mapping[int, GenerationError] = field(default_factory=dict[int, GenerationError])
     missing_experts: Mapping[int, Sequence[int]] = field(default_factory=dict[int, Sequence[int]])
     snapshots: list[MetricsSnapshot] = field(default_factory=list[MetricsSnapshot])

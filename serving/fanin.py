@@ -5,8 +5,8 @@ import time
 from collections.abc import AsyncIterator, Sequence
 
 from protos.generation_pb2 import FAILED, UNFINISHED, SequenceOutput, Submit
-from serving.admission import Admission
 from serving.generator import GenerationError, Generator
+from serving.openings import MAX_OPEN, Openings
 
 Arrived = tuple[int, SequenceOutput, float]  # which submission, its message, and time.monotonic() when it came
 
@@ -20,7 +20,7 @@ class FanIn:
     def __init__(self, generator: Generator, submits: Sequence[Submit]) -> None:
         self._generator = generator
         self._submits = submits
-        self._admission = Admission(len(submits))
+        self._openings = Openings(len(submits), MAX_OPEN * max(1, generator.num_nodes))
         self._began_s = time.monotonic()
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._arrived: list[Arrived] = []
@@ -61,7 +61,7 @@ class FanIn:
     def _open(self) -> None:
         if self._closed or self._failure is not None:
             return
-        for index in self._admission.open():
+        for index in self._openings.open():
             self._tasks[index] = asyncio.create_task(self._run(index))
 
     async def _run(self, index: int) -> None:
@@ -73,7 +73,7 @@ class FanIn:
                 self._failure = error
                 self._wake()
         finally:
-            self._admission.ended(index)
+            self._openings.ended(index)
             self._open()
 
     async def _read(self, index: int) -> None:
@@ -95,7 +95,7 @@ class FanIn:
 
     async def _waits_again(self, index: int) -> bool:
         """Whether a refused submission may be tried again, once it may. Else the whole request is refused."""
-        if self._admission.refused(index):
+        if self._openings.refused(index):
             return True
         if self._any_arrived:  # a request is not given up for its last sequences
             await asyncio.sleep(REFUSED_PAUSE_S)

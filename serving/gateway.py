@@ -56,7 +56,7 @@ class Gateway:
             raise invalid("max_tokens: 0 is allowed with echo only; ask for at least 1.", "max_tokens")
         submits = self._submits(body, prompts, DEFAULT_COMPLETION_TOKENS, body.logprobs, scores_prompt=echo)
         job = self._job(body, prompts, submits, arrival_s)
-        logprobs = None if body.logprobs is None else legacy_logprobs(job, self.codec, echo)
+        logprobs = None if body.logprobs is None else await legacy_logprobs(job, self.codec, echo)
         return self._respond(body, self._answer(COMPLETION, body, job, logprobs, echo))
 
     async def chat(self, request: Request) -> Response:

@@ -30,6 +30,11 @@ class GenerationError(Exception):
 class Generator(Protocol):
     """Makes token ids for submitted sequences."""
 
+    @property
+    def num_nodes(self) -> int:
+        """How many attention nodes take sequences now."""
+        ...
+
     def generate(self, submit: Submit) -> AsyncIterator[SequenceOutput]:
         """Yields what a sequence has produced since the last item; several tokens may come at once.
 

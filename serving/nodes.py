@@ -219,6 +219,11 @@ class NodeGenerator:
         """Sequences under way."""
         return sum(len(node.streams) for node in self._nodes.values())
 
+    @property
+    def num_nodes(self) -> int:
+        """How many nodes take sequences now."""
+        return sum(node.usable for node in self._nodes.values())
+
     async def generate(self, submit: Submit) -> AsyncIterator[SequenceOutput]:
         """Yields a sequence's outputs; see `serving.generator.Generator`. `queue_full`: every connected node is."""
         progress, full = Progress(submit), set[_Node]()

@@ -48,10 +48,11 @@ async def encode_prompts(
 ) -> list[Prompt]:
     """Token ids of every prompt. Raises ApiError (400)."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # all of them, or none
-    encoded = [Prompt(prompt) for prompt in prompts if not isinstance(prompt, str)]
     if texts:
         token_ids = await encode_texts(texts, codec, add_special_tokens, "prompt")
         encoded = [Prompt(ids, text) for ids, text in zip(token_ids, texts, strict=True)]
+    else:
+        encoded = [Prompt(prompt) for prompt in prompts if not isinstance(prompt, str)]
     for prompt in encoded:
         check_ids(prompt.token_ids, settings, "prompt")
         if not prompt.token_ids:

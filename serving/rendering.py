@@ -11,7 +11,7 @@ from typing import Protocol
 from protos.generation_pb2 import TokenLogprob
 from serving.choice import Delta
 from serving.logprobs import TokenBytes, render_chat_logprobs, render_legacy_logprobs
-from serving.offsets import OutputOffsets, prompt_offsets
+from serving.offsets import OutputOffsets, echoed_offsets
 from serving.run import Job, Usage
 from serving.tokenizer import TextCodec
 
@@ -83,10 +83,10 @@ class Answer:
         return (self.job.prompt_of(index).text or "") if self.echo else ""
 
 
-def legacy_logprobs(job: Job, codec: TextCodec, echo: bool) -> RenderLogprobs:
+async def legacy_logprobs(job: Job, codec: TextCodec, echo: bool) -> RenderLogprobs:
     """For /v1/completions; with `echo` the first chunk of a choice holds its prompt's tokens as well."""
     skip = job.skip_special_tokens
-    before = [prompt_offsets(prompt, codec, skip) if echo else [] for prompt in job.prompts]
+    before = await echoed_offsets(job.prompts, codec, skip) if echo else []
     outputs = [
         OutputOffsets(codec.detokenizer(skip, continues=True), len(job.prompt_of(index).text or "") if echo else 0)
         for index in range(len(job.prompts) * job.n)

@@ -40,6 +40,7 @@ from training.progress import (
     REMEDY,
     CheckpointError,
     Complete,
+    DamagedCheckpoint,
     OtherRun,
     Progress,
     checkpoint_name,
@@ -142,11 +143,12 @@ class Saver:
             CheckpointError: As `finish`.
         """
         if self._pending is None or self._pending[1].step < step:
-            return self.finish()
+            self.finish()
+            return
         (directory, _, _, future), self._pending = self._pending, None
         with suppress(CheckpointException, OSError, RuntimeError):
             future.result(self._timeout_s)  # until no rank writes any more
-        return self._remove(directory)
+        self._remove(directory)
 
     def _commit(self, directory: Path, progress: Progress, config: dict[str, Any]) -> None:
         said = {"format": FORMAT, "progress": asdict(progress), "config": config}
@@ -174,7 +176,9 @@ def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mes
     """Reads a checkpoint into the model and, if it is given, the optimizer.
 
     Raises:
-        CheckpointError: It is of a model of other sizes, or damaged.
+        CheckpointError: It cannot be read.
+        OtherRun: It is of a model of other sizes.
+        DamagedCheckpoint: It is damaged; on all ranks alike.
     """
     check_fits(complete, model.config)
     state = state_of(model, optimizer, mesh)
@@ -186,7 +190,8 @@ def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mes
         )
     except (OSError, CheckpointException, RuntimeError, ValueError, KeyError) as error:
         why = f"{complete.directory} cannot be read: {_cause(error)}"
-        raise CheckpointError(f"{why}; {next_older(complete.directory)}") from error
+        kind = DamagedCheckpoint if _is_damage(error) else CheckpointError
+        raise kind(f"{why}; {next_older(complete.directory)}") from error
 
 
 def check_data(complete: Complete, data: str) -> None:
@@ -270,6 +275,15 @@ def _sync(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _is_damage(error: BaseException) -> bool:
+    """Whether another try would end alike: storage may be back soon, and a rank that is gone is replaced."""
+    failures = getattr(error, "failures", None)  # what torch's ranks have told each other
+    if not isinstance(error, CheckpointException) or not failures:
+        return False
+    inner = [failure for failure, *_ in failures.values()]
+    return any(not isinstance(each, OSError) or isinstance(each, FileNotFoundError) for each in inner)
 
 
 def _cause(error: BaseException) -> str:

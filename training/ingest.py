@@ -16,13 +16,13 @@ from typing import Any, TypeAlias
 
 from ray.data import DataContext, Dataset, from_items
 
-from training.data_errors import DataError, SourceError
+from training.data_errors import DataError, SourceError, StoreNotWritten
 from training.encoded import Encoded, Table, decode_table, encode_documents
 from training.encoding import Encoder, load_encoder
 from training.origin import origin_of
 from training.pieces import Piece, cut, read_documents
 from training.sources import Source, list_files
-from training.tokens import Origin, TokenStore, TokenWriter
+from training.tokens import Origin, TokenStore, TokenWriter, storage_named
 
 FOLDER = "data"
 TRAINING, HELD_OUT = "training", "held_out"
@@ -108,11 +108,12 @@ def _check(sources: Sequence[Source], held_out: float) -> None:
 
 
 def _move(unfinished: Path, directory: Path) -> None:
-    try:
-        unfinished.rename(directory)
-    except OSError:
-        if not directory.is_dir():  # else another process was faster, and its stores are the same
-            raise
+    with storage_named(directory):
+        try:
+            unfinished.rename(directory)
+        except OSError:
+            if not directory.is_dir():  # else another process was faster, and its stores are the same
+                raise
 
 
 def _open(directory: Path, held_out: float, reused: bool) -> Ingested:
@@ -174,7 +175,11 @@ class _Writers:
         self._origin = origin
         self._share = held_out
         self._training = TokenWriter(directory / TRAINING, origin.vocab_size, with_tasks)
-        self._held_out = TokenWriter(directory / HELD_OUT, origin.vocab_size, with_tasks) if held_out else None
+        try:
+            self._held_out = TokenWriter(directory / HELD_OUT, origin.vocab_size, with_tasks) if held_out else None
+        except StoreNotWritten:
+            self._training.close()
+            raise
 
     def write_all(self, tables: Iterator[Encoded], progress: Progress | None) -> None:
         """Writes and finishes the stores. Raises DataError where one of them would be empty."""

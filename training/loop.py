@@ -31,9 +31,10 @@ from training.progress import (
     Complete,
     Progress,
     checkpoint_name,
-    newest_checkpoint,
+    complete_checkpoints,
     newest_in,
-    read_progress,
+    read_newest,
+    step_of,
 )
 from training.spec_schema import OptimizerSpec
 from training.starting import CheckpointWeights
@@ -112,7 +113,9 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
 
     Raises:
         TrainingStopped: The loss is no number any more.
-        CheckpointError: A checkpoint or the metrics cannot be written, or a checkpoint is of another model.
+        CheckpointError: A checkpoint or the metrics cannot be written.
+        OtherRun: The newest checkpoint is of another model, or was made from other data.
+        DamagedCheckpoint: It is damaged.
     """
     newest = _newest(job, mesh)
     if newest is not None:
@@ -203,19 +206,22 @@ def _initial(job: Job) -> InitialWeights:
 def _newest(job: Job, mesh: Mesh) -> Complete | None:
     """Returns the checkpoint to go on from: the newest that the first rank sees.
 
+    Every rank reads it, and only then: a rank that ended by itself would leave the others waiting for it.
+
     Raises:
-        CheckpointError: The storage cannot be written, that checkpoint is damaged, or another rank does not see it.
+        CheckpointError: The storage cannot be written, or a rank does not see that checkpoint.
+        DamagedCheckpoint: On all ranks: it is damaged.
     """
-    newest = None
+    found: list[Path] = []
     if mesh.rank == 0:
         prepare(job.checkpoints)
-        newest = newest_checkpoint(job.checkpoints)
-    step = torch.tensor(NO_STEP if newest is None else newest.progress.step, device=mesh.device)
+        found = complete_checkpoints(job.checkpoints)
+    step = torch.tensor(step_of(found[0]) if found else NO_STEP, device=mesh.device)
     if mesh.everybody is not None:
         dist.broadcast(step, src=0, group=mesh.everybody)
     if int(step) == NO_STEP:
         return None
-    return read_progress(job.checkpoints / checkpoint_name(int(step)))
+    return read_newest(job.checkpoints / checkpoint_name(int(step)))
 
 
 def _metrics(job: Job, made: int) -> MetricsLog:

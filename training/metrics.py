@@ -23,8 +23,8 @@ class Record:
         balance, router_z: Before their coefficients.
         gradient_norm: Before clipping.
         tokens_per_s: Over all ranks.
-        rows_per_expert: Row copies asked of each expert, for each layer.
-        dropped_per_layer: Row copies that found their expert full.
+        rows_per_expert: Copies asked of each expert, for each layer.
+        dropped_per_layer: Copies that found their expert full.
         held_out_loss: In nats per label; None: not measured in this step.
         workers: Ranks.
     """
@@ -128,20 +128,20 @@ def _scalars(record: Record) -> Iterator[tuple[str, float]]:
     yield "training/tokens per s", record.tokens_per_s
     for layer, (counts, dropped) in enumerate(zip(record.rows_per_expert, record.dropped_per_layer, strict=True)):
         yield f"layer {layer}/share of the busiest expert", max(counts) / max(1, sum(counts))
-        yield f"layer {layer}/dropped rows", dropped
+        yield f"layer {layer}/dropped copies", dropped
         yield f"layer {layer}/dropped share", dropped / max(1, sum(counts))
     yield from _expert_scalars(record.rows_per_expert)
 
 
 def _expert_scalars(rows_per_expert: list[list[int]]) -> Iterator[tuple[str, float]]:
-    """The rows of each expert: in each layer, or of a large model in all layers together (the JSON lines have each)."""
+    """The copies for each expert: in each layer, or of a large model in all together (the JSON lines have each)."""
     if sum(map(len, rows_per_expert)) <= MOST_EXPERT_TAGS:
         counted = {f"layer {layer}": counts for layer, counts in enumerate(rows_per_expert)}
     else:
         counted = {"all layers": [sum(counts) for counts in zip(*rows_per_expert, strict=True)]}
     for name, counts in counted.items():
         for expert, count in enumerate(counts):
-            yield f"{name}/rows of expert {expert}", count
+            yield f"{name}/copies for expert {expert}", count
 
 
 def _cut(path: Path, steps_made: int) -> None:

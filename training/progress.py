@@ -26,6 +26,10 @@ class OtherRun(CheckpointError):
     """A checkpoint is of a run that this one cannot go on with; another try would end alike."""
 
 
+class DamagedCheckpoint(CheckpointError):
+    """What a checkpoint holds is not what was written, or is of another format; another try would end alike."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run had come.
@@ -74,31 +78,40 @@ def newest_checkpoint(folder: Path) -> Complete | None:
     """Returns the newest; None: there is none.
 
     Raises:
-        CheckpointError: It is damaged, or of another format; names the next older.
+        CheckpointError: As `read_newest`.
     """
     found = complete_checkpoints(folder)
-    if not found:
-        return None
+    return read_newest(found[0]) if found else None
+
+
+def read_newest(directory: Path) -> Complete:
+    """Returns what the newest checkpoint says of itself.
+
+    Raises:
+        CheckpointError: As `read_progress`; names the next older.
+    """
     try:
-        return read_progress(found[0])
+        return read_progress(directory)
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; {next_older(found[0])}") from error
+        raise type(error)(f"{error}; {next_older(directory)}") from error
 
 
 def read_progress(directory: Path) -> Complete:
     """Returns what a complete checkpoint says of itself.
 
     Raises:
-        CheckpointError: It is none, or of another format.
+        CheckpointError: It cannot be read.
+        DamagedCheckpoint: It is none, or of another format.
     """
     path = directory / PROGRESS_FILE
     try:
         said = json.loads(path.read_text())
         if said["format"] != FORMAT:
-            raise CheckpointError(f"{path} has format {said['format']}; this version of Manta reads {FORMAT}")
+            raise DamagedCheckpoint(f"{path} has format {said['format']}; this version of Manta reads {FORMAT}")
         return Complete(directory, Progress(**said["progress"]), dict(said["config"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{directory} is no complete checkpoint of a training run: {error!r}") from error
+        kind = CheckpointError if isinstance(error, OSError) else DamagedCheckpoint  # storage may be back soon
+        raise kind(f"{directory} is no complete checkpoint of a training run: {error!r}") from error
 
 
 def newest_in(folder: Path, but: int | None = None) -> str:

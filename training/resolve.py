@@ -139,7 +139,7 @@ def workers_of(spec: TrainingSpec, num_cores: float = math.inf) -> Workers:
     """Returns the ranks that the file asks for.
 
     Args:
-        num_cores: CPUs of the cluster, as Ray counts them.
+        num_cores: CPUs, as Ray counts them, that the ranks share if there are fewer than ranks.
     """
     parallel, limits = spec.parallel, spec.limits
     return Workers(
@@ -158,6 +158,6 @@ def _cpus_of_worker(parallel: ParallelSpec, num_cores: float) -> float:
     if parallel.num_cpus != "auto":
         return parallel.num_cpus
     fewest = parallel.workers.min
-    if not 0 < num_cores < fewest:  # hosts without any wait for an autoscaler to add some
+    if num_cores >= fewest:
         return 1.0
     return math.floor(num_cores / fewest * RAY_UNITS) / RAY_UNITS

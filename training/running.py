@@ -1,5 +1,6 @@
 """A training file made so, on the Ray that this process has joined: tokens first, then the ranks."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,8 +44,11 @@ class Watch:
     on_waiting: Callable[[str], None] = lambda why: None
 
 
-def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
+def run_training(spec: TrainingSpec, watch: Watch, own_ray: bool = False) -> Finished:
     """Runs what a training file says to its end; goes on with a run of the same name in the same storage.
+
+    Args:
+        own_ray: Whether Manta has started Ray itself: no host will be added to it.
 
     Raises:
         ValueError: The file, the checkpoint, the tokenizer or the data are not as they should be; says what to do.
@@ -52,7 +56,7 @@ def run_training(spec: TrainingSpec, watch: Watch) -> Finished:
         TrainingFailed: It did not reach its end; says why, and what there is to go on from.
     """
     config = model_of(spec)
-    storage, workers = Path(spec.storage), workers_of(spec, num_cores())
+    storage, workers = Path(spec.storage), workers_of(spec, num_cores() if own_ray else math.inf)
     ingested = ingest(
         sources_of(spec),
         spec.model.tokenizer_directory,

@@ -127,11 +127,11 @@ class ParallelSpec(Section):
     num_gpus: NumGpus = 0
     """GPUs of one worker."""
     num_cpus: NumCpus = "auto"
-    """CPUs that Ray sets aside for one worker; auto: 1, or less if all hosts have too few. 0 only with GPUs."""
+    """CPUs that Ray sets aside for one worker; auto: 1, or less on few cores of Manta's own Ray. 0 only with GPUs."""
     dispatch: Annotated[Literal["dropless", "capacity"], one_of("dropless", "capacity")] = "dropless"
-    """What happens to rows of a crowded expert: all are computed, or those beyond its capacity are left out."""
+    """What happens to copies for a crowded expert: all are computed, or those beyond its capacity are left out."""
     capacity_factor: Positive = 1.25
-    """With `dispatch: capacity`: the rows that an expert takes, as a multiple of its even share."""
+    """With `dispatch: capacity`: the copies that an expert takes, as a multiple of its even share."""
 
 
 class OptimizerSpec(Section):

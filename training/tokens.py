@@ -131,7 +131,7 @@ class TokenWriter:
         self.num_tokens = 0
         self._vocab_size = vocab_size
         self._task_ids: dict[str, int] = {}  # numbered as they appear; finish() knows them all and numbers them anew
-        with _named(directory):
+        with storage_named(directory):
             directory.mkdir(parents=True, exist_ok=True)
             (directory / STORE).unlink(missing_ok=True)
             self._tokens = (directory / TOKENS).open("wb")
@@ -157,7 +157,7 @@ class TokenWriter:
         assert not len(ids_N) or ids_N.max() < self._vocab_size, "an id beyond the vocabulary"
         assert len(tasks) == (len(lengths) if self._tasks else 0), "each document has a task, or none has"
         numbers = [self._task_ids.setdefault(name, len(self._task_ids)) for name in tasks]
-        with _named(self.directory):  # not `tofile`, whose errors do not say why, and which keeps some to itself
+        with storage_named(self.directory):  # not `tofile`, whose errors do not say why, and which keeps some to itself
             self._tokens.write(np.ascontiguousarray(ids_N, token_type(self._vocab_size)).data)
             self._offsets.write((self.num_tokens + np.cumsum(lengths)).astype(OFFSET_TYPE).data)
             if self._tasks:
@@ -179,7 +179,7 @@ class TokenWriter:
             raise StoreError(f"{self.directory}: no documents were written; a store holds at least one")
         names = tuple(sorted(self._task_ids) if task_names is None else task_names)
         info = StoreInfo(origin, self.num_documents, self.num_tokens, names if self._tasks else ())
-        with _named(self.directory):
+        with storage_named(self.directory):
             for file in self._files:
                 file.flush()
                 os.fsync(file.fileno())
@@ -202,7 +202,7 @@ class TokenWriter:
 
 
 @contextmanager
-def _named(directory: Path) -> Generator[None]:
+def storage_named(directory: Path) -> Generator[None]:
     """Says of a failure to write where it was, and what to do."""
     try:
         yield

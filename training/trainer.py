@@ -17,7 +17,7 @@ from training.interrupts import ctrl_c_interrupts
 from training.loop import Job, TrainingStopped, run
 from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
 from training.metrics import Follower
-from training.progress import OtherRun, newest_in
+from training.progress import DamagedCheckpoint, OtherRun, newest_in
 from training.room import REMEDY, wait_for_room
 from training.workers import Workers
 
@@ -103,8 +103,8 @@ def _work(config: dict[str, Any]) -> str:
     torch.set_num_threads(max(1, int(workers.num_cpus)))
     try:
         run(job, _mesh(job, workers))
-    except (TrainingStopped, OtherRun) as error:  # not raised: Ray Train would start the ranks again, to the same end
-        return str(error)
+    except (TrainingStopped, OtherRun, DamagedCheckpoint) as error:
+        return str(error)  # not raised: Ray Train would start the ranks again, to the same end
     return ""
 
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from cluster.room import Room
 from manta.cli import app
 from manta.train import TrainingDisplay, export_run, next_words
 from model.config import read_config
@@ -108,17 +109,19 @@ def test_a_damaged_checkpoint_does_not_keep_an_older_one_from_being_exported(tra
     assert CliRunner().invoke(app, ["export", str(trained), str(tmp_path / "out"), "--step", "2"]).exit_code == 0
 
 
-def test_the_command_trains_what_its_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own", [True, False])
+def test_the_command_trains_what_its_file_says(own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But for Ray and the run itself, which tests/integration/test_ray_train.py has."""
     asked: list[Any] = []
 
-    def run_training(spec: Any, watch: Watch) -> Finished:
-        asked.append(spec)
+    def run_training(spec: Any, watch: Watch, own_ray: bool) -> Finished:
+        asked.extend([spec, own_ray])
         watch.on_record(record(1))
         directory = tmp_path / "runs" / "one" / "checkpoints" / "step-00000001"
         return Finished(tmp_path / "runs" / "one", job(tmp_path, 0).config, Complete(directory, Progress(1, 1, ""), {}))
 
     monkeypatch.setattr("manta.train.run_training", run_training)
+    monkeypatch.setattr("manta.train.present_room", lambda: Room((2.0,), own))
     monkeypatch.setattr(
         "manta.train.open_session", lambda address: SimpleNamespace(close=lambda: asked.append(address))
     )
@@ -130,4 +133,4 @@ def test_the_command_trains_what_its_file_says(tmp_path: Path, monkeypatch: pyte
     done = CliRunner().invoke(app, ["train", str(file), "--steps", "1", "--address", "auto"])
     assert (done.exit_code, done.output.count("step 1/1: loss 4.000")) == (0, 1), done.output
     assert "manta export" in done.stdout
-    assert (asked[0].schedule.steps, asked[1]) == (1, "auto"), "and Ray is let go"
+    assert (asked[0].schedule.steps, *asked[1:]) == (1, own, "auto"), "and Ray is let go"

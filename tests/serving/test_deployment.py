@@ -40,3 +40,5 @@ async def models_of(settings: GatewayDeploymentSettings) -> dict[str, Any]:
 
 def test_a_model_without_config_was_created_now(tmp_path: Path) -> None:
     assert abs(created_s(tmp_path) - time.time()) < 60
+    (tmp_path / "file").touch()
+    assert abs(created_s(tmp_path / "file") - time.time()) < 60, "no directory"

@@ -302,6 +302,7 @@ async def test_a_node_that_says_that_it_leaves_gets_no_more(nodes: list[FakeNode
         membership.publish(*nodes[:2])
         await until(lambda: nodes[1].submits)
         assert len(nodes[0].submits) == 1
+        assert generator.num_nodes == 1, "of the two"
         nodes[1].say(0, 4, finish_reason=LENGTH)
         assert await reader.end() == [4]
 

@@ -1,13 +1,16 @@
 """`text_offset` points into the text that the client gets."""
 
+import asyncio
+import threading
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, normalizers, processors
 
-from serving.offsets import OutputOffsets, prompt_offsets
+from serving.offsets import THREAD_FROM_TOKENS, OutputOffsets, echoed_offsets, prompt_offsets
 from serving.prompts import Prompt
 from serving.tokenizer import TextCodec
 from tests.serving.small_tokenizers import build_metaspace, build_sentencepiece_like, train_byte_level
@@ -37,6 +40,48 @@ def test_both_bytes_of_a_character_begin_where_it_does() -> None:
     ids = [BYTE_LEVEL.token_to_id(char) for char in ("Ã", "©", "a")]  # é
     assert OutputOffsets(codec.detokenizer(continues=True)).push(ids) == [0, 0, 1]
     assert prompt_offsets(Prompt(ids, "éa"), codec, True) == [0, 0, 1]
+
+
+def test_what_follows_an_unfinished_character_begins_after_it() -> None:
+    """There is U+FFFD in its place."""
+    codec = TextCodec(BYTE_LEVEL)
+    ids = [BYTE_LEVEL.token_to_id(char) for char in ("a", "Ã", "x", "Ã", "Ã", "©")]  # the first byte of é twice alone
+    assert OutputOffsets(codec.detokenizer(continues=True)).push(ids) == [0, 1, 2, 3, 4, 4]
+    assert prompt_offsets(Prompt(ids, codec.decode(ids)), codec, True) == [0, 1, 2, 3, 4, 4]
+    spelled = [BYTE_LEVEL.token_to_id(char) for char in ("ï", "¿", "½", "x")]  # U+FFFD itself
+    assert OutputOffsets(codec.detokenizer(continues=True)).push(spelled) == [0, 0, 0, 1]
+
+
+def test_a_special_token_is_counted_by_the_name_that_the_client_wrote() -> None:
+    """Of byte-level tokens its characters would be bytes, and no UTF-8 at that."""
+    tokenizer = train_byte_level()
+    tokenizer.add_special_tokens(["<|début|>"])
+    found = offsets_of(with_added(tokenizer), tokenizer, "x<|début|>z")
+    assert (found["x"], found["<|début|>"], found["z"], found["</s>"]) == ([0], [1], [10], [11])
+
+
+def test_a_normalizer_that_makes_the_text_longer_leads_to_no_offset_beyond_its_end() -> None:
+    tokenizer = train_byte_level()
+    tokenizer.normalizer = normalizers.Replace("ab", "xyzxyzxyz")
+    codec = TextCodec(tokenizer)
+    ids = tokenizer.encode("ab").ids
+    assert max(prompt_offsets(Prompt(ids, "ab"), codec, True)) == 2
+
+
+def test_long_prompts_are_gone_through_beside_the_event_loop() -> None:
+    a, ids = BYTE_LEVEL.token_to_id("a"), [threading.get_ident()]
+
+    class Noting(TextCodec):
+        def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+            ids.append(threading.get_ident())
+            return super().decode(token_ids, skip_special_tokens)
+
+    for num in (2, THREAD_FROM_TOKENS):
+        prompt = Prompt([a] * num, "a" * num)
+        found = asyncio.run(echoed_offsets([prompt], Noting(BYTE_LEVEL), skip_special_tokens=True))
+        assert found == [list(range(num))]
+    here, short, long = ids
+    assert short == here != long
 
 
 def test_an_output_goes_on_where_the_echo_ends_and_special_tokens_have_no_length() -> None:
@@ -75,5 +120,6 @@ def test_ids_are_echoed_as_they_are_decoded(codec: TextCodec, skip: bool) -> Non
     check()
 
 
-def test_without_a_tokenizer_there_is_no_text_to_point_into() -> None:
+def test_without_a_text_there_is_nothing_to_point_into() -> None:
     assert prompt_offsets(Prompt([5, 6]), TextCodec(None), True) == [0, 0]
+    assert prompt_offsets(Prompt([5, 6]), TextCodec(BYTE_LEVEL), True) == [0, 0]

@@ -18,6 +18,7 @@ from training.optimizer import make_optimizer
 from training.progress import (
     CheckpointError,
     Complete,
+    DamagedCheckpoint,
     Progress,
     checkpoint_name,
     complete_checkpoints,
@@ -149,11 +150,11 @@ def test_a_damaged_checkpoint_is_named(ranks: Ranks, tmp_path: Path, seed: int) 
         path.write_bytes(path.read_bytes()[:100])
     model, optimizer = trained(lone_mesh(), seed, "adamw", steps=0)
     alone = "there is no older one: once step-00000002 is moved away, the run begins anew"
-    with pytest.raises(CheckpointError, match=rf"step-00000002 cannot be read: .*; {alone}"):
+    with pytest.raises(DamagedCheckpoint, match=rf"step-00000002 cannot be read: .*; {alone}"):
         load(complete, model, optimizer, lone_mesh())
     said = json.loads((complete.directory / "progress.json").read_text())
     (complete.directory / "progress.json").write_text(json.dumps({**said, "format": 99}))
-    with pytest.raises(CheckpointError, match="has format 99; this version of Manta reads 1"):
+    with pytest.raises(DamagedCheckpoint, match="has format 99; this version of Manta reads 1"):
         newest_checkpoint(tmp_path / "run")
 
 
@@ -194,9 +195,31 @@ def test_a_damaged_newest_checkpoint_is_named_with_the_next_older(tmp_path: Path
     for name in ("step-00000010", "step-00000030"):
         (tmp_path / name / "progress.json").write_text("{")
     words = "the next older is step-00000020, which is used once step-00000030 is moved away"
-    with pytest.raises(CheckpointError, match=rf"step-00000030 is no complete checkpoint .*; {words}"):
+    with pytest.raises(DamagedCheckpoint, match=rf"step-00000030 is no complete checkpoint .*; {words}"):
         newest_checkpoint(tmp_path)
     assert newest_in(tmp_path) == "the newest complete checkpoint is step-00000030"
+
+
+def test_storage_that_cannot_be_read_just_now_is_no_damage(
+    ranks: Ranks, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another try may well succeed."""
+
+    def fail(*given: object, **more: object) -> Any:
+        raise OSError(116, "Stale file handle")
+
+    ranks.run(1, save, MeshShape(1, 1), tmp_path, seed, "adamw")
+    complete = newest(tmp_path)
+    model, optimizer = trained(lone_mesh(), seed, "adamw", steps=0)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.checkpoints.FileSystemReader.read_data", fail)
+        with pytest.raises(CheckpointError, match="Stale file handle") as caught:
+            load(complete, model, optimizer, lone_mesh())
+    assert not isinstance(caught.value, DamagedCheckpoint)
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(CheckpointError, match="Stale file handle") as caught:
+        newest_checkpoint(tmp_path)
+    assert not isinstance(caught.value, DamagedCheckpoint)
 
 
 def test_a_save_is_not_failed_by_a_damaged_older_one(tmp_path: Path, seed: int) -> None:

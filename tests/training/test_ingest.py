@@ -13,6 +13,7 @@ from training.encoding import Encoder
 from training.ingest import ingest
 from training.pieces import Piece, read_documents
 from training.sources import Source
+from training.tokens import TokenWriter
 
 
 def encode_here(
@@ -41,3 +42,35 @@ def test_storage_that_takes_no_more_is_named_and_nothing_is_left(
     made = ingest(sources, tokenizer, storage, VOCABULARY, held_out=0.3)
     assert made.held_out is not None
     assert made.training.info.num_documents + made.held_out.info.num_documents == 40
+
+
+def test_a_store_that_cannot_be_put_in_its_place_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(path: Path, target: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("training.ingest._encode", encode_here)
+    monkeypatch.setattr(Path, "rename", rename)
+    (tmp_path / "a.txt").write_text("a few words")
+    with pytest.raises(StoreNotWritten, match="storage/data/.*: Read-only file system; make room there"):
+        ingest([Source(str(tmp_path / "a.txt"))], make_tokenizer(tmp_path / "model"), tmp_path / "storage", VOCABULARY)
+    assert not list((tmp_path / "storage" / "data").iterdir())
+
+
+def test_the_training_store_is_let_go_of_if_the_held_out_one_cannot_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[TokenWriter] = []
+
+    def make(directory: Path, vocab_size: int, with_tasks: bool) -> TokenWriter:
+        if made:
+            raise StoreNotWritten("no more files")
+        made.append(TokenWriter(directory, vocab_size, with_tasks))
+        return made[0]
+
+    monkeypatch.setattr("training.ingest._encode", encode_here)
+    monkeypatch.setattr("training.ingest.TokenWriter", make)
+    (tmp_path / "a.txt").write_text("a few words")
+    tokenizer, storage = make_tokenizer(tmp_path / "model"), tmp_path / "storage"
+    with pytest.raises(StoreNotWritten, match="no more files"):
+        ingest([Source(str(tmp_path / "a.txt"))], tokenizer, storage, VOCABULARY, held_out=0.3)
+    assert all(file.closed for file in made[0]._files)  # pyright: ignore[reportPrivateUsage]

@@ -25,7 +25,7 @@ from training.losses import LossSettings
 from training.mesh import Mesh, MeshShape, lone_mesh, make_mesh
 from training.metrics import Follower, MetricsLog, Record, read_metrics
 from training.packing import PackedData
-from training.progress import CheckpointError, OtherRun, complete_checkpoints, step_of
+from training.progress import CheckpointError, DamagedCheckpoint, OtherRun, complete_checkpoints, step_of
 from training.spec_schema import OptimizerSpec
 from training.step import StepSettings
 from training.tokens import TokenStore
@@ -118,7 +118,7 @@ def test_a_run_learns_and_writes_what_it_did(tmp_path: Path, seed: int) -> None:
     for layer in range(CONFIG.num_layers):
         for expert in range(CONFIG.num_experts):
             rows = {one["step"]: one["rows_per_expert"][layer][expert] for one in records}
-            assert board(events, f"layer {layer}/rows of expert {expert}") == rows
+            assert board(events, f"layer {layer}/copies for expert {expert}") == rows
 
 
 @pytest.mark.parametrize(
@@ -336,6 +336,22 @@ def test_a_run_of_another_model_is_not_gone_on_with(tmp_path: Path, seed: int) -
         run(job(tmp_path, seed, config=replace(CONFIG, ffn_size=32)), lone_mesh())
 
 
+def test_all_ranks_find_a_damaged_checkpoint(ranks: Ranks, tmp_path: Path, seed: int) -> None:
+    """One that ended by itself would leave the others waiting for it."""
+    made = job(tmp_path, seed, steps=2)
+    run(made, lone_mesh())
+    (newest, *_) = complete_checkpoints(made.checkpoints)
+    (newest / "progress.json").write_text("{")
+    said = ranks.run(2, _finds_damage, made)
+    assert [words.partition(" is no complete checkpoint")[0] for words in said] == [str(newest)] * 2
+
+
+def _finds_damage(rank: int, what: Job) -> str:
+    with pytest.raises(DamagedCheckpoint, match="once step-00000002 is moved away") as caught:
+        run(what, make_mesh(MeshShape(2, 1), torch.device("cpu")))
+    return str(caught.value)
+
+
 def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, seed: int) -> None:
     run(job(tmp_path, seed, steps=2), lone_mesh())
     for changes in ({"sequence_length": 6}, {"separate_documents": False}, {"seed": seed + 1}):
@@ -378,7 +394,7 @@ def test_every_copy_is_kept_or_dropped(world: int, ranks: Ranks, tmp_path: Path,
         dropped = [one["dropped_per_layer"][layer] for one in records]
         assert sum(dropped) > 0
         assert list(kept[:, layer] + dropped) == [made.batch * made.sequence_length * CONFIG.top_k] * 4
-        assert list(board(events, f"layer {layer}/dropped rows").values()) == dropped
+        assert list(board(events, f"layer {layer}/dropped copies").values()) == dropped
 
 
 def _kept(rank: int, shape: MeshShape, what: Job) -> list[int]:
@@ -410,10 +426,10 @@ def test_a_large_model_has_no_more_charts_than_can_be_looked_at(
     log.add(Record(1, 3.0, 1.0, 0.1, 1.0, 1e-3, 1000.0, 8, rows, [0] * layers, None, 1, 1))
     log.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
-    found = {tag: value for tag, value in all_scalars(events) if "rows of expert" in tag}
+    found = {tag: value for tag, value in all_scalars(events) if "copies for expert" in tag}
     assert len(found) == tags
     if tags < layers * experts:
-        assert found["all layers/rows of expert 3"] == sum(one[3] for one in rows)
+        assert found["all layers/copies for expert 3"] == sum(one[3] for one in rows)
 
 
 def test_a_follower_reads_each_step_once(tmp_path: Path, seed: int) -> None:

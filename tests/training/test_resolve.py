@@ -9,7 +9,10 @@ import pytest
 from model.config import read_config
 from model.routing import BY_TOKEN, Routing
 from tests.random_checkpoint import make_checkpoint
+from training.data_errors import StoreNotWritten
+from training.ingest import Ingested
 from training.resolve import job_of, model_of, workers_of
+from training.running import Watch, run_training
 from training.spec import SpecError, TrainingSpec, training_from_dict
 
 CONTEXT = 128
@@ -95,7 +98,6 @@ def test_what_does_not_fit_a_checkpoint_is_named(checkpoint: Path) -> None:
         (3, "auto", 2, 0.6666),  # three times 0.6667 would be more than there is
         ({"min": 1, "max": 4}, "auto", 2, 1.0),  # two of them have room
         ({"min": 4, "max": 8}, "auto", 2, 0.5),
-        (4, "auto", 0, 1.0),  # hosts are yet to come
         (4, 1.5, 2, 1.5),
     ],
 )
@@ -105,3 +107,22 @@ def test_auto_is_a_core_or_an_even_share_of_those_there_are(
     spec = spec_of(Path("model"), parallel={"workers": workers, "num_cpus": num_cpus})
     assert workers_of(spec, num_cores).num_cpus == expected
     assert workers_of(spec).num_cpus == (1.0 if num_cpus == "auto" else num_cpus)
+
+
+@pytest.mark.parametrize(("own_ray", "expected"), [(True, 0.5), (False, 1.0)])
+def test_cores_are_shared_only_where_no_host_will_be_added(
+    own_ray: bool, expected: float, tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An autoscaler adds hosts for workers that ask for more than there is, and for no others."""
+    asked: list[float] = []
+
+    def ingest(*given: Any) -> Ingested:
+        asked.append(given[-1])
+        raise StoreNotWritten
+
+    monkeypatch.setattr("training.running.ingest", ingest)
+    monkeypatch.setattr("training.running.num_cores", lambda: 2.0)
+    spec = spec_of(checkpoint, storage=str(tmp_path), parallel={"workers": 4})
+    with pytest.raises(StoreNotWritten):
+        run_training(spec, Watch(), own_ray)
+    assert asked == [expected]

@@ -8,6 +8,10 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from tests.training.test_loop import job
+from training import trainer
+from training.loop import TrainingStopped
+from training.mesh import lone_mesh
+from training.progress import DamagedCheckpoint, OtherRun
 from training.trainer import backend_of, reason_of
 from training.workers import Workers
 
@@ -36,6 +40,22 @@ def test_the_rank_that_failed_by_itself_is_named(echo: str, tmp_path: Path, seed
     failures: dict[int, Exception] = {0: RuntimeError(echo), 1: ValueError("no more room"), 2: ValueError("nor here")}
     reason = reason_of(WorkerGroupError("three ranks failed", failures), job(tmp_path, seed), Workers(3, 3))
     assert reason == "rank 1: no more room"
+
+
+@pytest.mark.parametrize("kind", [OtherRun, DamagedCheckpoint, TrainingStopped])
+def test_what_another_try_would_not_mend_is_returned(
+    kind: type[Exception], tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a rank raises, Ray Train answers with another try."""
+
+    def run(*given: object) -> None:
+        raise kind("step-00000002 is no good")
+
+    monkeypatch.setattr("training.trainer.run", run)
+    monkeypatch.setattr("training.trainer._mesh", lambda *given: lone_mesh())
+    monkeypatch.setattr("torch.set_num_threads", lambda num: None)
+    said = trainer._work({"job": job(tmp_path, seed), "workers": Workers()})  # pyright: ignore[reportPrivateUsage]
+    assert said == "step-00000002 is no good"
 
 
 def test_on_gpus_the_cpu_has_a_backend_too() -> None:

@@ -2,11 +2,11 @@
 
 from heapq import heappop, heappush
 
-# A node as it comes takes 320 (64 run, 256 wait): a request of hundreds of sequences leaves room there for others.
+# For each node. As it comes, one takes 320 (64 run, 256 wait): a request of hundreds of sequences leaves some of that.
 MAX_OPEN = 128
 
 
-class Admission:
+class Openings:
     """Opens sequences in their order, so many at a time; fewer where they are refused, more again as others end.
 
     Args:
@@ -17,12 +17,12 @@ class Admission:
     def __init__(self, num: int, max_open: int = MAX_OPEN) -> None:
         self._waiting = list(range(num))  # a heap: the first in order goes first
         self._open: set[int] = set()
-        self._room = self._max_open = max_open
+        self._limit = self._max_open = max_open  # the limit: what nodes have taken so far
 
     def open(self) -> list[int]:
         """Returns the sequences to submit now; they are open from here on."""
         opened: list[int] = []
-        while self._waiting and len(self._open) < self._room:
+        while self._waiting and len(self._open) < self._limit:
             opened.append(heappop(self._waiting))
             self._open.add(opened[-1])
         return opened
@@ -31,11 +31,11 @@ class Admission:
         """An open sequence has ended: its place is free, and one more is tried. One that is not open is ignored."""
         if index in self._open:
             self._open.remove(index)
-            self._room = min(self._room + 1, self._max_open)
+            self._limit = min(self._limit + 1, self._max_open)
 
     def refused(self, index: int) -> bool:
         """An open sequence found every queue full, and waits again. False: no other is open that it could wait for."""
         self._open.remove(index)
         heappush(self._waiting, index)
-        self._room = max(1, len(self._open))
+        self._limit = max(1, len(self._open))
         return bool(self._open)
