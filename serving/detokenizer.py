@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tokenizers import Tokenizer
 
-from serving.pieces import PieceTable
+from serving.pieces import PieceTable, special_ids
 
 REPLACEMENT = "\ufffd"
 # An unfinished character spans three tokens at most; a longer run of U+FFFD is what the text really says.
@@ -77,11 +77,11 @@ class WindowDetokenizer:
     before the first token of all. `context` stands for text before the first token; it is not shown.
     """
 
-    __slots__ = ("_ids", "_num_read", "_shown", "_skip_special", "_tokenizer")
+    __slots__ = ("_ids", "_num_read", "_shown", "_skipped", "_tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
-        self._skip_special = skip_special_tokens
+        self._skipped = special_ids(tokenizer) if skip_special_tokens else frozenset[int]()
         self._ids = list(context)
         self._num_read = len(context)
         self._shown = self._decode(context) if context else ""
@@ -100,6 +100,10 @@ class WindowDetokenizer:
         return self._decode(self._ids)[len(self._shown) :]
 
     def _push_one(self, token_id: int) -> str:
+        if (
+            token_id in self._skipped
+        ):  # decoded as if it were not there; as context it would stand for a text's beginning
+            return ""
         self._ids.append(token_id)
         text = self._decode(self._ids)
         num_waiting = len(self._ids) - self._num_read
@@ -110,12 +114,12 @@ class WindowDetokenizer:
         new_text = self._decode(new_ids)
         if new_text or not self._shown:
             self._ids, self._num_read, self._shown = new_ids, len(new_ids), new_text
-        else:  # tokens that are no text by themselves (special ones) are no context: that of before stays
+        else:  # tokens that are no text by themselves (a lone space) are no context: that of before stays
             del self._ids[self._num_read :]
         return delta
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(token_ids, skip_special_tokens=self._skip_special)
+        return self._tokenizer.decode(token_ids, skip_special_tokens=False)
 
 
 class NoDetokenizer:

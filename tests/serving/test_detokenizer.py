@@ -95,6 +95,7 @@ def test_windows_that_continue_a_text_equal_its_decode(ids: list[int], step: int
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, METASPACE.get_vocab_size() - 1), max_size=12))
+@example([METASPACE.token_to_id("▁"), METASPACE.token_to_id("</s>"), METASPACE.token_to_id("▁")])
 def test_windows_that_begin_a_text_equal_its_decode(ids: list[int]) -> None:
     deltas = stream(TextCodec(METASPACE).detokenizer(), ids, 1)
     assert "".join(deltas) == METASPACE.decode(ids)
