@@ -3,7 +3,7 @@
 import os
 import platform
 
-from cluster.cores import available_cores
+from transport.cores import available_cores
 
 
 def machine() -> dict[str, object]:

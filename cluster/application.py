@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import ray
 from ray.exceptions import RayError, RayTaskError
 from ray.serve import Application
 
 from cluster.causes import cause_in, cause_of
+from cluster.names import SERVE_NAMESPACE
 from cluster.resolve import Service
 from cluster.spec import Replicas, ServiceSpec
 
@@ -95,13 +97,16 @@ def wanted_by_serve(service: str) -> bool:
     Serve does not tell what an application was made with, but for its autoscaling, which names the service.
 
     Raises:
-        RayError: Serve's controller has ended.
+        RayError: Serve's controller does not answer; it may be starting again.
     """
-    from ray.serve.context import _get_global_client  # pyright: ignore[reportPrivateUsage]
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME
 
-    client: Any = _get_global_client(raise_if_no_controller_running=False)
-    applications = {} if client is None else client.get_serve_details()["applications"]
-    kept = [one for one in applications.values() if one["status"] != "DELETING"]
+    try:  # by name: Serve's own functions keep a handle, which is of no use once Serve was ended and started again
+        controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
+    except ValueError:
+        return False
+    details: Any = ray.get(controller.get_serve_instance_details.remote())
+    kept = [one for one in details["applications"].values() if one["status"] != "DELETING"]
     deployments = [found for one in kept for found in one["deployments"].values()]
     tried = [found["deployment_config"] for found in deployments if found["status"] != FAILED]  # a failed one no more
     return any(_service_of(config) == service for config in tried)

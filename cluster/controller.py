@@ -88,23 +88,23 @@ class Controller:
     """
 
     def __init__(self, service: Service, fresh: bool) -> None:
-        restarted = bool(ray.get_runtime_context().was_current_actor_reconstructed)
-        if fresh and not restarted:
+        if fresh and not ray.get_runtime_context().was_current_actor_reconstructed:
             forget_service(service.name)
         stored = stored_service(service.name, "good")
         self._service = stored or service
         self._accepted = stored_service(service.name, "accepted") or self._service
         self._store()
         self._members = Members(stored_known(service.name), time.monotonic() + SETTLE_S)
+        self._storing, self._stored = asyncio.Lock(), self._members.known
         self._joined = False
         self._events = Events(stored_events(service.name))
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
         self._scaler = ExpertScaler(self._fleet, self._event)
         failure = stored_failure(service.name)
         self._resize = ResizeStatus(self._service.version, "failed", error=failure) if failure else None
-        self._restarted = restarted
-        if stored is not None:
-            self._event(f"the controller was restarted (pid {os.getpid()}); {self._known()}", failed=True)
+        self._restarted = stored is not None  # by Ray, or by a member after an earlier one was gone for good
+        if self._restarted:
+            self._event(f"the controller was restarted (pid {os.getpid()}); {self._goal()}", failed=True)
         self._settled = self._stopping = False
         self._table = RoutingTable(version=int(time.time() * 1000))
         self._changed = asyncio.Condition()
@@ -128,7 +128,7 @@ class Controller:
         if self._members.heard(member_id, said, time.monotonic()):
             self._joined = True
             self._event(f"{said.role} {said.pid} serves")
-            self._store_known()
+            await self._store_known()
             await self._publish()
 
     async def leave(self, member_id: str, snapshot: Snapshot | None) -> None:
@@ -142,7 +142,7 @@ class Controller:
         said = self._members.remove(member_id)
         if said is not None:
             self._event(f"{said.role} {said.pid} has left")
-            self._store_known()
+            await self._store_known()
             await self._publish()
 
     async def snapshots(self, member_id: str, own: Snapshot) -> list[tuple[Role, Snapshot]]:
@@ -158,7 +158,7 @@ class Controller:
         if not self._members.complete and not self._settled:
             raise RuntimeError("the controller was restarted, and has not heard of every gateway and node yet")
         self._members.tell(member_id, own)
-        self._store_known()
+        await self._store_known()
         return self._members.snapshots(member_id)
 
     async def service(self) -> Service:
@@ -217,7 +217,8 @@ class Controller:
         await self._fleet.stop()
         release_all(self._service.name)
         forget_data_plane_key(self._service.name)
-        forget_service(self._service.name)
+        async with self._storing:
+            forget_service(self._service.name)
         async with self._changed:
             self._changed.notify_all()
         return list(self._members.apps)
@@ -226,8 +227,8 @@ class Controller:
         """Leaves for good; Ray does not restart an actor that exits by itself."""
         ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _known(self) -> str:
-        """What it knows as it is restarted, in words."""
+    def _goal(self) -> str:
+        """What it is to make as it is restarted, in words."""
         if self._accepted.version == self._service.version:
             return f"the service is to be version {self._service.version}"
         return f"the service was being changed from version {self._service.version} to {self._accepted.version}"
@@ -311,9 +312,13 @@ class Controller:
         store_service(self._service, "good")
         store_service(self._accepted, "accepted")
 
-    def _store_known(self) -> None:
-        if not self._stopping:  # then it is forgotten
-            store_known(self._service.name, self._members.known)
+    async def _store_known(self) -> None:
+        """One at a time, so that the latest is what stays, and none comes after all is forgotten."""
+        async with self._storing:
+            known = self._members.known
+            if known != self._stored and not self._stopping:
+                await asyncio.to_thread(store_known, self._service.name, known)
+                self._stored = known
 
     def _store_events(self) -> None:
         """Once in a while, not each by itself: of a burst of them, all but the last second's outlive this process."""
@@ -322,7 +327,7 @@ class Controller:
 
     async def _watch_members(self) -> None:
         """Drops members that have fallen silent; ends the service when it has been without any for too long."""
-        last_s, alone_s = time.monotonic(), 0.0
+        last_s, alone_s, stays = time.monotonic(), 0.0, False
         while True:
             await asyncio.sleep(TICK_S)
             self._store_events()
@@ -335,33 +340,35 @@ class Controller:
                 self._event(f"{said.role} {said.pid} has fallen silent", failed=True)
                 await self._publish()
             hung = self._members.take_hung(now_s, timeout_s)
-            if hung:
-                self._store_known()
             for said in hung:
                 self._end_hung(said)
-            alone_s = 0.0 if self._members else alone_s + TICK_S
+            if hung:
+                await self._store_known()
+            alone_s, stays = (alone_s + TICK_S, stays) if not self._members else (0.0, False)
             if alone_s > self._patience_s():
                 if self._stopping or not await self._is_wanted():
                     await self._end(alone_s)
                     return
-                self._event(f"no gateway, node or router for {alone_s:g} s; Serve has the application: staying", True)
-                alone_s = 0.0
+                if not stays:  # said once, asked again and again
+                    self._event(f"no gateway, node or router for {alone_s:g} s; Serve has the application: staying")
+                alone_s, stays = 0.0, True
 
     async def _is_wanted(self) -> bool:
         """Whether parts may come back: a member has, or Serve starts some as soon as it can."""
         try:
             asked = asyncio.to_thread(wanted_by_serve, self._service.name)
             return await asyncio.wait_for(asked, SERVE_ANSWERS_S) or bool(self._members)
-        except TimeoutError:
-            return True  # it is being started again, or hangs: what it has, it keeps
-        except RayError:
-            return bool(self._members)
+        except (RayError, TimeoutError):  # it is being started again, or hangs: what it has, it keeps
+            return True
 
     def _end_hung(self, said: Announcement) -> None:
         """Kills a process that stays silent, for Serve to start another one; most are dead already."""
         try:
             ray.kill(ray.get_actor(said.actor, SERVE_NAMESPACE), no_restart=True)
         except ValueError:
+            return
+        except RayError as error:
+            self._event(f"{said.role} {said.pid} hangs, and could not be ended: {cause_of(error)}", failed=True)
             return
         self._event(f"{said.role} {said.pid} hangs; it is replaced", failed=True)
 

@@ -25,20 +25,6 @@ def sum_of(counts: Iterable[Counts]) -> Counts:
     return total  # pyright: ignore[reportReturnType]
 
 
-def shown_with(counts: Counts, living: Iterable[tuple[Role, Snapshot]]) -> list[tuple[Role, Snapshot]]:
-    """Returns the snapshots of those that live, with `counts` among them.
-
-    What nodes have counted is added to a living one's: an entry of its own would be one more node.
-    """
-    shown = list(living)
-    if "gateway" in counts:
-        shown.append(("gateway", counts["gateway"]))
-    number = next((number for number, (role, _) in enumerate(shown) if role == "node"), None)
-    if "node" in counts and number is not None:
-        shown[number] = "node", {**shown[number][1], **sum_of([counts_of(*shown[number]), counts])["node"]}
-    return shown
-
-
 def _added(first: Any, second: Any) -> Any:
     if isinstance(first, Mapping):
         names = dict.fromkeys([*first, *second])

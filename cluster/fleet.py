@@ -9,7 +9,6 @@ from typing import Any
 import ray
 
 from cluster.causes import cause_of
-from cluster.hosts import cores_of
 from cluster.keeper import ExpertKeeper, Report
 from cluster.layout import Layout, core_for, layout_of
 from cluster.names import NAMESPACE, experts_prefix, first_group_name, group_name
@@ -226,7 +225,7 @@ class ExpertFleet:
             if keeper not in self._running and not keeper.leaving:
                 self._running[keeper] = asyncio.get_running_loop().create_task(keeper.run())
 
-    def _core_on(self, keeper: ExpertKeeper, host: str) -> int | None:
+    def _core_on(self, keeper: ExpertKeeper, host: str, num_cores: int) -> int | None:
         """Returns the core that a replica is pinned to on its host: no other's of its layout, if that can be."""
         experts = self._service.spec.experts
         if experts.num_gpus or experts.pin_cores is False:
@@ -235,7 +234,7 @@ class ExpertFleet:
         staying = [each.core for each in there if not each.leaving]
         # Those that are still on their way count too, or the first would be pinned and the last would find no core.
         num_replicas = num_reserved(self._service.name, keeper.layout.version, host) - (len(there) - len(staying))
-        return core_for(staying, max(num_replicas, len(staying) + 1), experts.pin_cores, cores_of(host))
+        return core_for(staying, max(num_replicas, len(staying) + 1), experts.pin_cores, num_cores)
 
     def _add(self, layout: Layout, shard: ShardPlan, replica: int) -> ExpertKeeper:
         keeper: ExpertKeeper = ExpertKeeper(
@@ -244,7 +243,7 @@ class ExpertFleet:
             shard,
             replica,
             lambda: self._reserve(layout, shard, replica),
-            lambda host: self._core_on(keeper, host),
+            lambda host, num_cores: self._core_on(keeper, host, num_cores),
             self._report,
             self._publish,
         )

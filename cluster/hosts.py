@@ -6,20 +6,14 @@ from ray.experimental.internal_kv import (  # pyright: ignore[reportMissingTypeS
     _internal_kv_put,  # pyright: ignore[reportPrivateUsage]
 )
 
-from cluster.cores import available_cores
 from cluster.names import NAMESPACE, OWN_RAY
 from cluster.room import Room
+from transport.cores import available_cores
 
 
 def mark_own() -> None:
     """Lets everybody who joins this cluster know that Manta has started it."""
     _internal_kv_put(OWN_RAY, b"", overwrite=True, namespace=NAMESPACE.encode())
-
-
-def cores_of(host: str) -> int:
-    """Returns the cores of one host, by its Ray id, as Ray counts its CPUs; at least 1."""
-    cpus = (each["Resources"].get("CPU", 0.0) for each in ray.nodes() if each["NodeID"] == host)
-    return max(1, int(next(cpus, 1.0)))
 
 
 def present_room() -> Room:

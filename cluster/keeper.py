@@ -18,7 +18,7 @@ from cluster.placement import Reservation, is_placed
 from cluster.resolve import Service
 from cluster.secret import data_plane_key
 from cluster.spec import ShardPlan
-from experts.actor import ExpertActor, ExpertSettings
+from experts.actor import ExpertActor, ExpertSettings, Place
 from transport.address import Address
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ class ExpertKeeper:
 
     Args:
         reserve: Reserves its place on a host; called again when it is tried again.
-        core_on: Chooses the core of a host that it is pinned to; None: any. Called once it has a host.
+        core_on: Chooses the core that it is pinned to, by its host and how many cores it may use there; None: any.
+            Called once it has a host, and not if it runs already: then it has its core.
         report: Notes an event.
         publish: Makes a change of `address` known.
     """
@@ -53,7 +54,7 @@ class ExpertKeeper:
         shard: ShardPlan,
         replica: int,
         reserve: Callable[[], Awaitable[Reservation]],
-        core_on: Callable[[str], int | None],
+        core_on: Callable[[str, int], int | None],
         report: Report,
         publish: Callable[[], Awaitable[None]],
     ) -> None:
@@ -94,7 +95,7 @@ class ExpertKeeper:
 
     @property
     def host(self) -> str:
-        """The Ray id of the host that it runs on, or last ran on; empty: none yet."""
+        """The Ray id of the host that it runs on; empty: none at present."""
         return self._host
 
     @property
@@ -125,9 +126,11 @@ class ExpertKeeper:
         """Takes over the replica if it runs already: an earlier controller has started it. Returns whether it does."""
         try:
             actor: Any = ray.get_actor(self._name, NAMESPACE)
+            place: Place = await asyncio.wait_for(actor.place.remote(), ADOPT_TIMEOUT_S)
             self.address = await asyncio.wait_for(actor.address.remote(), ADOPT_TIMEOUT_S)
         except (ValueError, RayError, TimeoutError):
             return False
+        self._host, self._pid, self.core = place.host, place.pid, place.core  # before others choose theirs
         return self.address is not None
 
     async def run(self) -> None:
@@ -138,6 +141,7 @@ class ExpertKeeper:
             except Exception as error:
                 self._note_failure(error)
             self._state, self.address = "replacing", None
+            self._host, self.core = "", None
             # Told before it is killed: a process that hangs may take Ray seconds to end, and rows wait for it.
             await self._publish()
             self._kill()
@@ -200,10 +204,11 @@ class ExpertKeeper:
             self._state = "starting"
             self._actor = actor = self._start_actor(settings, reservation)
             await _within(timeout_s, _started(actor, reservation), "did not start")
-        self._host, self._pid = await _within(timeout_s, actor.host.remote(), "did not answer")
+        place: Place = await _within(timeout_s, actor.place.remote(), "did not answer")
+        self._host, self._pid = place.host, place.pid
         if not await _within(timeout_s, actor.belongs_to.remote(settings, key), "did not answer"):
             raise RuntimeError("it was left over from another service of this name")
-        self.core = self._core_on(self._host)
+        self.core = place.core if place.started else self._core_on(place.host, place.num_cores)
         self._state = "loading"
         polling = asyncio.get_running_loop().create_task(self._poll_while_loading(actor))
         try:
@@ -229,7 +234,7 @@ class ExpertKeeper:
             return None
         for _ in range(2):
             try:
-                await asyncio.wait_for(actor.host.remote(), ADOPT_TIMEOUT_S)
+                await asyncio.wait_for(actor.place.remote(), ADOPT_TIMEOUT_S)
                 return actor
             except TimeoutError:
                 continue
@@ -296,7 +301,7 @@ async def _started(actor: Any, reservation: Reservation) -> None:
     Raises:
         RuntimeError: The host that it was to start on is gone.
     """
-    answer = asyncio.ensure_future(_host_of(actor))
+    answer = asyncio.ensure_future(_place_of(actor))
     try:
         while not (await asyncio.wait({answer}, timeout=START_CHECK_S))[0]:
             if not is_placed(reservation):
@@ -306,8 +311,8 @@ async def _started(actor: Any, reservation: Reservation) -> None:
         answer.cancel()
 
 
-async def _host_of(actor: Any) -> object:
-    return await actor.host.remote()
+async def _place_of(actor: Any) -> object:
+    return await actor.place.remote()
 
 
 async def _until_it_ends(actor: Any) -> None:

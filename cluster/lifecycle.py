@@ -11,7 +11,6 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from cluster.causes import cause_of
 from cluster.changes import Change, changes_between
-from cluster.cores import available_cores
 from cluster.hosts import present_room
 from cluster.ingress import check_port_free
 from cluster.ray_session import RaySession, joined, open_session
@@ -20,6 +19,7 @@ from cluster.room import Room
 from cluster.spec import ServiceSpec
 from cluster.startup import OnProgress, Progress, claim, start_parts
 from cluster.teardown import CONTROL_TIMEOUT_S, ask_controller, find_controller, services, stop_service
+from transport.cores import available_cores
 
 __all__ = ["Change", "OnProgress", "Plan", "Progress", "RunningService", "apply", "down", "plan", "serve", "status"]
 

@@ -2,10 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
-from cluster.counts import Counts, counts_of, shown_with, sum_of
+from cluster.counts import Counts, counts_of, sum_of
 from transport.address import Address
 from transport.membership import Role, Snapshot
+
+MAX_REMEMBERED = 64  # of those that left, and of those that hang: what they may still say comes within seconds
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,14 @@ class Known:
     Args:
         said: What each member last said, by its id.
         gone: What those that are gone had counted.
+        hung: What those that were taken for hung last said, by their ids.
+        left: The ids of those that left.
     """
 
     said: Mapping[str, Announcement] = field(default_factory=dict[str, Announcement])
     gone: Counts = field(default_factory=dict[Role, Snapshot])
+    hung: Mapping[str, Announcement] = field(default_factory=dict[str, Announcement])
+    left: tuple[str, ...] = ()
 
 
 NOBODY = Known()
@@ -56,7 +63,8 @@ class Members:
 
     A member that is silent is dropped: its peers are to let go of it. If it is heard again, it is a member again; if it
     stays silent for as long once more, it hangs for good. What it had counted stays among the counts: sums that fell
-    would look as if everything had begun anew.
+    would look as if everything had begun anew. Nothing is counted twice: one that was taken for hung and is heard yet
+    is a member again, and what arrives of one after it has left is ignored.
 
     Args:
         known: By an earlier controller: its members are silent until they are heard.
@@ -68,6 +76,8 @@ class Members:
         self._silent = {member_id: _Member(said, heard_s) for member_id, said in known.said.items()}
         self._awaited = {key for key, member in self._silent.items() if member.said.role != "router"}
         self._gone = known.gone
+        self._hung = {member_id: _Member(said, heard_s) for member_id, said in known.hung.items()}
+        self._left = dict.fromkeys(known.left)
 
     def __bool__(self) -> bool:
         return bool(self._members)
@@ -77,16 +87,21 @@ class Members:
 
     def heard(self, member_id: str, said: Announcement, now_s: float) -> bool:
         """Notes an announcement; returns whether the member is new."""
+        if member_id in self._left:
+            return False
         new = member_id not in self._members
         self._silent.pop(member_id, None)
+        self._hung.pop(member_id, None)
         self._awaited.discard(member_id)
         self._members[member_id] = _Member(said, now_s)
         return new
 
     def remove(self, member_id: str) -> Announcement | None:
         """Forgets a member but for what it has counted; returns what it last said."""
-        member = self._members.pop(member_id, None) or self._silent.pop(member_id, None)
+        member = next((part.pop(member_id) for part in self._parts if member_id in part), None)
         self._awaited.discard(member_id)
+        self._left[member_id] = None
+        _oldest_beyond(self._left)
         self._keep_counts(() if member is None else (member,))
         return None if member is None else member.said
 
@@ -98,12 +113,14 @@ class Members:
         return [member.said for member in dropped.values()]
 
     def take_hung(self, now_s: float, timeout_s: float) -> list[Announcement]:
-        """Forgets those that have been silent for twice as long, as `remove` does; returns what they last said."""
-        hung = [key for key, member in self._silent.items() if now_s - member.heard_s > 2 * timeout_s]
-        forgotten = [self._silent.pop(key) for key in hung]
+        """Gives up those that have been silent for twice as long; returns what they last said."""
+        hung = {key: member for key, member in self._silent.items() if now_s - member.heard_s > 2 * timeout_s}
+        for key in hung:
+            del self._silent[key]
         self._awaited.difference_update(hung)
-        self._keep_counts(forgotten)
-        return [member.said for member in forgotten]
+        self._hung.update(hung)
+        self._keep_counts(_oldest_beyond(self._hung))
+        return [member.said for member in hung.values()]
 
     def forgive(self, pause_s: float) -> None:
         """Does not hold `pause_s` against anybody: nobody listened for so long."""
@@ -117,12 +134,12 @@ class Members:
 
     @property
     def apps(self) -> tuple[str, ...]:
-        """The Serve applications that the members belong to."""
-        return tuple(sorted({member.said.app for member in self._members.values()}))
+        """The Serve applications that the members belong to, the silent ones too."""
+        return tuple(sorted({member.said.app for member in (*self._members.values(), *self._silent.values())}))
 
     def tell(self, member_id: str, snapshot: Snapshot) -> None:
-        """Notes the present figures of a member, between two announcements."""
-        member = self._members.get(member_id)
+        """Notes the present figures of one that is known, between two announcements; silent or not."""
+        member = next((part[member_id] for part in self._parts if member_id in part), None)
         if member is not None:
             member.said = replace(member.said, snapshot=snapshot)
 
@@ -134,8 +151,7 @@ class Members:
     @property
     def known(self) -> Known:
         """What a later controller is to know."""
-        members = {**self._members, **self._silent}
-        return Known({member_id: member.said for member_id, member in members.items()}, self._gone)
+        return Known(_said({**self._members, **self._silent}), self._gone, _said(self._hung), tuple(self._left))
 
     def snapshots(self, except_id: str) -> list[tuple[Role, Snapshot]]:
         """Returns the last snapshot of every gateway and node but one, and the counts of those that are not heard."""
@@ -144,8 +160,13 @@ class Members:
             for member_id, member in self._members.items()
             if member_id != except_id and member.said.role != "router"
         ]
-        silent = [member for member_id, member in self._silent.items() if member_id != except_id]
-        return shown_with(sum_of((self._gone, *_counts(silent))), living)
+        others = {**self._silent, **self._hung}
+        others.pop(except_id, None)
+        return [*living, *sum_of((self._gone, *_counts(others.values()))).items()]
+
+    @property
+    def _parts(self) -> tuple[dict[str, _Member], ...]:
+        return self._members, self._silent, self._hung
 
     def _keep_counts(self, forgotten: Iterable[_Member]) -> None:
         self._gone = sum_of((self._gone, *_counts(forgotten)))
@@ -154,6 +175,16 @@ class Members:
         """Returns what `manta status` shows of the members of one role."""
         said = [member.said for member in self._members.values() if member.said.role == role]
         return [_status_of(one) for one in said]
+
+
+def _oldest_beyond(remembered: dict[str, Any]) -> list[Any]:
+    """Takes out what is too much to be remembered, the oldest first."""
+    oldest = list(remembered)[: max(0, len(remembered) - MAX_REMEMBERED)]
+    return [remembered.pop(key) for key in oldest]
+
+
+def _said(members: Mapping[str, _Member]) -> dict[str, Announcement]:
+    return {member_id: member.said for member_id, member in members.items()}
 
 
 def _counts(members: Iterable[_Member]) -> Iterable[Counts]:

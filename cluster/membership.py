@@ -1,5 +1,6 @@
 """A process's connection to the controller: it announces itself and hears of the others. Control plane only."""
 
+import asyncio
 import logging
 import os
 import secrets
@@ -27,6 +28,7 @@ from transport.table import RoutingTable
 logger = logging.getLogger(__name__)
 
 ANNOUNCE_TIMEOUT_S = 5.0
+SNAPSHOTS_TIMEOUT_S = 5.0  # half of what Prometheus waits for a scrape unless told
 # A controller that has not answered so many announcements in a row hangs: it is ended, and Ray starts it again.
 MAX_UNANSWERED = 2
 POLL_TIMEOUT_S = 20.0  # a long poll that long without news is asked again
@@ -83,7 +85,11 @@ class ControllerMembership:
         return self._announced.wait(timeout_s)
 
     async def snapshots(self) -> list[tuple[Role, Snapshot]]:
-        return await self._controller().snapshots.remote(self._member_id, self._snapshot())
+        return await asyncio.wait_for(self._ask_snapshots(), SNAPSHOTS_TIMEOUT_S)
+
+    async def _ask_snapshots(self) -> list[tuple[Role, Snapshot]]:
+        controller = await asyncio.to_thread(self._controller)
+        return await controller.snapshots.remote(self._member_id, self._snapshot())
 
     def leave(self) -> None:
         if self._left.is_set():
@@ -144,6 +150,8 @@ class ControllerMembership:
                 self._left.wait(RETRY_S)
                 continue
             said = Announcement(role, address, os.getpid(), host, app, actor, snapshot())
+            if self._left.is_set():  # meanwhile
+                return
             controller = None
             try:
                 controller = self._controller()

@@ -14,9 +14,9 @@ from ray._private import ray_constants
 from ray._private.authentication import authentication_token_setup
 from ray._private.services import canonicalize_bootstrap_address
 
-from cluster.cores import available_cores
 from cluster.hosts import mark_own
 from cluster.names import NAMESPACE
+from transport.cores import available_cores
 
 CONNECT_TIMEOUT_S = 5.0
 OBJECT_STORE_BYTES = 150 << 20  # Manta keeps no data in Ray's object store

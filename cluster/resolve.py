@@ -46,7 +46,7 @@ class Service:
 
     @property
     def num_cpus(self) -> int:
-        """CPUs that expert actors may use, for `auto` shards."""
+        """CPUs that expert actors may use, one of each shard, for `auto` shards."""
         return self.room.for_experts(self.spec.experts.placement)
 
     @property
@@ -80,11 +80,16 @@ def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
         config=replace(config, window=window),
         dtype=config.dtype if model.dtype == "auto" else model.dtype,
         max_context=max_context,
-        room=room,
+        room=room if room.per_shard is not None else replace(room, per_shard=_cpus_per_shard(spec, room)),
         loopback=loopback,
     )
     shards(spec, config.num_experts, service.num_cpus)
     return service
+
+
+def _cpus_per_shard(spec: ServiceSpec, room: Room) -> float:
+    experts = spec.experts
+    return experts.replicas.min * (room.share if experts.num_cpus == "auto" else experts.num_cpus)
 
 
 def _check_routing(spec: ServiceSpec, routing: Routing) -> None:

@@ -13,15 +13,17 @@ SMALLEST = FOR_OTHERS + 1  # the CPUs of a cluster on which parts can take whole
 class Room:
     """The CPUs of the hosts that a service may run on.
 
-    What follows from them is the same however many replicas a service has.
+    What follows from them is the same however many replicas a service gets later.
 
     Args:
         hosts: The CPUs of each host, as Ray hands them out.
         own: Whether Manta has started Ray itself, for its services alone.
+        per_shard: CPUs that all replicas of a shard which a service starts with set aside; None: not known yet.
     """
 
     hosts: tuple[float, ...]
     own: bool
+    per_shard: float | None = None
 
     @property
     def share(self) -> float:
@@ -35,17 +37,19 @@ class Room:
         return min(1.0, round(self._num_cpus / NUM_PARTS_THAT_FIT, 3))
 
     def for_experts(self, placement: str) -> int:
-        """Returns for how many expert actors, one a CPU, there is room beside the other parts; at least 1.
+        """Returns for how many shards of experts there is room beside the other parts; at least 1.
 
         Args:
             placement: `experts.placement`.
 
         >>> Room((8.0,), own=True).for_experts("spread"), Room((4.0, 4.0), own=False).for_experts("spread")
         (8, 5)
+        >>> Room((4.0, 4.0), own=False, per_shard=2.0).for_experts("spread")
+        2
         """
         if self.own or self._num_cpus < SMALLEST:
             return max(1, self._num_cpus)
-        room = self._num_cpus - FOR_OTHERS
+        room = int((self._num_cpus - FOR_OTHERS) // max(1.0, self.per_shard or 0.0))
         if placement == "strict_pack":
             room = min(room, int(max(self.hosts)) - 1)
         if placement == "strict_spread":

@@ -18,6 +18,7 @@ from cluster.spec import ServiceSpec
 
 POLL_S = 0.1
 CONTROL_TIMEOUT_S = 30.0
+CONTROLLER_STARTS_S = 180.0  # its process, which is no part of loading and takes long on a busy host
 HEALTH_TIMEOUT_S = 5.0
 
 Status = Mapping[str, Any]
@@ -55,13 +56,13 @@ def start_parts(service: Service, controller: Any, url: str, on_progress: OnProg
 
     Raises:
         ValueError: Serve's host and port are others, or the name or route prefix is another application's.
-        RuntimeError: A part did not come up; says which, and why.
+        RuntimeError: A part, or the controller, did not come up; says which, and why.
     """
     progress = Progress("starting the parts")
     on_progress(progress)
     start_serve(service.spec)
     _deploy(service)
-    _status(controller)  # its process has to start first, which is no part of loading and takes long on a busy host
+    _wait_controller(controller)
     deadline_s = time.monotonic() + service.spec.limits.load_timeout_s + GRACE_S
     while True:
         status = _status(controller)
@@ -106,6 +107,19 @@ def _deploy(service: Service) -> None:
             "`serve delete`, or give the service another name in its service file"
         )
     hand_over(service)
+
+
+def _wait_controller(controller: Any) -> None:
+    """Waits until the controller answers.
+
+    Raises:
+        RuntimeError: Not within `CONTROLLER_STARTS_S`.
+    """
+    deadline_s = time.monotonic() + CONTROLLER_STARTS_S
+    while not _status(controller):
+        if time.monotonic() > deadline_s:
+            raise RuntimeError(f"the service's controller did not answer within {CONTROLLER_STARTS_S:g} s of its start")
+        time.sleep(POLL_S)
 
 
 def _status(controller: Any) -> Status:

@@ -12,6 +12,7 @@ import ray
 
 from model.config import MixtralConfig
 from transport.address import Address
+from transport.cores import available_cores
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,24 @@ class ExpertSettings:
     loopback: bool
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an actor runs.
+
+    Args:
+        host: The Ray node.
+        num_cores: Cores that it may use.
+        started: Whether it has been told to start, which decides its core for good.
+        core: The one that it is pinned to; None: any, or not decided yet.
+    """
+
+    host: str
+    pid: int
+    num_cores: int
+    started: bool = False
+    core: int | None = None
+
+
 @ray.remote
 class ExpertActor:
     """Loads in `start`, then serves until it is killed."""
@@ -53,6 +72,7 @@ class ExpertActor:
         self._settings = settings
         self._server: ExpertServer | None = None
         self._key: bytes | None = None
+        self._core: int | None = None
         self._progress = 0.0
         self._alone_s = 0.0
         self._starting = asyncio.Lock()
@@ -71,7 +91,7 @@ class ExpertActor:
         self._alone_s = 0.0
         async with self._starting:
             if self._server is None:
-                self._key = key
+                self._key, self._core = key, core
                 self._server = await asyncio.to_thread(self._load, key, core)
         return self._server.address
 
@@ -80,9 +100,10 @@ class ExpertActor:
         self._alone_s = 0.0
         return self._server.address if self._server is not None else None
 
-    async def host(self) -> tuple[str, int]:
-        """Returns the Ray node it runs on and its process id."""
-        return ray.get_runtime_context().get_node_id(), os.getpid()
+    async def place(self) -> Place:
+        """Returns where it runs."""
+        host, started = ray.get_runtime_context().get_node_id(), self._key is not None
+        return Place(host, os.getpid(), available_cores(), started, self._core)
 
     async def snapshot(self) -> Mapping[str, object]:
         """Returns figures for status, and `loaded`, the fraction of its weights that is read.

@@ -3,6 +3,7 @@
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -13,12 +14,22 @@ from serving.metrics import HISTOGRAMS, GatewaySnapshot, HistogramSnapshot, Metr
 PREFIX = "manta_"
 
 
-def merge_and_render(snapshots: Sequence[MetricsSnapshot], model_name: str) -> str:
-    """Sums what all gateways and nodes report and renders it in Prometheus' text format (version 0.0.4)."""
+class NodeCounts(TypedDict):
+    """What nodes that are gone had counted; a node that lives has gauges as well."""
+
+    preemptions_total: int
+
+
+def merge_and_render(snapshots: Sequence[MetricsSnapshot | NodeCounts], model_name: str) -> str:
+    """Sums what all gateways and nodes report and renders it in Prometheus' text format (version 0.0.4).
+
+    Args:
+        snapshots: Of those that live, and what those that are gone had counted.
+    """
     gateways: list[GatewaySnapshot] = []
-    nodes: list[NodeSnapshot] = []
+    nodes: list[NodeSnapshot | NodeCounts] = []
     for snapshot in snapshots:
-        if "running" in snapshot:
+        if "preemptions_total" in snapshot:
             nodes.append(snapshot)
         else:
             gateways.append(snapshot)
@@ -35,14 +46,15 @@ class _Families(Collector):
         return self._families
 
 
-def _node_families(nodes: Sequence[NodeSnapshot], model_name: str) -> Iterable[Metric]:
-    total = sum(node["cache_total_tokens"] for node in nodes)
-    used = sum(node["cache_used_tokens"] for node in nodes)
+def _node_families(nodes: Sequence[NodeSnapshot | NodeCounts], model_name: str) -> Iterable[Metric]:
+    living = [node for node in nodes if "running" in node]
+    total = sum(node["cache_total_tokens"] for node in living)
+    used = sum(node["cache_used_tokens"] for node in living)
     gauges = (
-        ("num_requests_running", "Sequences being worked on.", sum(node["running"] for node in nodes)),
-        ("num_requests_waiting", "Sequences waiting for admission.", sum(node["waiting"] for node in nodes)),
+        ("num_requests_running", "Sequences being worked on.", sum(node["running"] for node in living)),
+        ("num_requests_waiting", "Sequences waiting for admission.", sum(node["waiting"] for node in living)),
         ("kv_cache_usage_perc", "Used share of the rolling caches; 1 is full.", used / total if total else 0.0),
-        ("num_attention_nodes", "Attention nodes that answered this scrape.", len(nodes)),
+        ("num_attention_nodes", "Attention nodes that answered this scrape.", len(living)),
     )
     for name, documentation, value in gauges:
         gauge = GaugeMetricFamily(PREFIX + name, documentation, labels=["model_name"])

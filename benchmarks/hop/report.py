@@ -8,7 +8,7 @@ from rich.table import Table
 
 from benchmarks.hop.runner import HopResult, HopSettings
 from benchmarks.hop.transports import TRANSPORTS
-from cluster.cores import available_cores
+from transport.cores import available_cores
 
 TABLE_WIDTH = 100
 

@@ -30,11 +30,16 @@ def test_serve_wants_a_service_while_it_starts_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, status: str, deployments: list[dict[str, Any]], wanted: bool
 ) -> None:
     found = {"any name": {"status": status, "deployments": dict(enumerate(deployments))}}
-    client = SimpleNamespace(get_serve_details=lambda: {"applications": found})
-    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **given: client)
+    details = SimpleNamespace(remote=lambda: {"applications": found})
+    serve = SimpleNamespace(get_serve_instance_details=details)
+    monkeypatch.setattr("ray.get_actor", lambda name, namespace: serve)
+    monkeypatch.setattr("ray.get", lambda answer: answer)
     assert wanted_by_serve("one") == wanted
 
 
 def test_without_serve_nothing_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ray.serve.context._get_global_client", lambda **given: None)
+    def none(name: str, namespace: str) -> None:
+        raise ValueError(name)
+
+    monkeypatch.setattr("ray.get_actor", none)
     assert not wanted_by_serve("one")

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster.members import Announcement, Members
+from cluster.members import MAX_REMEMBERED, Announcement, Members
 from serving.exposition import merge_and_render
 from serving.metrics import GatewayMetrics, SequenceTimer
 from transport.address import Address
@@ -179,3 +179,64 @@ def test_status_shows_plain_figures_and_the_used_share_of_the_cache() -> None:
             "cache_used": 0.25,
         }
     ]
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_what_arrives_of_one_that_has_left_is_ignored(restarted: bool) -> None:
+    members = Members()
+    members.heard("left", said("gateway", **counted(5)), 0.0)
+    members.remove("left")
+    members.remove("left before it was heard")
+    if restarted:
+        members = Members(members.known)
+    for name in ("left", "left before it was heard"):
+        assert not members.heard(name, said("gateway", **counted(5)), 1.0)
+    assert not members
+    assert scraped(members, "new", counted(2))["manta_generation_tokens_total"] == 7
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_one_that_was_taken_for_hung_and_is_heard_yet_counts_once(restarted: bool, leaves: bool) -> None:
+    members = Members()
+    members.heard("hung", said("gateway", **counted(5)), 0.0)
+    members.drop_silent(100.0, TIMEOUT_S)
+    assert len(members.take_hung(100.0, TIMEOUT_S)) == 1
+    if restarted:
+        members = Members(members.known)
+    assert scraped(members, "new", counted(2))["manta_generation_tokens_total"] == 7
+    assert scraped(members, "hung", counted(6))["manta_generation_tokens_total"] == 6
+    if leaves:
+        members.remove("hung")
+    else:
+        assert members.heard("hung", said("gateway", **counted(6)), 101.0)
+    assert scraped(members, "new", counted(2))["manta_generation_tokens_total"] == 8
+
+
+def test_what_is_remembered_is_bounded_and_counts_all_the_same() -> None:
+    members = Members()
+    for number in range(2 * MAX_REMEMBERED):
+        members.heard(f"{number} hangs", said("gateway", **counted(2)), 0.0)
+        members.heard(f"{number} leaves", said("gateway", **counted(1)), 0.0)
+        members.remove(f"{number} leaves")
+    members.drop_silent(100.0, TIMEOUT_S)
+    members.take_hung(100.0, TIMEOUT_S)
+    assert (len(members.known.hung), len(members.known.left)) == (MAX_REMEMBERED, MAX_REMEMBERED)
+    assert scraped(members, "new", counted(1))["manta_generation_tokens_total"] == 6 * MAX_REMEMBERED + 1
+
+
+def test_what_nodes_counted_is_shown_while_none_lives() -> None:
+    members = Members()
+    members.heard("node", said(**node_says(3)), 0.0)
+    members.remove("node")
+    shown = scraped(members, "gateway", counted(1))
+    assert (shown["manta_num_preemptions_total"], shown["manta_num_attention_nodes"]) == (3, 0)
+
+
+def test_a_silent_one_that_shows_its_counts_is_known_as_shown_and_its_application_too() -> None:
+    members = Members()
+    members.heard("silent", said("gateway", **counted(2)), 0.0)
+    members.drop_silent(100.0, TIMEOUT_S)
+    assert scraped(members, "silent", counted(9))["manta_generation_tokens_total"] == 9
+    assert scraped(members, "new", counted(2))["manta_generation_tokens_total"] == 11
+    assert members.apps == ("app",)

@@ -33,11 +33,11 @@ class Placed:
     ) -> None:
         self.layout, self.shard, self.replica = layout, shard, replica
         self.host, self.core, self.leaving = "", None, False
-        self._core_on: Callable[[str], int | None] = core_on
+        self._core_on: Callable[[str, int], int | None] = core_on
 
     def arrive(self) -> tuple[str, int | None]:
         self.host = sorted(HOSTS)[self.shard.index % 2]
-        self.core = self._core_on(self.host)
+        self.core = self._core_on(self.host, HOSTS[self.host])
         return self.host, self.core
 
 
@@ -45,7 +45,6 @@ class Placed:
 def arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Counter[tuple[str, int | None]]]:
     make_checkpoint(tmp_path / "model", seed=1, num_experts=12)
     monkeypatch.setattr(fleet_module, "ExpertKeeper", Placed)
-    monkeypatch.setattr(fleet_module, "cores_of", HOSTS.__getitem__)
     monkeypatch.setattr(ExpertFleet, "_start", lambda fleet: None)
 
     async def published() -> None:

@@ -1,5 +1,6 @@
 """What follows from the CPUs there are, and where they are counted."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -7,6 +8,8 @@ import ray
 
 from cluster import hosts as hosts_module
 from cluster.hosts import present_room
+from cluster.layout import layout_of
+from cluster.resolve import Service, resolve
 from cluster.room import FOR_OTHERS, Room
 
 
@@ -49,6 +52,32 @@ def test_a_service_of_one_replica_fits_and_a_node_can_be_exchanged(num_cpus: int
 )
 def test_how_many_expert_actors_a_cluster_takes(hosts: tuple[float, ...], placement: str, num_actors: int) -> None:
     assert Room(hosts, own=False).for_experts(placement) == num_actors
+
+
+@pytest.mark.parametrize(
+    ("experts", "num_shards"),
+    [
+        ({}, 5),
+        ({"replicas": 2}, 2),
+        ({"replicas": {"min": 1, "max": 9}}, 5),
+        ({"replicas": 2, "num_cpus": 0.5}, 5),
+        ({"replicas": 9}, 1),
+        ({"num_cpus": 2}, 2),
+        ({"num_cpus": 0}, 5),
+    ],
+)
+def test_all_replicas_that_a_service_starts_with_have_room(
+    make: Callable[..., Service], experts: dict[str, Any], num_shards: int
+) -> None:
+    service = make(Room((8.0,), own=False), **experts)
+    assert len(layout_of(service).shards) == num_shards
+    assert resolve(service.spec, service.room) == service
+
+
+def test_replicas_that_are_added_later_leave_the_shards_as_they_are(make: Callable[..., Service]) -> None:
+    service = make(Room((4.0, 4.0), own=False))
+    changed = make(service.room, replicas=2)
+    assert layout_of(changed).version == layout_of(service).version
 
 
 def test_a_joined_cluster_is_asked_and_not_the_host_that_asks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,13 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import experts.actor
-from experts.actor import ExpertSettings
+from experts.actor import ExpertSettings, Place
 from experts.server import ExpertServer
 from tests.experts.shards import random_shard
 from tests.experts.test_server import running
@@ -94,6 +95,25 @@ def test_it_does_not_answer_while_its_thread_hangs(server: ExpertServer) -> None
             await asyncio.wait_for(asyncio.shield(answer), 3 * WAIT_S)
         released.set()
         assert (await asyncio.wait_for(answer, 30.0))["loaded"] == 1.0
+        actor._orphan_watch.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_it_tells_the_core_that_it_was_started_on(server: ExpertServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another controller cannot know: the first one's word holds."""
+    context = SimpleNamespace(get_node_id=lambda: "host")
+    monkeypatch.setattr("ray.get_runtime_context", lambda: context)
+    monkeypatch.setattr(experts.actor, "available_cores", lambda: 4)
+
+    async def scenario() -> None:
+        actor = actor_of(server, orphan_timeout_s=600.0)
+        actor._server = None
+        actor._load = lambda key, core: server
+        assert await actor.place() == Place("host", os.getpid(), 4)
+        for core in (2, 0):
+            await actor.start(b"key", core)
+            assert await actor.place() == Place("host", os.getpid(), 4, started=True, core=2)
         actor._orphan_watch.cancel()
 
     asyncio.run(scenario())

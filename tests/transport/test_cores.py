@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cores import available_cores
+from transport.cores import available_cores
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,125 @@
+"""The controller without Ray: how it begins, what it stores, and how it waits alone."""
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayActorError
+
+from cluster import controller as controller_module
+from cluster import fleet as fleet_module
+from cluster import stored
+from cluster.controller import Controller
+from cluster.fleet import ExpertFleet
+from cluster.members import Announcement
+from cluster.resolve import Service
+from cluster.stored import store_service
+from transport.address import Address
+
+Actor: Any = Controller.__ray_metadata__.modified_class  # pyright: ignore[reportAttributeAccessIssue]
+NODE = Address("host", "node.sock", "", 0)
+UNKNOWN = -1  # version of a table
+SAID = Announcement("node", NODE, 7, "ray-node", "app", "replica", {})
+
+
+@pytest.fixture(autouse=True)
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What is in Ray's store; nothing else of Ray is there."""
+    kept: dict[str, bytes] = {}
+    monkeypatch.setattr(stored, "_internal_kv_put", lambda key, value, **given: kept.update({key: value}))
+    monkeypatch.setattr(stored, "_internal_kv_get", lambda key, **given: kept.get(key))
+    monkeypatch.setattr(stored, "_internal_kv_del", lambda key, **given: kept.pop(key, None))
+    context = SimpleNamespace(was_current_actor_reconstructed=False)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(fleet_module, "_running_replicas", lambda service, layout: set())
+    monkeypatch.setattr(ExpertFleet, "sweep", lambda fleet: None)
+    monkeypatch.setattr(controller_module, "SETTLE_S", 0.5)
+    return kept
+
+
+def scenario(work: Callable[[Any], Any], service: Service, fresh: bool = False) -> None:
+    """Runs `work` with a controller, whose tasks end with it."""
+
+    async def run() -> None:
+        await work(Actor(service, fresh))
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_one_that_a_member_starts_waits_for_the_others(make: Callable[..., Service], fresh: bool) -> None:
+    """Ray has not restarted it, but there was one before: its tables are in use."""
+    service = make()
+    store_service(service, "good")
+
+    async def work(actor: Any) -> None:
+        if fresh:  # what is stored is of an earlier service of this name
+            assert (await actor.news(UNKNOWN, 0.2)).table.nodes == ()
+            return
+        assert (await actor.news(UNKNOWN, 0.2)).table is None
+        await actor.announce("node", SAID)
+        assert (await actor.news(UNKNOWN, 30.0)).table.nodes == (NODE,)
+
+    scenario(work, service, fresh)
+
+
+def test_who_takes_part_is_stored_only_when_it_has_changed(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    puts: list[object] = []
+    monkeypatch.setattr(controller_module, "store_known", lambda name, known: puts.append(known))
+
+    async def work(actor: Any) -> None:
+        await actor.announce("node", SAID)
+        for tokens, num_puts in ((1, 2), (1, 2), (2, 3)):
+            await actor.snapshots("node", {"preemptions_total": tokens})
+            assert len(puts) == num_puts
+
+    scenario(work, make())
+
+
+def test_what_it_stays_for_is_noted_once_and_is_no_failure(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(controller_module, "TICK_S", 0.01)
+    monkeypatch.setattr(controller_module, "wanted_by_serve", lambda name: not asked.append(name))
+    monkeypatch.setattr(Actor, "_patience_s", lambda actor: 0.02)
+
+    async def work(actor: Any) -> None:
+        while len(asked) < 4:
+            await asyncio.sleep(0.01)
+        noted = [event for event in actor._events.as_list() if "staying" in event["text"]]
+        assert [event["failed"] for event in noted] == [False]
+
+    scenario(work, make())
+
+
+def test_an_error_of_serve_s_is_no_answer(make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> bool:
+        raise RayActorError
+
+    monkeypatch.setattr(controller_module, "wanted_by_serve", fail)
+
+    async def work(actor: Any) -> None:
+        assert await actor._is_wanted()
+
+    scenario(work, make())
+
+
+def test_one_that_cannot_be_ended_does_not_keep_others_from_it(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(name: str, namespace: str) -> None:
+        raise RayActorError
+
+    monkeypatch.setattr(ray, "get_actor", fail)
+
+    async def work(actor: Any) -> None:
+        actor._end_hung(SAID)
+        assert "could not be ended" in actor._events.as_list()[-1]["text"]
+
+    scenario(work, make())

@@ -1,0 +1,73 @@
+"""What a keeper knows of the replica that it keeps; the actor is stood in for."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.keeper import ExpertKeeper
+from cluster.layout import layout_of
+from cluster.resolve import Service
+from experts.actor import Place
+from transport.address import Address
+
+PLACE = Place("host", 7, num_cores=4, started=True, core=3)
+
+
+def answers(value: object) -> Any:
+    async def answer(*given: object) -> object:
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    return SimpleNamespace(remote=answer)
+
+
+def keeper_of(service: Service) -> ExpertKeeper:
+    layout = layout_of(service)
+
+    async def unused() -> Any:
+        raise RuntimeError("no room")
+
+    async def published() -> None:
+        pass
+
+    def none(host: str, num_cores: int) -> int | None:
+        raise AssertionError("it has its core already")
+
+    report: Callable[..., None] = lambda *given, **more: None  # noqa: E731
+    publish: Callable[[], Awaitable[None]] = published
+    return ExpertKeeper(service, layout, layout.shards[0], 0, unused, none, report, publish)
+
+
+def test_a_replica_that_runs_already_keeps_its_core_until_it_is_replaced(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = SimpleNamespace(
+        place=answers(PLACE),
+        address=answers(Address("host", "1", "", 0)),
+        belongs_to=answers(True),
+        start=answers(Address("host", "1", "", 0)),
+        snapshot=answers({"loaded": 1.0}),
+        watch=answers(RuntimeError("it does not serve any more")),
+    )
+    monkeypatch.setattr("cluster.keeper.data_plane_key", lambda name: b"")
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    monkeypatch.setattr(ray, "kill", lambda actor, no_restart: None)
+
+    async def scenario() -> None:
+        keeper = keeper_of(make())
+        assert await keeper.adopt()
+        assert (keeper.host, keeper.core) == ("host", 3), "before any other replica chooses"
+        running = asyncio.create_task(keeper.run())
+        while keeper.status()["state"] != "replacing":
+            assert (keeper.host, keeper.core) == ("host", 3)
+            await asyncio.sleep(0)
+        assert (keeper.host, keeper.core) == ("", None)
+        assert "does not serve any more" in keeper.error, "nothing else ended it"
+        running.cancel()
+
+    asyncio.run(scenario())
