@@ -17,6 +17,7 @@ from cluster.spec import Replicas, ServiceSpec
 # Serve gives a replica several tries; whoever waits gives up after the first, whose reason is the others' too.
 FAILED_REPLICA = "A replica failed to start"
 FAILED = "DEPLOY_FAILED"
+SERVE_ANSWERS_S = 10.0  # whether it still has an application
 Held = Mapping[str, int]  # deployments to numbers of replicas
 NOTHING_HELD: Held = MappingProxyType({})
 SETTLED = ("HEALTHY", "UPSCALING", "DOWNSCALING")  # UPDATING: replicas of another version are being exchanged
@@ -97,7 +98,7 @@ def wanted_by_serve(service: str) -> bool:
     Serve does not tell what an application was made with, but for its autoscaling, which names the service.
 
     Raises:
-        RayError: Serve's controller does not answer; it may be starting again.
+        RayError: Serve's controller does not answer in time; it may be starting again, or hang.
     """
     from ray.serve._private.constants import SERVE_CONTROLLER_NAME
 
@@ -105,7 +106,7 @@ def wanted_by_serve(service: str) -> bool:
         controller: Any = ray.get_actor(SERVE_CONTROLLER_NAME, SERVE_NAMESPACE)
     except ValueError:
         return False
-    details: Any = ray.get(controller.get_serve_instance_details.remote())
+    details: Any = ray.get(controller.get_serve_instance_details.remote(), timeout=SERVE_ANSWERS_S)
     kept = [one for one in details["applications"].values() if one["status"] != "DELETING"]
     deployments = [found for one in kept for found in one["deployments"].values()]
     tried = [found["deployment_config"] for found in deployments if found["status"] != FAILED]  # a failed one no more

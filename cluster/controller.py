@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.application import wanted_by_serve
+from cluster.application import SERVE_ANSWERS_S, wanted_by_serve
 from cluster.backoff import Backoff
 from cluster.causes import cause_of
 from cluster.events import Events
@@ -48,7 +48,6 @@ ANNOUNCE_INTERVAL_S = 1.0  # how often members announce themselves
 # A restarted controller publishes nothing until every member had time to announce itself again: a table without them
 # would cut connections that are in use.
 SETTLE_S = 4.0
-SERVE_ANSWERS_S = 10.0  # whether it still has the application
 
 
 @dataclass(frozen=True)
@@ -97,6 +96,8 @@ class Controller:
         self._members = Members(stored_known(service.name), time.monotonic() + SETTLE_S)
         self._storing, self._stored = asyncio.Lock(), self._members.known
         self._joined = False
+        self._hung: list[Announcement] = []
+        """Those that are still to be ended."""
         self._events = Events(stored_events(service.name))
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
         self._scaler = ExpertScaler(self._fleet, self._event)
@@ -128,8 +129,8 @@ class Controller:
         if self._members.heard(member_id, said, time.monotonic()):
             self._joined = True
             self._event(f"{said.role} {said.pid} serves")
-            await self._store_known()
             await self._publish()
+            await self._store_known()
 
     async def leave(self, member_id: str, snapshot: Snapshot | None) -> None:
         """A member stops serving.
@@ -142,8 +143,8 @@ class Controller:
         said = self._members.remove(member_id)
         if said is not None:
             self._event(f"{said.role} {said.pid} has left")
-            await self._store_known()
             await self._publish()
+            await self._store_known()
 
     async def snapshots(self, member_id: str, own: Snapshot) -> list[tuple[Role, Snapshot]]:
         """Returns the last snapshots of all gateways and nodes but one, and the counts of those that are gone.
@@ -340,8 +341,7 @@ class Controller:
                 self._event(f"{said.role} {said.pid} has fallen silent", failed=True)
                 await self._publish()
             hung = self._members.take_hung(now_s, timeout_s)
-            for said in hung:
-                self._end_hung(said)
+            self._hung = [said for said in (*self._hung, *hung) if not self._end_hung(said)]
             if hung:
                 await self._store_known()
             alone_s, stays = (alone_s + TICK_S, stays) if not self._members else (0.0, False)
@@ -350,7 +350,8 @@ class Controller:
                     await self._end(alone_s)
                     return
                 if not stays:  # said once, asked again and again
-                    self._event(f"no gateway, node or router for {alone_s:g} s; Serve has the application: staying")
+                    waits = "staying, as Serve has the application, or does not answer"
+                    self._event(f"no gateway, node or router for {alone_s:g} s; {waits}")
                 alone_s, stays = 0.0, True
 
     async def _is_wanted(self) -> bool:
@@ -361,16 +362,17 @@ class Controller:
         except (RayError, TimeoutError):  # it is being started again, or hangs: what it has, it keeps
             return True
 
-    def _end_hung(self, said: Announcement) -> None:
-        """Kills a process that stays silent, for Serve to start another one; most are dead already."""
+    def _end_hung(self, said: Announcement) -> bool:
+        """Kills a process that stays silent, for Serve to start another one. Returns whether it is gone."""
         try:
             ray.kill(ray.get_actor(said.actor, SERVE_NAMESPACE), no_restart=True)
         except ValueError:
-            return
+            return True  # as most are by now
         except RayError as error:
-            self._event(f"{said.role} {said.pid} hangs, and could not be ended: {cause_of(error)}", failed=True)
-            return
+            logger.warning("%s %s hangs, and could not be ended; tried again: %s", said.role, said.pid, cause_of(error))
+            return False
         self._event(f"{said.role} {said.pid} hangs; it is replaced", failed=True)
+        return True
 
     def _patience_s(self) -> float:
         """How long it stays without any member: a service that has just been started (or found again) has none."""

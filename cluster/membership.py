@@ -110,9 +110,10 @@ class ControllerMembership:
 
     def _controller(self) -> Any:
         """Returns the controller, started anew if it is gone for good. Not once the service is being stopped."""
-        if self._handle is None:
-            self._handle = start_controller(self._service)
-        return self._handle
+        handle = self._handle  # another thread may take it away in between
+        if handle is None:
+            handle = self._handle = start_controller(self._service)
+        return handle
 
     def _lost_controller(self, error: Exception, so: str) -> None:
         logger.warning("the controller does not answer (%s); %s", cause_of(error), so)

@@ -80,16 +80,18 @@ def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
         config=replace(config, window=window),
         dtype=config.dtype if model.dtype == "auto" else model.dtype,
         max_context=max_context,
-        room=room if room.per_shard is not None else replace(room, per_shard=_cpus_per_shard(spec, room)),
+        room=room if room.replicas is not None else _room_of(spec, room),
         loopback=loopback,
     )
     shards(spec, config.num_experts, service.num_cpus)
     return service
 
 
-def _cpus_per_shard(spec: ServiceSpec, room: Room) -> float:
+def _room_of(spec: ServiceSpec, room: Room) -> Room:
+    """Returns the room together with what a service's experts start with."""
     experts = spec.experts
-    return experts.replicas.min * (room.share if experts.num_cpus == "auto" else experts.num_cpus)
+    num_cpus = room.share if experts.num_cpus == "auto" else experts.num_cpus
+    return replace(room, replicas=experts.replicas.min, num_cpus=num_cpus)
 
 
 def _check_routing(spec: ServiceSpec, routing: Routing) -> None:

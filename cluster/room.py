@@ -18,12 +18,14 @@ class Room:
     Args:
         hosts: The CPUs of each host, as Ray hands them out.
         own: Whether Manta has started Ray itself, for its services alone.
-        per_shard: CPUs that all replicas of a shard which a service starts with set aside; None: not known yet.
+        replicas: Of each shard, when the service starts; None: not known yet.
+        num_cpus: What each of them sets aside.
     """
 
     hosts: tuple[float, ...]
     own: bool
-    per_shard: float | None = None
+    replicas: int | None = None
+    num_cpus: float = 1.0
 
     @property
     def share(self) -> float:
@@ -44,16 +46,18 @@ class Room:
 
         >>> Room((8.0,), own=True).for_experts("spread"), Room((4.0, 4.0), own=False).for_experts("spread")
         (8, 5)
-        >>> Room((4.0, 4.0), own=False, per_shard=2.0).for_experts("spread")
+        >>> Room((4.0, 4.0), own=False, replicas=2).for_experts("spread")
         2
         """
         if self.own or self._num_cpus < SMALLEST:
             return max(1, self._num_cpus)
-        room = int((self._num_cpus - FOR_OTHERS) // max(1.0, self.per_shard or 0.0))
+        replicas = max(1, self.replicas or 1)
+        per_shard = max(1.0, replicas * self.num_cpus)
+        room = int((self._num_cpus - FOR_OTHERS) // per_shard)
         if placement == "strict_pack":
-            room = min(room, int(max(self.hosts)) - 1)
+            room = min(room, int((max(self.hosts) - 1) // per_shard))
         if placement == "strict_spread":
-            room = min(room, sum(cpus >= 1 for cpus in self.hosts))
+            room = min(room, sum(cpus >= max(1.0, self.num_cpus) for cpus in self.hosts) // replicas)
         return max(1, room)
 
     @property

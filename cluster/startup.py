@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError
 
 from cluster.application import application_exists, application_state, hand_over
+from cluster.causes import cause_of
 from cluster.controller import start_controller
 from cluster.ingress import on_head_host, start_serve
 from cluster.resize import GRACE_S
@@ -113,12 +114,19 @@ def _wait_controller(controller: Any) -> None:
     """Waits until the controller answers.
 
     Raises:
-        RuntimeError: Not within `CONTROLLER_STARTS_S`.
+        RuntimeError: It is gone, or not within `CONTROLLER_STARTS_S`.
     """
     deadline_s = time.monotonic() + CONTROLLER_STARTS_S
-    while not _status(controller):
-        if time.monotonic() > deadline_s:
-            raise RuntimeError(f"the service's controller did not answer within {CONTROLLER_STARTS_S:g} s of its start")
+    while True:
+        try:
+            ray.get(controller.status.remote(), timeout=CONTROL_TIMEOUT_S)
+            return
+        except ActorDiedError as error:
+            raise RuntimeError(f"the service's controller is gone: {cause_of(error)}") from error
+        except RayError as error:
+            if time.monotonic() > deadline_s:
+                late = f"did not answer within {CONTROLLER_STARTS_S:g} s of its start"
+                raise RuntimeError(f"the service's controller {late}: {cause_of(error)}") from error
         time.sleep(POLL_S)
 
 

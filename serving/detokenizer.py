@@ -102,7 +102,7 @@ class WindowDetokenizer:
     def _push_one(self, token_id: int) -> str:
         if (
             token_id in self._skipped
-        ):  # decoded as if it were not there; as context it would stand for a text's beginning
+        ):  # decoded as if it were not there; as context it would count as a text's beginning
             return ""
         self._ids.append(token_id)
         text = self._decode(self._ids)

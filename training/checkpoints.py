@@ -278,12 +278,13 @@ def _sync(folder: Path) -> None:
 
 
 def _is_damage(error: BaseException) -> bool:
-    """Whether another try would end alike: storage may be back soon, and a rank that is gone is replaced."""
+    """Whether another try would end alike: storage or memory may be there again, a rank that is gone is replaced."""
     failures = getattr(error, "failures", None)  # what torch's ranks have told each other
     if not isinstance(error, CheckpointException) or not failures:
         return False
+    passing = (OSError, MemoryError, torch.OutOfMemoryError)
     inner = [failure for failure, *_ in failures.values()]
-    return any(not isinstance(each, OSError) or isinstance(each, FileNotFoundError) for each in inner)
+    return any(not isinstance(each, passing) or isinstance(each, FileNotFoundError) for each in inner)
 
 
 def _cause(error: BaseException) -> str:

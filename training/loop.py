@@ -29,6 +29,7 @@ from training.progress import (
     REMEDY,
     CheckpointError,
     Complete,
+    DamagedCheckpoint,
     Progress,
     checkpoint_name,
     complete_checkpoints,
@@ -209,7 +210,7 @@ def _newest(job: Job, mesh: Mesh) -> Complete | None:
     Every rank reads it, and only then: a rank that ended by itself would leave the others waiting for it.
 
     Raises:
-        CheckpointError: The storage cannot be written, or a rank does not see that checkpoint.
+        CheckpointError: The storage cannot be written, or a rank does not see that checkpoint as it is.
         DamagedCheckpoint: On all ranks: it is damaged.
     """
     found: list[Path] = []
@@ -221,7 +222,24 @@ def _newest(job: Job, mesh: Mesh) -> Complete | None:
         dist.broadcast(step, src=0, group=mesh.everybody)
     if int(step) == NO_STEP:
         return None
-    return read_newest(job.checkpoints / checkpoint_name(int(step)))
+    return _read_by_all(job.checkpoints / checkpoint_name(int(step)), mesh)
+
+
+def _read_by_all(directory: Path, mesh: Mesh) -> Complete:
+    """Reads it; no rank ends before all of them have tried."""
+    complete, error = None, None
+    try:
+        complete = read_newest(directory)
+    except CheckpointError as failure:
+        error = failure
+    num_damaged = torch.tensor(int(isinstance(error, DamagedCheckpoint)), device=mesh.device)
+    if mesh.everybody is not None:
+        dist.all_reduce(num_damaged, group=mesh.everybody)
+    if complete is not None:
+        return complete
+    if int(num_damaged) == mesh.world:
+        raise DamagedCheckpoint(str(error)) from error
+    raise CheckpointError(str(error)) from error  # what only some ranks see may be mended by another try
 
 
 def _metrics(job: Job, made: int) -> MetricsLog:

@@ -33,7 +33,7 @@ def test_serve_wants_a_service_while_it_starts_what_is_missing(
     details = SimpleNamespace(remote=lambda: {"applications": found})
     serve = SimpleNamespace(get_serve_instance_details=details)
     monkeypatch.setattr("ray.get_actor", lambda name, namespace: serve)
-    monkeypatch.setattr("ray.get", lambda answer: answer)
+    monkeypatch.setattr("ray.get", lambda answer, timeout: answer)
     assert wanted_by_serve("one") == wanted
 
 

@@ -112,7 +112,7 @@ def test_another_model_under_the_same_path_is_refused(model: Path) -> None:
 
 def test_a_plan_is_the_same_on_every_host(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was decided at the start stays decided: a plan made elsewhere replaces no part that it does not concern."""
-    running = replace(service(model), room=Room((8.0, 8.0), own=False, per_shard=1.0), loopback=True)
+    running = replace(service(model), room=Room((8.0, 8.0), own=False, replicas=1), loopback=True)
     monkeypatch.setattr(lifecycle, "joined", lambda address: nullcontext())
     monkeypatch.setattr(lifecycle, "services", lambda: ["one"])
     monkeypatch.setattr(lifecycle, "ask_controller", lambda name, what: running)

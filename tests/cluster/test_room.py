@@ -74,6 +74,23 @@ def test_all_replicas_that_a_service_starts_with_have_room(
     assert resolve(service.spec, service.room) == service
 
 
+@pytest.mark.parametrize(
+    ("hosts", "placement", "replicas", "num_cpus", "num_shards"),
+    [
+        ((8.0,) * 4, "strict_spread", 2, 1.0, 2),
+        ((8.0,) * 4, "strict_spread", 1, 9.0, 1),
+        ((12.0, 12.0), "strict_pack", 2, 1.0, 5),
+        ((12.0, 12.0), "strict_pack", 1, 2.0, 5),
+        ((12.0, 12.0), "pack", 2, 1.0, 10),
+    ],
+)
+def test_strict_placements_have_room_for_all_replicas(
+    hosts: tuple[float, ...], placement: str, replicas: int, num_cpus: float, num_shards: int
+) -> None:
+    """Further replicas keep to the placement too: each on a host of its own, or all on one."""
+    assert Room(hosts, False, replicas, num_cpus).for_experts(placement) == num_shards
+
+
 def test_replicas_that_are_added_later_leave_the_shards_as_they_are(make: Callable[..., Service]) -> None:
     service = make(Room((4.0, 4.0), own=False))
     changed = make(service.room, replicas=2)

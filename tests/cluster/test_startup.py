@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import ActorDiedError, GetTimeoutError
 
 from cluster import startup as startup_module
 from cluster.startup import _wait_controller  # pyright: ignore[reportPrivateUsage]
@@ -35,4 +35,13 @@ def test_a_controller_that_never_answers_is_an_error(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray, "get", get)
     monkeypatch.setattr(startup_module, "CONTROLLER_STARTS_S", 0.2)
     with pytest.raises(RuntimeError, match="controller did not answer within 0.2 s"):
+        _wait_controller(CONTROLLER)
+
+
+def test_a_controller_that_is_gone_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(answer: object, timeout: float) -> object:
+        raise ActorDiedError
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(RuntimeError, match="controller is gone: "):
         _wait_controller(CONTROLLER)
