@@ -77,13 +77,14 @@ class WindowDetokenizer:
     before the first token of all. `context` stands for text before the first token; it is not shown.
     """
 
-    __slots__ = ("_ids", "_num_read", "_shown", "_skipped", "_tokenizer")
+    __slots__ = ("_ids", "_num_read", "_num_waiting", "_shown", "_skipped", "_tokenizer")
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True, context: Sequence[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._skipped = special_ids(tokenizer) if skip_special_tokens else frozenset[int]()
         self._ids = list(context)
         self._num_read = len(context)
+        self._num_waiting = 0  # tokens since text was shown
         self._shown = self._decode(context) if context else ""
 
     @property
@@ -106,9 +107,12 @@ class WindowDetokenizer:
             return ""
         self._ids.append(token_id)
         text = self._decode(self._ids)
-        num_waiting = len(self._ids) - self._num_read
-        if text.endswith(REPLACEMENT) and num_waiting < MAX_WAITING_TOKENS:
-            return ""
+        self._num_waiting += 1
+        if text.endswith(REPLACEMENT):
+            certain = self._certain(text.rstrip(REPLACEMENT))
+            if certain or self._num_waiting < MAX_WAITING_TOKENS:
+                return certain
+        self._num_waiting = 0
         delta = text[len(self._shown) :]
         new_ids = self._ids[self._num_read :]
         new_text = self._decode(new_ids)
@@ -116,6 +120,13 @@ class WindowDetokenizer:
             self._ids, self._num_read, self._shown = new_ids, len(new_ids), new_text
         else:  # tokens that are no text by themselves (a lone space) are no context: that of before stays
             del self._ids[self._num_read :]
+        return delta
+
+    def _certain(self, text: str) -> str:
+        """What is new of the text before an unfinished character; the token that begins it may end another one."""
+        delta = text[len(self._shown) :]
+        if delta:
+            self._shown, self._num_waiting = text, 1
         return delta
 
     def _decode(self, token_ids: Sequence[int]) -> str:
