@@ -48,6 +48,13 @@ def actor_of(server: ExpertServer, orphan_timeout_s: float = ORPHAN_TIMEOUT_S) -
     return actor
 
 
+async def until_seen(server: ExpertServer) -> None:
+    """Waits until the server's thread has seen that a router is connected."""
+    async with asyncio.timeout(30.0):
+        while not server.has_routers:
+            await asyncio.sleep(0.01)
+
+
 def test_without_a_controller_it_stays_while_a_router_is_connected(server: ExpertServer, left: asyncio.Event) -> None:
     """Though no rows come: the service is idle."""
     loop = Loop()
@@ -71,10 +78,13 @@ def test_whose_thread_hangs_leaves_too(server: ExpertServer, left: asyncio.Event
 
     async def scenario() -> None:
         router = connected(loop, server.address)
+        await until_seen(server)
         server._loop.post(released.wait)  # pyright: ignore[reportPrivateUsage]
         router.close()
         actor = actor_of(server)
+        assert server.has_routers, "as it seems to be"
         await asyncio.wait_for(left.wait(), 30.0)
+        assert server.has_routers, "it has not seen the router leave, and leaves in spite of it"
         released.set()
         await actor._orphan_watch
 

@@ -11,22 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from router.capacity import combine_from_capacity, dispatch_to_capacity
+from tests.router.routings import Routing, routings
 
-Routing = tuple[Tensor, Tensor, Tensor, int, int]
-
-
-@st.composite
-def routings(draw: st.DrawFn) -> Routing:
-    """Rows (each with values of its own), weights, the experts chosen, how many experts there are, a capacity."""
-    num_experts = draw(st.integers(1, 6))
-    top_k = draw(st.integers(1, num_experts))
-    num_rows = draw(st.integers(0, 12))
-    choices = [draw(st.permutations(range(num_experts)))[:top_k] for _ in range(num_rows)]
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    weights_TK = torch.rand(num_rows, top_k, dtype=torch.float64, generator=generator)
-    rows_TD = torch.randn(num_rows, 3, dtype=torch.float64, generator=generator)
-    experts_TK = torch.tensor(choices, dtype=torch.int64).view(num_rows, top_k)
-    return rows_TD, weights_TK, experts_TK, num_experts, draw(st.integers(1, max(1, num_rows)))
+CAPACITIES = st.integers(1, 12)
 
 
 def served(experts_TK: Tensor, capacity: int) -> set[tuple[int, int]]:
@@ -43,9 +30,9 @@ def served(experts_TK: Tensor, capacity: int) -> set[tuple[int, int]]:
     return kept
 
 
-@given(routings())
-def test_copies_are_kept_in_the_order_of_service_and_each_has_a_slot(routing: Routing) -> None:
-    rows_TD, weights_TK, experts_TK, num_experts, capacity = routing
+@given(routings(), CAPACITIES)
+def test_copies_are_kept_in_the_order_of_service_and_each_has_a_slot(routing: Routing, capacity: int) -> None:
+    rows_TD, weights_TK, experts_TK, num_experts = routing
     sent_ECD, plan = dispatch_to_capacity(rows_TD, weights_TK, experts_TK, num_experts, capacity)
     slots = plan.slots_M.tolist()
     assert len(set(slots)) == len(slots), "no slot twice"
@@ -62,19 +49,19 @@ def test_copies_are_kept_in_the_order_of_service_and_each_has_a_slot(routing: Ro
     assert not sent_ECD.flatten(0, 1)[empty].any()
 
 
-@given(routings())
-def test_a_copy_is_kept_or_counted_as_dropped(routing: Routing) -> None:
-    rows_TD, weights_TK, experts_TK, num_experts, capacity = routing
+@given(routings(), CAPACITIES)
+def test_a_copy_is_kept_or_counted_as_dropped(routing: Routing, capacity: int) -> None:
+    rows_TD, weights_TK, experts_TK, num_experts = routing
     _, plan = dispatch_to_capacity(rows_TD, weights_TK, experts_TK, num_experts, capacity)
     assert len(plan.rows_M) + plan.num_dropped == experts_TK.numel()
     assert plan.counts == [int((experts_TK == expert).sum()) for expert in range(num_experts)]
     assert plan.num_dropped == sum(max(0, count - capacity) for count in plan.counts)
 
 
-@given(routings())
-def test_a_row_gets_what_its_kept_copies_are_worth(routing: Routing) -> None:
+@given(routings(), CAPACITIES)
+def test_a_row_gets_what_its_kept_copies_are_worth(routing: Routing, capacity: int) -> None:
     """With experts that multiply by their number, the sum over the kept ones is known."""
-    rows_TD, weights_TK, experts_TK, num_experts, capacity = routing
+    rows_TD, weights_TK, experts_TK, num_experts = routing
     sent_ECD, plan = dispatch_to_capacity(rows_TD, weights_TK, experts_TK, num_experts, capacity)
     answers_ECD = sent_ECD * (torch.arange(num_experts) + 1).view(-1, 1, 1)
     factors_T = torch.zeros(rows_TD.shape[0], dtype=torch.float64)

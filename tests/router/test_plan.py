@@ -5,27 +5,13 @@ T rows, D model dim, E experts, K chosen experts per row, N = T*K row copies.
 
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
-from torch import Tensor
 
 from router.plan import combine, dispatch
-
-
-@st.composite
-def routings(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Rows (each with values of its own), weights, the experts chosen, how many experts there are."""
-    num_experts = draw(st.integers(1, 9))
-    top_k = draw(st.integers(1, num_experts))
-    num_rows = draw(st.integers(1, 12))
-    choices = [draw(st.permutations(range(num_experts)))[:top_k] for _ in range(num_rows)]
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
-    weights_TK = torch.rand(num_rows, top_k, dtype=torch.float64, generator=generator)
-    rows_TD = torch.randn(num_rows, 3, dtype=torch.float64, generator=generator)
-    return rows_TD, weights_TK, torch.tensor(choices), num_experts
+from tests.router.routings import Routing, routings
 
 
 @given(routings())
-def test_every_copy_is_sent_once_to_its_expert(routing: tuple[Tensor, Tensor, Tensor, int]) -> None:
+def test_every_copy_is_sent_once_to_its_expert(routing: Routing) -> None:
     rows_TD, weights_TK, experts_TK, num_experts = routing
     sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, num_experts)
     assert plan.counts == [int((experts_TK == expert).sum()) for expert in range(num_experts)]
@@ -37,7 +23,7 @@ def test_every_copy_is_sent_once_to_its_expert(routing: tuple[Tensor, Tensor, Te
 
 
 @given(routings())
-def test_answers_come_back_to_their_rows(routing: tuple[Tensor, Tensor, Tensor, int]) -> None:
+def test_answers_come_back_to_their_rows(routing: Routing) -> None:
     """With experts that multiply by their number, the sum over the chosen ones is known."""
     rows_TD, weights_TK, experts_TK, num_experts = routing
     sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, num_experts)
@@ -47,7 +33,7 @@ def test_answers_come_back_to_their_rows(routing: tuple[Tensor, Tensor, Tensor, 
 
 
 @given(routings())
-def test_with_experts_that_do_nothing_a_row_comes_back_weighted(routing: tuple[Tensor, Tensor, Tensor, int]) -> None:
+def test_with_experts_that_do_nothing_a_row_comes_back_weighted(routing: Routing) -> None:
     rows_TD, weights_TK, experts_TK, num_experts = routing
     sent_ND, plan = dispatch(rows_TD, weights_TK, experts_TK, num_experts)
     assert torch.allclose(combine(plan, sent_ND), weights_TK.sum(-1, keepdim=True) * rows_TD)
