@@ -17,26 +17,15 @@ from ray.exceptions import RayError
 from cluster.application import SERVE_ANSWERS_S, wanted_by_serve
 from cluster.backoff import Backoff
 from cluster.causes import cause_of
-from cluster.events import Events
 from cluster.expert_scaling import ExpertScaler
 from cluster.fleet import ExpertFleet
+from cluster.ledger import Ledger
 from cluster.members import Announcement, Members
 from cluster.names import NAMESPACE, SERVE_NAMESPACE, controller_name
 from cluster.placement import release_all
 from cluster.resize import Resize, ResizeStatus
 from cluster.resolve import Service
 from cluster.secret import forget_data_plane_key
-from cluster.stored import (
-    forget_service,
-    store_events,
-    store_failure,
-    store_known,
-    store_service,
-    stored_events,
-    stored_failure,
-    stored_known,
-    stored_service,
-)
 from cluster.table import routing_table
 from transport.membership import Role, Snapshot
 from transport.table import RoutingTable
@@ -87,23 +76,17 @@ class Controller:
     """
 
     def __init__(self, service: Service, fresh: bool) -> None:
-        if fresh and not ray.get_runtime_context().was_current_actor_reconstructed:
-            forget_service(service.name)
-        stored = stored_service(service.name, "good")
-        self._service = stored or service
-        self._accepted = stored_service(service.name, "accepted") or self._service
-        self._store()
-        self._members = Members(stored_known(service.name), time.monotonic() + SETTLE_S)
-        self._storing, self._stored = asyncio.Lock(), self._members.known
+        fresh = fresh and not ray.get_runtime_context().was_current_actor_reconstructed
+        self._ledger = Ledger(service, fresh)
+        self._members = Members(self._ledger.known, time.monotonic() + SETTLE_S)
         self._joined = False
         self._hung: list[Announcement] = []
         """Those that are still to be ended."""
-        self._events = Events(stored_events(service.name))
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
         self._scaler = ExpertScaler(self._fleet, self._event)
-        failure = stored_failure(service.name)
+        failure = self._ledger.failure
         self._resize = ResizeStatus(self._service.version, "failed", error=failure) if failure else None
-        self._restarted = stored is not None  # by Ray, or by a member after an earlier one was gone for good
+        self._restarted = self._ledger.found  # by Ray, or by a member after an earlier one was gone for good
         if self._restarted:
             self._event(f"the controller was restarted (pid {os.getpid()}); {self._goal()}", failed=True)
         self._settled = self._stopping = False
@@ -130,7 +113,7 @@ class Controller:
             self._joined = True
             self._event(f"{said.role} {said.pid} serves")
             await self._publish()
-            await self._store_known()
+            await self._ledger.keep_known(self._members.known)
 
     async def leave(self, member_id: str, snapshot: Snapshot | None) -> None:
         """A member stops serving.
@@ -144,7 +127,7 @@ class Controller:
         if said is not None:
             self._event(f"{said.role} {said.pid} has left")
             await self._publish()
-            await self._store_known()
+            await self._ledger.keep_known(self._members.known)
 
     async def snapshots(self, member_id: str, own: Snapshot) -> list[tuple[Role, Snapshot]]:
         """Returns the last snapshots of all gateways and nodes but one, and the counts of those that are gone.
@@ -159,12 +142,12 @@ class Controller:
         if not self._members.complete and not self._settled:
             raise RuntimeError("the controller was restarted, and has not heard of every gateway and node yet")
         self._members.tell(member_id, own)
-        await self._store_known()
+        await self._ledger.keep_known(self._members.known)
         return self._members.snapshots(member_id)
 
     async def service(self) -> Service:
         """Returns what it was last told to make, and has accepted."""
-        return self._accepted
+        return self._ledger.accepted
 
     async def apply(self, service: Service, seen_version: str) -> None:
         """Starts to make the service into a changed one; `status` tells how far it is.
@@ -179,7 +162,7 @@ class Controller:
         if self._stopping or not self._settled or self._is_resizing:
             what = "is being stopped" if self._stopping else "is being changed or started"
             raise ValueError(f"service {self._service.name} {what}; try again when it is done (manta status)")
-        if self._accepted.version != seen_version:
+        if self._ledger.accepted.version != seen_version:
             raise ValueError(f"service {self._service.name} was changed meanwhile; look at the plan again")
         failed_before = self._resize is not None and self._resize.state == "failed"
         self._start_resize(service, uncertain=failed_before)
@@ -201,7 +184,7 @@ class Controller:
             "routers": self._members.status("router"),
             "attention_nodes": self._members.status("node"),
             "gateways": self._members.status("gateway"),
-            "events": self._events.as_list(),
+            "events": self._ledger.events.as_list(),
         }
 
     async def stop(self) -> list[str]:
@@ -218,8 +201,7 @@ class Controller:
         await self._fleet.stop()
         release_all(self._service.name)
         forget_data_plane_key(self._service.name)
-        async with self._storing:
-            forget_service(self._service.name)
+        await self._ledger.forget()
         async with self._changed:
             self._changed.notify_all()
         return list(self._members.apps)
@@ -230,9 +212,15 @@ class Controller:
 
     def _goal(self) -> str:
         """What it is to make as it is restarted, in words."""
-        if self._accepted.version == self._service.version:
-            return f"the service is to be version {self._service.version}"
-        return f"the service was being changed from version {self._service.version} to {self._accepted.version}"
+        good, accepted = self._ledger.good.version, self._ledger.accepted.version
+        if self._ledger.is_changing:
+            return f"the service was being changed from version {good} to {accepted}"
+        return f"the service is to be version {good}"
+
+    @property
+    def _service(self) -> Service:
+        """What is completely there, and what a change that fails goes back to."""
+        return self._ledger.good
 
     def _has_news(self, known_version: int) -> bool:
         return self._stopping or (self._settled and self._table.version != known_version)
@@ -259,9 +247,9 @@ class Controller:
         present = self._fleet.counts
         wanted = {shard.index: max(present[shard.index], shard.num_replicas) for shard in self._fleet.layout.shards}
         self._fleet.grow(self._fleet.layout, wanted)
-        if self._accepted.version != self._service.version and not self._is_resizing:
-            self._event(f"goes on with the change to version {self._accepted.version}")
-            self._start_resize(self._accepted, uncertain=True)
+        if self._ledger.is_changing and not self._is_resizing:
+            self._event(f"goes on with the change to version {self._ledger.accepted.version}")
+            self._start_resize(self._ledger.accepted, uncertain=True)
         self._settled = True
         await self._publish()
         if not self._is_resizing:
@@ -288,13 +276,9 @@ class Controller:
                 await self._scaler.scale(autoscaling)
 
     def _start_resize(self, service: Service, uncertain: bool) -> None:
-        def commit() -> None:
-            store_service(service, "good")
-            self._service = service
-
-        resize = Resize(self._fleet, self._service, service, self._event, commit, uncertain)
-        store_service(service, "accepted")
-        self._resize, self._accepted = resize.status, service
+        resize = Resize(self._fleet, self._service, service, self._event, self._ledger.commit, uncertain)
+        self._ledger.accept(service)
+        self._resize = resize.status
         self._event(f"change from version {self._service.version} to {service.version}")
         self._resizing = asyncio.get_running_loop().create_task(self._run_resize(resize))
 
@@ -303,35 +287,16 @@ class Controller:
             await resize.run()
         finally:
             if not self._stopping:
-                self._accepted = self._service
-                self._store()
-                store_failure(self._service.name, resize.status.error if resize.status.state == "failed" else "")
+                self._ledger.end_change(resize.status.error if resize.status.state == "failed" else "")
                 self._scaler.forget()
                 self._sweep()
-
-    def _store(self) -> None:
-        store_service(self._service, "good")
-        store_service(self._accepted, "accepted")
-
-    async def _store_known(self) -> None:
-        """One at a time, so that the latest is what stays, and none comes after all is forgotten."""
-        async with self._storing:
-            known = self._members.known
-            if known != self._stored and not self._stopping:
-                await asyncio.to_thread(store_known, self._service.name, known)
-                self._stored = known
-
-    def _store_events(self) -> None:
-        """Once in a while, not each by itself: of a burst of them, all but the last second's outlive this process."""
-        if self._events.take_changed() and not self._stopping:
-            store_events(self._service.name, self._events.latest())
 
     async def _watch_members(self) -> None:
         """Drops members that have fallen silent; ends the service when it has been without any for too long."""
         last_s, alone_s, stays = time.monotonic(), 0.0, False
         while True:
             await asyncio.sleep(TICK_S)
-            self._store_events()
+            self._ledger.keep_events()
             now_s = time.monotonic()
             late_s, last_s = now_s - last_s - TICK_S, now_s
             if late_s > TICK_S:  # this process was suspended, and perhaps all others with it
@@ -343,7 +308,7 @@ class Controller:
             hung = self._members.take_hung(now_s, timeout_s)
             self._hung = [said for said in (*self._hung, *hung) if not self._end_hung(said)]
             if hung:
-                await self._store_known()
+                await self._ledger.keep_known(self._members.known)
             alone_s, stays = (alone_s + TICK_S, stays) if not self._members else (0.0, False)
             if alone_s > self._patience_s():
                 if self._stopping or not await self._is_wanted():
@@ -400,4 +365,4 @@ class Controller:
 
     def _event(self, text: str, failed: bool = False) -> None:
         logger.info("%s", text)
-        self._events.note(text, failed, time.time())
+        self._ledger.events.note(text, failed, time.time())

@@ -8,6 +8,7 @@ import pytest
 
 from cluster import fleet as fleet_module
 from cluster import resize as resize_module
+from cluster import stored
 from cluster.resolve import Service, resolve
 from cluster.room import Room
 from cluster.spec import spec_from_dict
@@ -31,3 +32,13 @@ def make(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Callable
         return resolve(spec_from_dict(spec), room)
 
     return service
+
+
+@pytest.fixture
+def ray_store(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+    """What is in Ray's store, without Ray."""
+    kept: dict[str, bytes] = {}
+    monkeypatch.setattr(stored, "_internal_kv_put", lambda key, value, **given: kept.update({key: value}))
+    monkeypatch.setattr(stored, "_internal_kv_get", lambda key, **given: kept.get(key))
+    monkeypatch.setattr(stored, "_internal_kv_del", lambda key, **given: kept.pop(key, None))
+    return kept

@@ -11,7 +11,7 @@ from ray.exceptions import RayActorError
 
 from cluster import controller as controller_module
 from cluster import fleet as fleet_module
-from cluster import stored
+from cluster import ledger as ledger_module
 from cluster.controller import Controller
 from cluster.fleet import ExpertFleet
 from cluster.members import Announcement
@@ -26,18 +26,13 @@ SAID = Announcement("node", NODE, 7, "ray-node", "app", "replica", {})
 
 
 @pytest.fixture(autouse=True)
-def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
-    """What is in Ray's store; nothing else of Ray is there."""
-    kept: dict[str, bytes] = {}
-    monkeypatch.setattr(stored, "_internal_kv_put", lambda key, value, **given: kept.update({key: value}))
-    monkeypatch.setattr(stored, "_internal_kv_get", lambda key, **given: kept.get(key))
-    monkeypatch.setattr(stored, "_internal_kv_del", lambda key, **given: kept.pop(key, None))
+def no_ray(ray_store: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for its store, nothing of Ray is there."""
     context = SimpleNamespace(was_current_actor_reconstructed=False)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(fleet_module, "_running_replicas", lambda service, layout: set())
     monkeypatch.setattr(ExpertFleet, "sweep", lambda fleet: None)
     monkeypatch.setattr(controller_module, "SETTLE_S", 0.5)
-    return kept
 
 
 def scenario(work: Callable[[Any], Any], service: Service, fresh: bool = False) -> None:
@@ -70,7 +65,7 @@ def test_who_takes_part_is_stored_only_when_it_has_changed(
     make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     puts: list[object] = []
-    monkeypatch.setattr(controller_module, "store_known", lambda name, known: puts.append(known))
+    monkeypatch.setattr(ledger_module, "store_known", lambda name, known: puts.append(known))
 
     async def work(actor: Any) -> None:
         await actor.announce("node", SAID)
@@ -92,7 +87,7 @@ def test_what_it_stays_for_is_noted_once_and_is_no_failure(
     async def work(actor: Any) -> None:
         while len(asked) < 4:
             await asyncio.sleep(0.01)
-        noted = [event for event in actor._events.as_list() if "staying" in event["text"]]
+        noted = [event for event in actor._ledger.events.as_list() if "staying" in event["text"]]
         assert [event["failed"] for event in noted] == [False]
 
     scenario(work, make())

@@ -1,0 +1,95 @@
+"""What a controller keeps for the one that is started after it: read once as it begins, written when it changes."""
+
+import asyncio
+
+from cluster.events import Events
+from cluster.members import Known
+from cluster.resolve import Service
+from cluster.stored import (
+    forget_service,
+    store_events,
+    store_failure,
+    store_known,
+    store_service,
+    stored_events,
+    stored_failure,
+    stored_known,
+    stored_service,
+)
+
+
+class Ledger:
+    """Of one service: what it is and is to become, who takes part, and what has happened.
+
+    Attributes:
+        found: Whether an earlier controller has left anything.
+        good: What was completely there last.
+        accepted: What is to be made; `good`, if no change is under way.
+        failure: Why going back after a change has failed; empty: it has not.
+        known: Who takes part; at first, as an earlier controller has left it.
+        events: The last events, the latest ones of an earlier controller among them.
+
+    Args:
+        service: What it is, if nothing is stored.
+        fresh: Whether what is stored is of an earlier service of the same name, and is to be forgotten.
+    """
+
+    def __init__(self, service: Service, fresh: bool) -> None:
+        self._name = service.name
+        if fresh:
+            forget_service(self._name)
+        good = stored_service(self._name, "good")
+        self.found = good is not None
+        self.good = good or service
+        self.accepted = stored_service(self._name, "accepted") or self.good
+        self.failure = stored_failure(self._name)
+        self.known = stored_known(self._name)
+        self.events = Events(stored_events(self._name))
+        self._written, self._writing = self.known, asyncio.Lock()
+        self._forgotten = False
+        self._write_services()
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether a change has been accepted that is not done yet."""
+        return self.accepted.version != self.good.version
+
+    def accept(self, service: Service) -> None:
+        """Notes what is to be made now."""
+        store_service(service, "accepted")
+        self.accepted = service
+
+    def commit(self) -> None:
+        """Notes that what was accepted is there: the next controller does not go back behind it."""
+        store_service(self.accepted, "good")
+        self.good = self.accepted
+
+    def end_change(self, failure: str) -> None:
+        """Notes that no change is under way any more; `failure` says why going back has failed, if it has."""
+        self.accepted, self.failure = self.good, failure
+        self._write_services()
+        store_failure(self._name, failure)
+
+    async def keep_known(self, known: Known) -> None:
+        """Writes who takes part, if it has changed. One at a time, so that the latest is what stays."""
+        self.known = known
+        async with self._writing:
+            latest = self.known  # perhaps newer by now: of those that waited for a slow write, one writes
+            if latest != self._written and not self._forgotten:
+                await asyncio.to_thread(store_known, self._name, latest)
+                self._written = latest
+
+    def keep_events(self) -> None:
+        """Writes the last events, if there are new ones. Called once in a while: a burst of them is one write."""
+        if self.events.take_changed() and not self._forgotten:
+            store_events(self._name, self.events.latest())
+
+    async def forget(self) -> None:
+        """Forgets everything; nothing is written afterwards."""
+        async with self._writing:
+            self._forgotten = True
+            forget_service(self._name)
+
+    def _write_services(self) -> None:
+        store_service(self.good, "good")
+        store_service(self.accepted, "accepted")
