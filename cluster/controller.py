@@ -142,8 +142,9 @@ class Controller:
         if not self._members.complete and not self._settled:
             raise RuntimeError("the controller was restarted, and has not heard of every gateway and node yet")
         self._members.tell(member_id, own)
+        shown = self._members.snapshots(member_id)
         await self._ledger.keep_known(self._members.known)
-        return self._members.snapshots(member_id)
+        return shown
 
     async def service(self) -> Service:
         """Returns what it was last told to make, and has accepted."""
@@ -194,6 +195,7 @@ class Controller:
             The Serve applications that the members belong to: they are for the caller to delete.
         """
         self._stopping = True
+        self._ledger.close()
         tasks = [task for task in (self._keeping, self._scaling, self._resizing) if task is not None]
         for task in tasks:
             task.cancel()
@@ -213,7 +215,7 @@ class Controller:
     def _goal(self) -> str:
         """What it is to make as it is restarted, in words."""
         good, accepted = self._ledger.good.version, self._ledger.accepted.version
-        if self._ledger.is_changing:
+        if self._ledger.has_uncommitted:
             return f"the service was being changed from version {good} to {accepted}"
         return f"the service is to be version {good}"
 
@@ -247,7 +249,7 @@ class Controller:
         present = self._fleet.counts
         wanted = {shard.index: max(present[shard.index], shard.num_replicas) for shard in self._fleet.layout.shards}
         self._fleet.grow(self._fleet.layout, wanted)
-        if self._ledger.is_changing and not self._is_resizing:
+        if self._ledger.has_uncommitted and not self._is_resizing:
             self._event(f"goes on with the change to version {self._ledger.accepted.version}")
             self._start_resize(self._ledger.accepted, uncertain=True)
         self._settled = True
@@ -276,8 +278,8 @@ class Controller:
                 await self._scaler.scale(autoscaling)
 
     def _start_resize(self, service: Service, uncertain: bool) -> None:
-        resize = Resize(self._fleet, self._service, service, self._event, self._ledger.commit, uncertain)
         self._ledger.accept(service)
+        resize = Resize(self._fleet, self._service, service, self._event, self._ledger.commit, uncertain)
         self._resize = resize.status
         self._event(f"change from version {self._service.version} to {service.version}")
         self._resizing = asyncio.get_running_loop().create_task(self._run_resize(resize))

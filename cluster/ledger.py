@@ -21,8 +21,11 @@ from cluster.stored import (
 class Ledger:
     """Of one service: what it is and is to become, who takes part, and what has happened.
 
+    What it is is written at once: a controller that Ray restarts is given its first arguments, which may have been
+    overtaken by then.
+
     Attributes:
-        found: Whether an earlier controller has left anything.
+        found: Whether an earlier controller has left a service.
         good: What was completely there last.
         accepted: What is to be made; `good`, if no change is under way.
         failure: Why going back after a change has failed; empty: it has not.
@@ -36,9 +39,9 @@ class Ledger:
 
     def __init__(self, service: Service, fresh: bool) -> None:
         self._name = service.name
-        if fresh:
+        good = None if fresh else stored_service(self._name, "good")
+        if good is None:  # what else there is was left by one that could not forget all of it
             forget_service(self._name)
-        good = stored_service(self._name, "good")
         self.found = good is not None
         self.good = good or service
         self.accepted = stored_service(self._name, "accepted") or self.good
@@ -46,48 +49,55 @@ class Ledger:
         self.known = stored_known(self._name)
         self.events = Events(stored_events(self._name))
         self._written, self._writing = self.known, asyncio.Lock()
-        self._forgotten = False
+        self._closed = False
         self._write_services()
 
     @property
-    def is_changing(self) -> bool:
-        """Whether a change has been accepted that is not done yet."""
+    def has_uncommitted(self) -> bool:
+        """Whether what was accepted is another version than what was completely there last."""
         return self.accepted.version != self.good.version
 
     def accept(self, service: Service) -> None:
         """Notes what is to be made now."""
-        store_service(service, "accepted")
+        if not self._closed:
+            store_service(service, "accepted")
         self.accepted = service
 
     def commit(self) -> None:
         """Notes that what was accepted is there: the next controller does not go back behind it."""
-        store_service(self.accepted, "good")
+        if not self._closed:
+            store_service(self.accepted, "good")
         self.good = self.accepted
 
     def end_change(self, failure: str) -> None:
         """Notes that no change is under way any more; `failure` says why going back has failed, if it has."""
         self.accepted, self.failure = self.good, failure
-        self._write_services()
-        store_failure(self._name, failure)
+        if not self._closed:
+            self._write_services()
+            store_failure(self._name, failure)
 
     async def keep_known(self, known: Known) -> None:
         """Writes who takes part, if it has changed. One at a time, so that the latest is what stays."""
         self.known = known
         async with self._writing:
             latest = self.known  # perhaps newer by now: of those that waited for a slow write, one writes
-            if latest != self._written and not self._forgotten:
+            if latest != self._written and not self._closed:
                 await asyncio.to_thread(store_known, self._name, latest)
                 self._written = latest
 
     def keep_events(self) -> None:
         """Writes the last events, if there are new ones. Called once in a while: a burst of them is one write."""
-        if self.events.take_changed() and not self._forgotten:
+        if self.events.take_changed() and not self._closed:
             store_events(self._name, self.events.latest())
 
+    def close(self) -> None:
+        """From now on nothing is written: whoever ends the service forgets all of it, at any time."""
+        self._closed = True
+
     async def forget(self) -> None:
-        """Forgets everything; nothing is written afterwards."""
+        """Closes it, and forgets everything once a write that is under way has ended."""
+        self.close()
         async with self._writing:
-            self._forgotten = True
             forget_service(self._name)
 
     def _write_services(self) -> None:

@@ -186,6 +186,6 @@ def _transformers_step(sizes: Sizes) -> Callable[[int], object]:
         output.loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), SETTINGS.clip_norm or 1.0)
         optimizer.step()
-        return float(output.loss)
+        return output.loss.item()
 
     return step

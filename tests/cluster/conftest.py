@@ -35,9 +35,9 @@ def make(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Callable
 
 
 @pytest.fixture
-def ray_store(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
+def ray_store(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
     """What is in Ray's store, without Ray."""
-    kept: dict[str, bytes] = {}
+    kept: dict[bytes, bytes] = {}
     monkeypatch.setattr(stored, "_internal_kv_put", lambda key, value, **given: kept.update({key: value}))
     monkeypatch.setattr(stored, "_internal_kv_get", lambda key, **given: kept.get(key))
     monkeypatch.setattr(stored, "_internal_kv_del", lambda key, **given: kept.pop(key, None))

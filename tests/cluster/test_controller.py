@@ -26,7 +26,7 @@ SAID = Announcement("node", NODE, 7, "ray-node", "app", "replica", {})
 
 
 @pytest.fixture(autouse=True)
-def no_ray(ray_store: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def no_ray(ray_store: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """But for its store, nothing of Ray is there."""
     context = SimpleNamespace(was_current_actor_reconstructed=False)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
@@ -120,5 +120,33 @@ def test_one_that_cannot_be_ended_does_not_keep_others_from_it(
         assert not actor._end_hung(SAID), "it is tried again"
         monkeypatch.setattr(ray, "get_actor", gone)
         assert actor._end_hung(SAID)
+
+    scenario(work, make())
+
+
+def test_one_that_is_being_stopped_writes_nothing(
+    make: Callable[..., Service], ray_store: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stops it may give up waiting, and forget the service meanwhile."""
+    monkeypatch.setattr(controller_module, "TICK_S", 0.01)
+    for name in ("release_all", "forget_data_plane_key"):
+        monkeypatch.setattr(controller_module, name, lambda service: None)
+    blocked = asyncio.Event()
+
+    async def wait_long(fleet: ExpertFleet) -> None:
+        await blocked.wait()
+
+    monkeypatch.setattr(ExpertFleet, "stop", wait_long)
+
+    async def work(actor: Any) -> None:
+        await actor.announce("node", SAID)
+        stopping = asyncio.create_task(actor.stop())
+        await asyncio.sleep(0.05)
+        ray_store.clear()
+        await actor.leave("node", {"preemptions_total": 3})
+        await asyncio.sleep(0.05)
+        assert ray_store == {}
+        blocked.set()
+        await stopping
 
     scenario(work, make())

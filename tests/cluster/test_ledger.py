@@ -10,8 +10,10 @@ from cluster import ledger as ledger_module
 from cluster.ledger import Ledger
 from cluster.members import Announcement, Known
 from cluster.resolve import Service
+from cluster.stored import store_failure, store_known, stored_failure, stored_known
 
 Make = Callable[..., Service]
+Store = dict[bytes, bytes]
 SAID = Announcement("node", None, 7, "ray-node", "app", "replica", {})
 
 
@@ -19,13 +21,17 @@ def known_of(num_members: int) -> Known:
     return Known({str(index): SAID for index in range(num_members)})
 
 
+@pytest.fixture(autouse=True)
+def _no_ray(ray_store: dict[bytes, bytes]) -> None:
+    """But for its store, nothing of Ray is there."""
+
+
 @pytest.fixture
-def services(make: Make, ray_store: dict[str, bytes]) -> tuple[Service, Service]:
-    """Two versions of one service, and a store that is empty."""
+def services(make: Make) -> tuple[Service, Service]:
+    """Two versions of one service."""
     old, new = make(), make(replicas={"min": 2, "max": 2})
     assert old.name == new.name
     assert old.version != new.version
-    assert ray_store == {}
     return old, new
 
 
@@ -33,11 +39,11 @@ def test_the_next_one_finds_a_change_that_was_under_way(services: tuple[Service,
     old, new = services
     first = Ledger(old, fresh=True)
     assert not first.found
-    assert not first.is_changing
+    assert not first.has_uncommitted
     first.accept(new)
     second = Ledger(old, fresh=False)
     assert second.found
-    assert second.is_changing
+    assert second.has_uncommitted
     assert (second.good.version, second.accepted.version) == (old.version, new.version)
 
 
@@ -46,21 +52,34 @@ def test_the_next_one_does_not_go_back_behind_a_commit(services: tuple[Service, 
     first = Ledger(old, fresh=True)
     first.accept(new)
     first.commit()
-    second = Ledger(old, fresh=False)
-    assert not second.is_changing
-    assert second.good.version == second.accepted.version == new.version
+    for _ in range(2):
+        assert not first.has_uncommitted
+        second = Ledger(old, fresh=False)
+        assert not second.has_uncommitted
+        assert second.good.version == second.accepted.version == new.version
+        first.end_change("")
 
 
-@pytest.mark.parametrize("failure", ["", "no room"])
-def test_a_change_that_has_ended_is_not_gone_on_with(services: tuple[Service, Service], failure: str) -> None:
+def test_a_change_that_has_ended_is_not_gone_on_with(services: tuple[Service, Service]) -> None:
     old, new = services
     first = Ledger(old, fresh=True)
-    first.accept(new)
-    first.end_change(failure)
-    second = Ledger(old, fresh=False)
-    assert not second.is_changing
-    assert second.good.version == old.version
-    assert second.failure == failure
+    for failure in ("no room", ""):
+        first.accept(new)
+        first.end_change(failure)
+        assert not first.has_uncommitted
+        second = Ledger(old, fresh=False)
+        assert not second.has_uncommitted
+        assert second.good.version == old.version
+        assert second.failure == failure
+
+
+def test_what_is_left_over_without_a_service_is_forgotten(services: tuple[Service, Service]) -> None:
+    """A controller that was killed as it forgot, or a member's last word after it."""
+    store_failure(services[0].name, "no room")
+    store_known(services[0].name, known_of(1))
+    first = Ledger(services[0], fresh=False)
+    assert (first.found, first.failure, first.known) == (False, "", Known())
+    assert (stored_failure(services[0].name), stored_known(services[0].name)) == ("", Known())
 
 
 def test_members_and_the_latest_events_are_left_to_the_next_one(services: tuple[Service, Service]) -> None:
@@ -87,8 +106,30 @@ def test_a_service_that_is_just_started_forgets_an_earlier_one_of_its_name(servi
     assert (second.failure, second.known, second.events.as_list()) == ("", Known(), [])
 
 
-def test_nothing_is_written_after_all_is_forgotten(
-    services: tuple[Service, Service], ray_store: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("how", ["close", "forget"])
+def test_nothing_is_written_after_the_end(how: str, services: tuple[Service, Service], ray_store: Store) -> None:
+    async def work() -> None:
+        old, new = services
+        ledger = Ledger(old, fresh=True)
+        ledger.accept(new)
+        if how == "close":
+            ledger.close()
+            ray_store.clear()
+        else:
+            await ledger.forget()
+        await ledger.keep_known(known_of(2))
+        ledger.events.note("too late", failed=False, time_s=1.0)
+        ledger.keep_events()
+        ledger.commit()
+        ledger.end_change("no room")
+        ledger.accept(old)
+        assert ray_store == {}
+
+    asyncio.run(work())
+
+
+def test_forgetting_waits_for_a_write_that_is_under_way(
+    services: tuple[Service, Service], ray_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = ledger_module.store_known
 
@@ -102,10 +143,6 @@ def test_nothing_is_written_after_all_is_forgotten(
         await asyncio.sleep(0.02)
         await ledger.forget()
         await writing
-        assert ray_store == {}
-        await ledger.keep_known(known_of(2))
-        ledger.events.note("too late", failed=False, time_s=1.0)
-        ledger.keep_events()
         assert ray_store == {}
 
     monkeypatch.setattr(ledger_module, "store_known", slow)
@@ -133,12 +170,12 @@ def test_of_many_who_wait_for_a_slow_write_one_writes_the_latest(
 def test_what_has_not_changed_is_not_written(
     services: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written: list[object] = []
-    monkeypatch.setattr(ledger_module, "store_events", lambda name, events: written.append(events))
-    monkeypatch.setattr(ledger_module, "store_known", lambda name, known: written.append(known))
+    written: list[str] = []
+    monkeypatch.setattr(ledger_module, "store_events", lambda name, events: written.append("events"))
+    monkeypatch.setattr(ledger_module, "store_known", lambda name, known: written.append("known"))
     ledger = Ledger(services[0], fresh=True)
     ledger.events.note("something", failed=False, time_s=1.0)
     for _ in range(3):
         ledger.keep_events()
         asyncio.run(ledger.keep_known(known_of(1)))
-    assert len(written) == 2
+    assert written == ["events", "known"]
