@@ -6,7 +6,7 @@ The oracle of the distributed runs, the debug mode, and what `manta generate` us
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -102,8 +102,10 @@ class LocalModel:
         ]
         return [(_key(sequence.key), output) for sequence, output in plain + result.messages]
 
-    def generate(self, submit: Submit) -> Iterator[SequenceOutput]:
+    def generate(self, submit: Submit) -> Generator[SequenceOutput, None, None]:
         """Yields one sequence's outputs as they come; several may be read in turns, and then run together.
+
+        Closed early, it gives back what the sequence held.
 
         Not to be mixed with `step`, which returns everybody's outputs.
 

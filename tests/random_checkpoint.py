@@ -6,6 +6,7 @@ nearly uniform ones, which hide mistakes). The same arguments always give the sa
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -19,6 +20,10 @@ CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+
+
+# The plain loop over experts is the easiest reference to trust.
+IMPLEMENTATIONS: dict[str, Any] = {"attn_implementation": "sdpa", "experts_implementation": "eager"}
 
 
 def make_checkpoint(
@@ -62,8 +67,7 @@ def make_checkpoint(
         tie_word_embeddings=tie,
         bos_token_id=0,
         eos_token_id=1,
-        attn_implementation="sdpa",
-        experts_implementation="eager",  # the plain loop over experts: the easiest reference to trust
+        **IMPLEMENTATIONS,
     )
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator; leave that alone
         model = MixtralForCausalLM(config)

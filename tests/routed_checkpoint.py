@@ -7,6 +7,7 @@ T positions, D model dim, E experts, S tasks.
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,7 +25,8 @@ def make_sentence_checkpoint(directory: Path, positions: int, **options: object)
     """A checkpoint whose sequences are decided by their first `positions` rows, and the model that does so."""
     model = make_checkpoint(directory, **options)
     _tell(directory, {"level": "sentence", "positions": positions})
-    for layer in model.model.layers:
+    layers: Any = model.model.layers
+    for layer in layers:
         gate = layer.mlp.gate
         gate.forward = _seeing_means(gate.forward, positions)
     return model
@@ -59,7 +61,7 @@ class TaskModel:
         self._tasks = tasks
 
     @property
-    def layers(self) -> torch.nn.ModuleList:
+    def layers(self) -> Any:
         """The layers of transformers' model."""
         return self._model.model.layers
 
@@ -71,7 +73,7 @@ class TaskModel:
     def oracle(self, task: str) -> Oracle:
         """The oracle of one task; until the next call of this."""
         number = self._tasks.index(task)
-        for layer, table_SE in zip(self._model.model.layers, self.tables, strict=True):
+        for layer, table_SE in zip(self.layers, self.tables, strict=True):
             layer.mlp.gate.forward = _fixed(table_SE[number], int(self._model.config.num_experts_per_tok))
         return Oracle(self._model)
 

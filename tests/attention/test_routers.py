@@ -52,6 +52,7 @@ def test_an_answer_with_missing_experts() -> None:
 
 def test_an_answer_takes_the_dtype_of_the_rows() -> None:
     answer = client(lambda request: request.responder.reply(request.rows_TD.double())).exchange(0, ROWS_TD)
+    assert isinstance(answer, torch.Tensor)
     assert answer.dtype == torch.float32
 
 

@@ -1,6 +1,7 @@
 """Each role's weights equal the model's own, in every naming and sharding, and nothing else is read."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,8 @@ def test_attention_weights(saved: tuple[Path, MixtralForCausalLM]) -> None:
     equal(weights.embedding_VD, model.model.embed_tokens.weight)
     equal(weights.final_norm_D, model.model.norm.weight)
     equal(weights.lm_head_VD, model.lm_head.weight)
-    for ours, theirs in zip(weights.layers, model.model.layers, strict=True):
+    layers: Any = model.model.layers
+    for ours, theirs in zip(weights.layers, layers, strict=True):
         attention = theirs.self_attn
         equal(ours.qkv_ND, torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]))
         equal(ours.output_DM, attention.o_proj.weight)
@@ -84,7 +86,8 @@ def test_gates(saved: tuple[Path, MixtralForCausalLM]) -> None:
     directory, model = saved
     reader = SpyReader(directory)
     gates = read_gates(reader, read_config(directory), torch.float32)
-    for ours, theirs in zip(gates, model.model.layers, strict=True):
+    layers: Any = model.model.layers
+    for ours, theirs in zip(gates, layers, strict=True):
         equal(ours, theirs.mlp.gate.weight)
     assert len(reader.names_read) == 2
     assert all(name.endswith(".gate.weight") for name in reader.names_read)
@@ -105,7 +108,8 @@ def test_task_gates(tmp_path: Path, fused: bool, with_token_gates: bool) -> None
 
 
 def expert_of(model: MixtralForCausalLM, layer: int, expert: int) -> tuple[torch.Tensor, torch.Tensor]:
-    experts = model.model.layers[layer].mlp.experts
+    layers: Any = model.model.layers
+    experts = layers[layer].mlp.experts
     return experts.gate_up_proj[expert].detach(), experts.down_proj[expert].detach()
 
 

@@ -6,14 +6,17 @@ N rows, D model dim.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from experts.server import ExpertServer
+from protos.dispatch_pb2 import BFLOAT16, FLOAT32
 from tests.experts.shards import WIDTH, Shard, call, close, random_shard
 from tests.transport.driving import KEY, connected, turn_until
+from transport.base import Answer
 from transport.errors import CallError
 from transport.loop import Loop
 
@@ -42,13 +45,11 @@ def test_routers_get_their_answers(dtype: torch.dtype, pinned: bool, seed: int) 
     with running(shard, core) as server:
         routers = [connected(loop, server.address) for _ in range(2)]
         made = [call(number % 2, {2: 1, 0: 3}, torch.randn(4, WIDTH, generator=generator)) for number in range(6)]
-        answers: dict[int, torch.Tensor | CallError] = {}
+        answers: dict[int, Answer] = {}
         for number, (request, _) in enumerate(made):
             rows_ND = request.rows_TD.to(dtype)
-            request.header.expert_rows.rows.dtype = 1 if dtype == torch.float32 else 2
-            routers[number % 2].call(
-                request.header, rows_ND, lambda answer, number=number: answers.update({number: answer})
-            )
+            request.header.expert_rows.rows.dtype = FLOAT32 if dtype == torch.float32 else BFLOAT16
+            routers[number % 2].call(request.header, rows_ND, partial(answers.__setitem__, number))
         turn_until(lambda: len(answers) == 6, loop)
         for number, (request, _) in enumerate(made):
             answer = answers[number]

@@ -3,6 +3,7 @@
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -38,7 +39,7 @@ def test_replicas_follow_the_stats_that_they_record(ray_port: int, tmp_path: Pat
     def wait_for(num_replicas: int) -> None:
         deadline_s = time.monotonic() + TIMEOUT_S
         while True:
-            deployment = serve.status().applications[APP].deployments["Recorder"]
+            deployment: Any = serve.status().applications[APP].deployments["Recorder"]
             if deployment.replica_states.get("RUNNING", 0) == num_replicas:
                 return
             assert time.monotonic() < deadline_s, deployment

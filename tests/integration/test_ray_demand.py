@@ -12,6 +12,7 @@ from cluster.layout import layout_of
 from cluster.names import group_name
 from cluster.placement import release, reserve_further
 from cluster.resolve import resolve
+from cluster.room import Room
 from tests.integration.ray_service import placement_groups, spec_of, wait_until
 from tests.oracle import Oracle
 
@@ -30,7 +31,7 @@ def demanded() -> list[dict[str, float]]:
 
 def test_a_second_replica_without_room_asks_for_a_host(ray_port: int, checkpoint: tuple[Path, Oracle]) -> None:
     experts = {"num_cpus": TOO_MANY, "replicas": {"min": 1, "max": 2}}
-    service = resolve(spec_of(checkpoint[0], ray_port, "demanding", experts=experts))
+    service = resolve(spec_of(checkpoint[0], ray_port, "demanding", experts=experts), Room((2.0,), own=True))
     layout = layout_of(service)
 
     async def reserve() -> None:

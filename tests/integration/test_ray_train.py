@@ -148,7 +148,7 @@ def test_from_training_to_served_tokens(killed_during_a_save: KilledRun, files: 
     """Those of a run that was killed in between: a run of its own would take as long again, and prove no more."""
     out = files / "out"
     export(killed_during_a_save.finished.checkpoint, out, "float32", files / "tokenizer")
-    theirs = MixtralForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
+    theirs: Any = MixtralForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     prompt = [0, 70, 75, 80]
     with torch.no_grad():
         whole: Any = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24, pad_token_id=1)

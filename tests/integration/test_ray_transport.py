@@ -47,10 +47,11 @@ def test_calls_are_answered_and_a_malformed_one_fails_alone(actor: Any, seed: in
 
 def is_dead(actor: Any) -> bool:
     import ray
+    from ray.exceptions import RayActorError
 
     try:
         ray.get(actor.__ray_ready__.remote(), timeout=60)
-    except ray.exceptions.RayActorError:
+    except RayActorError:
         return True
     return False
 

@@ -1,5 +1,7 @@
 """/v1/chat/completions through the official client."""
 
+from typing import Any
+
 import pytest
 
 from serving.fake import FakeGenerator
@@ -55,7 +57,7 @@ def test_the_clients_stream_helper(served: Served) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs(served: Served, stream: bool) -> None:
-    answer = served.client().chat.completions.create(
+    answer: Any = served.client().chat.completions.create(
         model=MODEL, messages=MESSAGES, logprobs=True, top_logprobs=3, stream=stream
     )
     parts = [chunk.choices[0].logprobs for chunk in answer] if stream else [answer.choices[0].logprobs]
@@ -68,7 +70,8 @@ def test_logprobs(served: Served, stream: bool) -> None:
 
 def test_limits_and_their_older_name(served: Served) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
-        answer = served.client().chat.completions.create(model=MODEL, messages=MESSAGES, **{name: 2})
+        limit: dict[str, Any] = {name: 2}
+        answer = served.client().chat.completions.create(model=MODEL, messages=MESSAGES, **limit)
         assert answer.usage is not None
         assert answer.usage.completion_tokens == 2
         assert answer.choices[0].finish_reason == "length"

@@ -1,6 +1,7 @@
 """/v1/completions through the official client, over a real socket."""
 
 import asyncio
+from typing import Any
 
 import httpx
 import pytest
@@ -89,7 +90,7 @@ def test_stop_strings_across_tokens(serve: Serve, stream: bool) -> None:
         "say hello world and more",
     )
     for include, expected in ((False, "say hel"), (True, "say hello wo")):
-        answer = served.client().completions.create(
+        answer: Any = served.client().completions.create(
             model=MODEL,
             prompt="a",
             max_tokens=300,
@@ -180,7 +181,7 @@ def test_n_streams_side_by_side(serve: Serve) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_logprobs_as_the_client_parses_them(serve: Serve, stream: bool) -> None:
     served = world(serve, "to be")
-    answer = served.client().completions.create(model=MODEL, prompt="a", max_tokens=300, logprobs=2, stream=stream)
+    answer: Any = served.client().completions.create(model=MODEL, prompt="a", max_tokens=300, logprobs=2, stream=stream)
     parts = [chunk.choices[0].logprobs for chunk in answer] if stream else [answer.choices[0].logprobs]
     tokens = [token for part in parts if part for token in part.tokens or []]
     assert tokens == [*(served.codec.decode([i]) for i in served.ids("to be")), "</s>"]
@@ -206,9 +207,10 @@ def test_offsets_point_into_the_text_that_the_client_gets(serve: Serve, stream: 
     tokenizer = train_byte_level()
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     served = serve(FakeGenerator(eos_token_ids=frozenset({1})), codec=TextCodec(tokenizer))
-    served.generator.outputs = [[*map(tokenizer.token_to_id, ("Ã", "©", "a")), 1]]  # é is two tokens
+    ids: Any = map(tokenizer.token_to_id, ("Ã", "©", "a"))
+    served.generator.outputs = [[*ids, 1]]  # é is two tokens
     for prompt, num_added in (("hello", 1), (served.ids("hello"), 0)):
-        answer = served.client().completions.create(
+        answer: Any = served.client().completions.create(
             model=MODEL, prompt=prompt, max_tokens=9, echo=True, logprobs=0, stream=stream
         )
         choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
@@ -222,7 +224,7 @@ def test_offsets_point_into_the_text_that_the_client_gets(serve: Serve, stream: 
 def test_echo(serve: Serve, stream: bool) -> None:
     served = world(serve, " world")
     for prompt in ("hello", served.ids("hello")):
-        answer = served.client().completions.create(
+        answer: Any = served.client().completions.create(
             model=MODEL, prompt=prompt, max_tokens=300, echo=True, logprobs=1, stream=stream
         )
         choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]

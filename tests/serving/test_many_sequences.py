@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
@@ -45,7 +46,7 @@ async def read_all(fanin: FanIn, num: int) -> dict[int, list[int]]:
 def test_the_largest_request_that_is_allowed_succeeds(serve: Serve, stream: bool) -> None:
     served = serve(FakeGenerator(capacity=NODE_CAPACITY))  # replays the prompt
     body = {"return_token_ids": True}
-    answer = served.client().completions.create(
+    answer: Any = served.client().completions.create(
         model=MODEL, prompt=PROMPTS, n=2, max_tokens=3, stream=stream, extra_body=body
     )
     choices = [choice for chunk in answer for choice in chunk.choices] if stream else answer.choices

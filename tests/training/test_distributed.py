@@ -163,9 +163,11 @@ def ten_steps(rank: int, shape: MeshShape, case: Case, optimizers: list[Optimize
     for chosen in optimizers:
         model = TrainModel(case.config, GivenWeights(case.parameters), mesh, torch.float64)
         counts: list[list[list[int]]] = []
-        model.register_forward_hook(
-            lambda _, __, outcome, counts=counts: counts.append([one.counts_E.tolist() for one in outcome.routings])
-        )
+
+        def count(_: object, __: object, outcome: Any, counts: list[list[list[int]]] = counts) -> None:
+            counts.append([one.counts_E.tolist() for one in outcome.routings])
+
+        model.register_forward_hook(count)
         optimizer = make_optimizer(model.parameters(), chosen)
         for step in range(NUM_STEPS):
             set_learning_rate(optimizer, learning_rate(step, NUM_STEPS, chosen))
