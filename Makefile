@@ -11,7 +11,7 @@ help:
 	@echo "make install   create $(VENV) with the pinned dependencies"
 	@echo "make serve     install, then serve the bundled demo model on http://127.0.0.1:8000"
 	@echo "make test      install, make check, then every test"
-	@echo "make faults    every test on Ray: processes are killed, stopped, cut off and resized (40 minutes)"
+	@echo "make faults    every test on Ray: processes are killed, stopped, cut off and resized (half an hour)"
 	@echo "make check     style, formatting, types, import layers"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make protos    generate the protobuf stubs again"
