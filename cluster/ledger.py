@@ -64,26 +64,27 @@ class Ledger:
         self.accepted = service
 
     def commit(self) -> None:
-        """Notes that what was accepted is there: the next controller does not go back behind it."""
+        """Notes that what was accepted is there: the next controller does not go back behind it.
+
+        An earlier failure to go back is over, too: Serve has what was accepted.
+        """
         if not self._closed:
             store_service(self.accepted, "good")
-        self.good = self.accepted
+            store_failure(self._name, "")
+        self.good, self.failure = self.accepted, ""
 
     def end_change(self, failure: str) -> None:
         """Notes that no change is under way any more; `failure` says why going back has failed, if it has."""
         self.accepted, self.failure = self.good, failure
         if not self._closed:
+            store_failure(self._name, failure)  # first: without it, the next one would trust what Serve has
             self._write_services()
-            store_failure(self._name, failure)
 
     async def keep_known(self, known: Known) -> None:
         """Writes who takes part, if it has changed. One at a time, so that the latest is what stays."""
         self.known = known
-        async with self._writing:
-            latest = self.known  # perhaps newer by now: of those that waited for a slow write, one writes
-            if latest != self._written and not self._closed:
-                await asyncio.to_thread(store_known, self._name, latest)
-                self._written = latest
+        # A caller that is cancelled leaves its write to end by itself: the next one, and `forget`, wait for it.
+        await asyncio.shield(self._write_known())
 
     def keep_events(self) -> None:
         """Writes the last events, if there are new ones. Called once in a while: a burst of them is one write."""
@@ -91,7 +92,7 @@ class Ledger:
             store_events(self._name, self.events.latest())
 
     def close(self) -> None:
-        """From now on nothing is written: whoever ends the service forgets all of it, at any time."""
+        """From now on no write begins: whoever ends the service forgets all of it, at any time."""
         self._closed = True
 
     async def forget(self) -> None:
@@ -99,6 +100,13 @@ class Ledger:
         self.close()
         async with self._writing:
             forget_service(self._name)
+
+    async def _write_known(self) -> None:
+        async with self._writing:
+            latest = self.known  # perhaps newer by now: of those that waited for a slow write, one writes
+            if latest != self._written and not self._closed:
+                await asyncio.to_thread(store_known, self._name, latest)
+                self._written = latest
 
     def _write_services(self) -> None:
         store_service(self.good, "good")

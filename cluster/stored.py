@@ -70,6 +70,6 @@ def stored_events(name: str) -> list[dict[str, Any]]:
 
 
 def forget_service(name: str) -> None:
-    """Forgets all of it."""
-    for which in ("accepted", "good", FAILURE, KNOWN, EVENTS):
+    """Forgets all of it; first what tells that there is a service, in case that this is interrupted."""
+    for which in ("good", "accepted", FAILURE, KNOWN, EVENTS):
         _internal_kv_del(spec_name(name, which), namespace=NAMESPACE.encode())

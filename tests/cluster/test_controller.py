@@ -28,11 +28,15 @@ SAID = Announcement("node", NODE, 7, "ray-node", "app", "replica", {})
 @pytest.fixture(autouse=True)
 def no_ray(ray_store: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """But for its store, nothing of Ray is there."""
-    context = SimpleNamespace(was_current_actor_reconstructed=False)
-    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    restarted_by_ray(monkeypatch, False)
     monkeypatch.setattr(fleet_module, "_running_replicas", lambda service, layout: set())
     monkeypatch.setattr(ExpertFleet, "sweep", lambda fleet: None)
     monkeypatch.setattr(controller_module, "SETTLE_S", 0.5)
+
+
+def restarted_by_ray(monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
+    context = SimpleNamespace(was_current_actor_reconstructed=restarted)
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
 
 
 def scenario(work: Callable[[Any], Any], service: Service, fresh: bool = False) -> None:
@@ -59,6 +63,21 @@ def test_one_that_a_member_starts_waits_for_the_others(make: Callable[..., Servi
         assert (await actor.news(UNKNOWN, 30.0)).table.nodes == (NODE,)
 
     scenario(work, service, fresh)
+
+
+def test_one_that_ray_restarts_goes_on_with_what_was_accepted(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its arguments are those of the beginning: `fresh`, and a service that may have been changed since."""
+    first, later = make(), make(replicas={"min": 2, "max": 2})
+    store_service(later, "good")
+    restarted_by_ray(monkeypatch, True)
+
+    async def work(actor: Any) -> None:
+        assert (await actor.service()).version == later.version
+        assert (await actor.news(UNKNOWN, 0.2)).table is None
+
+    scenario(work, first, fresh=True)
 
 
 def test_who_takes_part_is_stored_only_when_it_has_changed(

@@ -1,16 +1,19 @@
 """What a controller leaves to the one that is started after it."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 
 from cluster import ledger as ledger_module
+from cluster import stored as stored_module
 from cluster.ledger import Ledger
 from cluster.members import Announcement, Known
 from cluster.resolve import Service
-from cluster.stored import store_failure, store_known, stored_failure, stored_known
+from cluster.stored import forget_service, store_failure, store_known, stored_failure, stored_known
 
 Make = Callable[..., Service]
 Store = dict[bytes, bytes]
@@ -71,6 +74,41 @@ def test_a_change_that_has_ended_is_not_gone_on_with(services: tuple[Service, Se
         assert not second.has_uncommitted
         assert second.good.version == old.version
         assert second.failure == failure
+
+
+def test_a_failure_to_go_back_is_over_with_the_next_commit(services: tuple[Service, Service]) -> None:
+    """Not only when the change has ended: what leaves may take its time, and the controller may die meanwhile."""
+    old, new = services
+    first = Ledger(old, fresh=True)
+    first.end_change("no room")
+    first.accept(new)
+    assert Ledger(old, fresh=False).failure == "no room"
+    first.commit()
+    assert (first.failure, Ledger(old, fresh=False).failure) == ("", "")
+
+
+@pytest.mark.parametrize("num_kept", range(1, 6))
+def test_forgetting_that_is_interrupted_leaves_nothing_to_go_on_with(
+    num_kept: int, services: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = services
+    first = Ledger(old, fresh=True)
+    first.accept(new)
+    deletes = itertools.count()
+    delete = stored_module._internal_kv_del
+
+    def interrupted(key: bytes, **given: bytes) -> None:
+        if next(deletes) == num_kept:
+            raise InterruptedError
+        delete(key, **given)
+
+    monkeypatch.setattr(stored_module, "_internal_kv_del", interrupted)
+    with pytest.raises(InterruptedError) if num_kept < 5 else nullcontext():
+        forget_service(old.name)
+    monkeypatch.setattr(stored_module, "_internal_kv_del", delete)
+    second = Ledger(old, fresh=False)
+    assert not second.found
+    assert second.accepted.version == old.version
 
 
 def test_what_is_left_over_without_a_service_is_forgotten(services: tuple[Service, Service]) -> None:
@@ -149,6 +187,27 @@ def test_forgetting_waits_for_a_write_that_is_under_way(
     asyncio.run(work())
 
 
+def test_a_write_whose_caller_is_cancelled_is_waited_for(
+    services: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[Known] = []
+
+    def slow(_: str, known: Known) -> None:
+        time.sleep(0.1 if known == known_of(1) else 0.0)
+        written.append(known)
+
+    async def work() -> None:
+        ledger = Ledger(services[0], fresh=True)
+        writing = asyncio.create_task(ledger.keep_known(known_of(1)))
+        await asyncio.sleep(0.02)
+        writing.cancel()
+        await ledger.keep_known(known_of(2))
+
+    monkeypatch.setattr(ledger_module, "store_known", slow)
+    asyncio.run(work())
+    assert written == [known_of(1), known_of(2)]
+
+
 def test_of_many_who_wait_for_a_slow_write_one_writes_the_latest(
     services: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,7 +223,7 @@ def test_of_many_who_wait_for_a_slow_write_one_writes_the_latest(
 
     monkeypatch.setattr(ledger_module, "store_known", slow)
     asyncio.run(work())
-    assert written == [known_of(1), known_of(8)]
+    assert written == [known_of(8)]
 
 
 def test_what_has_not_changed_is_not_written(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults.command import main
+from benchmarks.faults.options import MAX_STALL_S
 from tests.integration.ray_service import RayService
 from tests.oracle import Oracle
 
@@ -21,6 +22,7 @@ def test_kills_under_load(alpha: RayService, checkpoint: tuple[Path, Oracle], tm
     document = json.loads(out.read_text())
     assert status == 0, document
     assert [kind["kind"] for kind in document["kinds"]] == ["expert", "router"]
+    assert document["kinds"][1]["stall_s"] <= MAX_STALL_S
     assert all(one["recovered_after_s"] > 0 for one in document["disturbances"])
     calm, disturbed = document["phases"]
     assert min(calm["num_completed"], disturbed["num_completed"]) >= 4
