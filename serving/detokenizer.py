@@ -101,9 +101,8 @@ class WindowDetokenizer:
         return self._decode(self._ids)[len(self._shown) :]
 
     def _push_one(self, token_id: int) -> str:
-        if (
-            token_id in self._skipped
-        ):  # decoded as if it were not there; as context it would count as a text's beginning
+        # Decoded as if it were not there: as context it would count as a text's beginning.
+        if token_id in self._skipped:
             return ""
         self._ids.append(token_id)
         text = self._decode(self._ids)
