@@ -37,6 +37,9 @@ ANNOUNCE_INTERVAL_S = 1.0  # how often members announce themselves
 # A restarted controller publishes nothing until every member had time to announce itself again: a table without them
 # would cut connections that are in use.
 SETTLE_S = 4.0
+# A stopped controller waits so long for `exit`, in case that who has stopped it is gone: Serve takes seconds to delete
+# an application, and parts of it that are just starting go on meanwhile.
+STOPPED_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class Controller:
         fresh = fresh and not ray.get_runtime_context().was_current_actor_reconstructed
         self._ledger = Ledger(service, fresh)
         self._members = Members(self._ledger.known, time.monotonic() + SETTLE_S)
-        self._joined = False
+        self._joined, self._alone_s = False, 0.0
         self._hung: list[Announcement] = []
         """Those that are still to be ended."""
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
@@ -196,6 +199,8 @@ class Controller:
         """
         self._stopping = True
         self._ledger.close()
+        # Anew: parts that start just now would start a controller of their own if there were none that says "stopping".
+        self._alone_s = 0.0
         tasks = [task for task in (self._keeping, self._scaling, self._resizing) if task is not None]
         for task in tasks:
             task.cancel()
@@ -295,7 +300,7 @@ class Controller:
 
     async def _watch_members(self) -> None:
         """Drops members that have fallen silent; ends the service when it has been without any for too long."""
-        last_s, alone_s, stays = time.monotonic(), 0.0, False
+        last_s, stays = time.monotonic(), False
         while True:
             await asyncio.sleep(TICK_S)
             self._ledger.keep_events()
@@ -311,15 +316,15 @@ class Controller:
             self._hung = [said for said in (*self._hung, *hung) if not self._end_hung(said)]
             if hung:
                 await self._ledger.keep_known(self._members.known)
-            alone_s, stays = (alone_s + TICK_S, stays) if not self._members else (0.0, False)
-            if alone_s > self._patience_s():
+            self._alone_s, stays = (self._alone_s + TICK_S, stays) if not self._members else (0.0, False)
+            if self._alone_s > self._patience_s():
                 if self._stopping or not await self._is_wanted():
-                    await self._end(alone_s)
+                    await self._end(self._alone_s)
                     return
                 if not stays:  # said once, asked again and again
                     waits = "staying, as Serve has the application, or does not answer"
-                    self._event(f"no gateway, node or router for {alone_s:g} s; {waits}")
-                alone_s, stays = 0.0, True
+                    self._event(f"no gateway, node or router for {self._alone_s:g} s; {waits}")
+                self._alone_s, stays = 0.0, True
 
     async def _is_wanted(self) -> bool:
         """Whether parts may come back: a member has, or Serve starts some as soon as it can."""
@@ -344,7 +349,7 @@ class Controller:
     def _patience_s(self) -> float:
         """How long it stays without any member: a service that has just been started (or found again) has none."""
         if self._stopping:
-            return SETTLE_S
+            return STOPPED_S
         limits = self._service.spec.limits
         return limits.orphan_timeout_s if self._joined else max(limits.orphan_timeout_s, limits.load_timeout_s)
 

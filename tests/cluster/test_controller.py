@@ -169,3 +169,33 @@ def test_one_that_is_being_stopped_writes_nothing(
         await stopping
 
     scenario(work, make())
+
+
+def test_one_that_is_stopped_waits_anew_for_the_members_to_be_gone(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it was alone before: parts that are just starting would start another controller."""
+    ended: list[float] = []
+
+    async def end(actor: Any, alone_s: float) -> None:
+        ended.append(alone_s)
+
+    async def nothing(fleet: ExpertFleet) -> None:
+        pass
+
+    for name, value in (("TICK_S", 0.01), ("STOPPED_S", 0.3)):
+        monkeypatch.setattr(controller_module, name, value)
+    for name in ("release_all", "forget_data_plane_key"):
+        monkeypatch.setattr(controller_module, name, lambda service: None)
+    monkeypatch.setattr(ExpertFleet, "stop", nothing)
+    monkeypatch.setattr(Actor, "_end", end)
+
+    async def work(actor: Any) -> None:
+        actor._alone_s = 9.0
+        await actor.stop()
+        await asyncio.sleep(0.1)
+        assert ended == []
+        while not ended:
+            await asyncio.sleep(0.01)
+
+    scenario(work, make())
