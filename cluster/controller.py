@@ -14,14 +14,14 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.application import SERVE_ANSWERS_S, wanted_by_serve
 from cluster.backoff import Backoff
 from cluster.causes import cause_of
 from cluster.expert_scaling import ExpertScaler
 from cluster.fleet import ExpertFleet
 from cluster.ledger import Ledger
+from cluster.member_watch import TICK_S, MemberWatch
 from cluster.members import Announcement, Members
-from cluster.names import NAMESPACE, SERVE_NAMESPACE, controller_name
+from cluster.names import NAMESPACE, controller_name
 from cluster.placement import release_all
 from cluster.resize import Resize, ResizeStatus
 from cluster.resolve import Service
@@ -32,14 +32,9 @@ from transport.table import RoutingTable
 
 logger = logging.getLogger(__name__)
 
-TICK_S = 1.0
-ANNOUNCE_INTERVAL_S = 1.0  # how often members announce themselves
 # A restarted controller publishes nothing until every member had time to announce itself again: a table without them
 # would cut connections that are in use.
 SETTLE_S = 4.0
-# A stopped controller waits so long for `exit`, in case that who has stopped it is gone: Serve takes seconds to delete
-# an application, and parts of it that are just starting go on meanwhile.
-STOPPED_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -82,9 +77,7 @@ class Controller:
         fresh = fresh and not ray.get_runtime_context().was_current_actor_reconstructed
         self._ledger = Ledger(service, fresh)
         self._members = Members(self._ledger.known, time.monotonic() + SETTLE_S)
-        self._joined, self._alone_s = False, 0.0
-        self._hung: list[Announcement] = []
-        """Those that are still to be ended."""
+        self._watch = MemberWatch(service.name, self._members, self._event)
         self._fleet = ExpertFleet(self._service, self._event, self._publish)
         self._scaler = ExpertScaler(self._fleet, self._event)
         failure = self._ledger.failure
@@ -113,7 +106,6 @@ class Controller:
     async def announce(self, member_id: str, said: Announcement) -> None:
         """A gateway, node or router says that it serves; repeated about once a second."""
         if self._members.heard(member_id, said, time.monotonic()):
-            self._joined = True
             self._event(f"{said.role} {said.pid} serves")
             await self._publish()
             await self._ledger.keep_known(self._members.known)
@@ -199,8 +191,7 @@ class Controller:
         """
         self._stopping = True
         self._ledger.close()
-        # Anew: parts that start just now would start a controller of their own if there were none that says "stopping".
-        self._alone_s = 0.0
+        self._watch.stop()
         tasks = [task for task in (self._keeping, self._scaling, self._resizing) if task is not None]
         for task in tasks:
             task.cancel()
@@ -300,62 +291,21 @@ class Controller:
 
     async def _watch_members(self) -> None:
         """Drops members that have fallen silent; ends the service when it has been without any for too long."""
-        last_s, stays = time.monotonic(), False
+        self._watch.begin()
         while True:
             await asyncio.sleep(TICK_S)
             self._ledger.keep_events()
-            now_s = time.monotonic()
-            late_s, last_s = now_s - last_s - TICK_S, now_s
-            if late_s > TICK_S:  # this process was suspended, and perhaps all others with it
-                self._members.forgive(late_s)
-            timeout_s = self._service.spec.limits.heartbeat_timeout_s + ANNOUNCE_INTERVAL_S
-            for said in self._members.drop_silent(now_s, timeout_s):
-                self._event(f"{said.role} {said.pid} has fallen silent", failed=True)
+            limits = self._service.spec.limits
+            if self._watch.drop_silent(limits):
                 await self._publish()
-            hung = self._members.take_hung(now_s, timeout_s)
-            self._hung = [said for said in (*self._hung, *hung) if not self._end_hung(said)]
-            if hung:
+            if self._watch.end_hung(limits):
                 await self._ledger.keep_known(self._members.known)
-            self._alone_s, stays = (self._alone_s + TICK_S, stays) if not self._members else (0.0, False)
-            if self._alone_s > self._patience_s():
-                if self._stopping or not await self._is_wanted():
-                    await self._end(self._alone_s)
-                    return
-                if not stays:  # said once, asked again and again
-                    waits = "staying, as Serve has the application, or does not answer"
-                    self._event(f"no gateway, node or router for {self._alone_s:g} s; {waits}")
-                self._alone_s, stays = 0.0, True
+            if await self._watch.is_over(limits):
+                await self._end()
+                return
 
-    async def _is_wanted(self) -> bool:
-        """Whether parts may come back: a member has, or Serve starts some as soon as it can."""
-        try:
-            asked = asyncio.to_thread(wanted_by_serve, self._service.name)
-            return await asyncio.wait_for(asked, SERVE_ANSWERS_S) or bool(self._members)
-        except (RayError, TimeoutError):  # it is being started again, or hangs: what it has, it keeps
-            return True
-
-    def _end_hung(self, said: Announcement) -> bool:
-        """Kills a process that stays silent, for Serve to start another one. Returns whether it is gone."""
-        try:
-            ray.kill(ray.get_actor(said.actor, SERVE_NAMESPACE), no_restart=True)
-        except ValueError:
-            return True  # as most are by now
-        except RayError as error:
-            logger.warning("%s %s hangs, and could not be ended; tried again: %s", said.role, said.pid, cause_of(error))
-            return False
-        self._event(f"{said.role} {said.pid} hangs; it is replaced", failed=True)
-        return True
-
-    def _patience_s(self) -> float:
-        """How long it stays without any member: a service that has just been started (or found again) has none."""
-        if self._stopping:
-            return STOPPED_S
-        limits = self._service.spec.limits
-        return limits.orphan_timeout_s if self._joined else max(limits.orphan_timeout_s, limits.load_timeout_s)
-
-    async def _end(self, alone_s: float) -> None:
+    async def _end(self) -> None:
         if not self._stopping:
-            logger.warning("no gateway, node or router for %g s: ending", alone_s)
             await self.stop()
         ray.get_runtime_context().current_actor.exit.remote()
 

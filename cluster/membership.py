@@ -15,8 +15,8 @@ from ray import serve
 from ray.exceptions import GetTimeoutError, RayError
 
 from cluster.causes import cause_of
-from cluster.controller import ANNOUNCE_INTERVAL_S, News, start_controller
-from cluster.members import Announcement
+from cluster.controller import News, start_controller
+from cluster.members import ANNOUNCE_INTERVAL_S, Announcement
 from cluster.names import NAMESPACE, controller_name
 from cluster.resolve import Service
 from cluster.secret import data_plane_key
