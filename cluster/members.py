@@ -8,7 +8,7 @@ from cluster.counts import Counts, counts_of, sum_of
 from transport.address import Address
 from transport.membership import Role, Snapshot
 
-ANNOUNCE_INTERVAL_S = 1.0
+ANNOUNCE_INTERVAL_S = 1.0  # how often members announce themselves
 MAX_REMEMBERED = 64  # of those that left, and of those that hang: what they may still say comes within seconds
 
 

@@ -14,9 +14,9 @@ from cluster import ledger as ledger_module
 from cluster import member_watch as watch_module
 from cluster.controller import Controller
 from cluster.fleet import ExpertFleet
-from cluster.members import Announcement
+from cluster.members import Announcement, Known
 from cluster.resolve import Service
-from cluster.stored import store_service
+from cluster.stored import store_known, store_service
 from transport.address import Address
 
 Actor: Any = Controller.__ray_metadata__.modified_class  # pyright: ignore[reportAttributeAccessIssue]
@@ -31,7 +31,6 @@ def no_ray(ray_store: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> No
     restarted_by_ray(monkeypatch, False)
     monkeypatch.setattr(fleet_module, "_running_replicas", lambda service, layout: set())
     monkeypatch.setattr(ExpertFleet, "sweep", lambda fleet: None)
-    monkeypatch.setattr(ExpertFleet, "grow", lambda fleet, layout, wanted: None)
     set_global(monkeypatch, "SETTLE_S", 0.5)
 
 
@@ -99,6 +98,25 @@ def test_who_takes_part_is_stored_only_when_it_has_changed(
             assert len(puts) == num_puts
 
     scenario(work, make())
+
+
+def test_a_member_that_only_an_earlier_one_has_heard_is_ended(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is silent from the first look on, and that look comes long after this machine was started."""
+    killed = asyncio.Event()
+    monkeypatch.setattr(watch_module, "_silence_s", lambda limits: 0.1)
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: name)
+    monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.set())
+    set_global(monkeypatch, "TICK_S", 0.01)
+    service = make()
+    store_service(service, "good")
+    store_known(service.name, Known(said={"node": SAID}))
+
+    async def work(actor: Any) -> None:
+        await asyncio.wait_for(killed.wait(), 30.0)
+
+    scenario(work, service)
 
 
 def test_one_that_is_being_stopped_writes_nothing(

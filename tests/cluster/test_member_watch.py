@@ -67,6 +67,12 @@ def set_time(monkeypatch: pytest.MonkeyPatch, watch: MemberWatch) -> Callable[[f
     return set_to
 
 
+@pytest.fixture
+def heard_once(watch: MemberWatch, members: Members) -> None:
+    """A node that is heard as the watch begins, and never again."""
+    members.heard("node", SAID, watch._looked_s)
+
+
 def ticks_until_over(watch: MemberWatch, at_most: int) -> int | None:
     """Returns how many ticks it took; None: it is not over after `at_most` of them."""
     return next((tick for tick in range(1, at_most + 1) if asyncio.run(watch.is_over(LIMITS))), None)
@@ -76,9 +82,9 @@ def serve_answers(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], bool]) -
     monkeypatch.setattr(watch_module, "wanted_by_serve", lambda name: answer())
 
 
+@pytest.mark.usefixtures("heard_once")
 def test_silent_members_are_let_go_of_and_ended_if_they_stay_silent(
     watch: MemberWatch,
-    members: Members,
     notes: Notes,
     set_time: Callable[[float], None],
     monkeypatch: pytest.MonkeyPatch,
@@ -86,7 +92,6 @@ def test_silent_members_are_let_go_of_and_ended_if_they_stay_silent(
     killed: list[Any] = []
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: name)
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.append((actor, no_restart)))
-    members.heard("node", SAID, watch._looked_s)
     dropped, ended = [], []
     for second in range(1, 12):
         set_time(second)
@@ -99,20 +104,18 @@ def test_silent_members_are_let_go_of_and_ended_if_they_stay_silent(
     assert notes.failures == ["node 7 has fallen silent", "node 7 hangs; it is replaced"]
 
 
-def test_a_pause_of_its_own_is_held_against_nobody(
-    watch: MemberWatch, members: Members, set_time: Callable[[float], None]
-) -> None:
-    members.heard("node", SAID, watch._looked_s)
+@pytest.mark.usefixtures("heard_once")
+def test_a_pause_of_its_own_is_held_against_nobody(watch: MemberWatch, set_time: Callable[[float], None]) -> None:
     set_time(60.0)
     assert not watch.drop_silent(LIMITS)
     set_time(61.0)
     assert not watch.drop_silent(LIMITS)
 
 
+@pytest.mark.usefixtures("heard_once")
 def test_a_pause_between_looking_and_ending_is_held_against_nobody(
-    watch: MemberWatch, members: Members, set_time: Callable[[float], None]
+    watch: MemberWatch, set_time: Callable[[float], None]
 ) -> None:
-    members.heard("node", SAID, watch._looked_s)
     for second in range(1, 6):
         set_time(second)
         dropped = watch.drop_silent(LIMITS)
@@ -121,17 +124,18 @@ def test_a_pause_between_looking_and_ending_is_held_against_nobody(
     assert not watch.end_hung(LIMITS)
 
 
+@pytest.mark.usefixtures("heard_once")
 def test_who_was_not_heard_while_nobody_looked_is_dropped_at_once(
-    watch: MemberWatch, members: Members, set_time: Callable[[float], None]
+    watch: MemberWatch, set_time: Callable[[float], None]
 ) -> None:
     """The others were: it was not this process that stood still."""
-    members.heard("node", SAID, watch._looked_s)
     set_time(60.0)
     watch.begin()
     set_time(61.0)
     assert watch.drop_silent(LIMITS)
 
 
+@pytest.mark.usefixtures("heard_once")
 def test_one_that_cannot_be_ended_is_tried_again_and_keeps_no_other_from_it(
     watch: MemberWatch,
     members: Members,
@@ -151,8 +155,7 @@ def test_one_that_cannot_be_ended_is_tried_again_and_keeps_no_other_from_it(
 
     monkeypatch.setattr(ray, "get_actor", fails_once)
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: None)
-    members.heard("first", SAID, watch._looked_s)
-    members.heard("second", Announcement("router", None, 8, "ray-node", "app", "gone", {}), watch._looked_s)
+    members.heard("router", Announcement("router", None, 8, "ray-node", "app", "gone", {}), watch._looked_s)
     for second in range(1, 14):
         set_time(second)
         watch.drop_silent(LIMITS)
