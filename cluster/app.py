@@ -24,7 +24,7 @@ from cluster.serve_policy import autoscaling_config
 from cluster.spec import Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
 from router.deployment import RouterDeploymentSettings, RouterReplica
 from serving.deployment import Gateway, GatewayDeploymentSettings
-from serving.settings import GatewaySettings
+from serving.settings import GatewaySettings, RequestLimits
 
 # Serve notices a dead replica at its next check: its defaults (10 s, 30 s) are made for slower services.
 HEALTH_CHECK_PERIOD_S = 1.0
@@ -129,6 +129,7 @@ def gateway_settings(service: Service) -> GatewayDeploymentSettings:
         tasks=service.config.routing.tasks,
         request_timeout_s=spec.limits.request_timeout_s,
         api_keys=_api_keys(spec),
+        limits=RequestLimits(**spec.limits.request.model_dump()),
     )
     return GatewayDeploymentSettings(service.directory, settings, spec.limits.recovery_timeout_s)
 

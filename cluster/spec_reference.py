@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cluster.spec_schema import ServiceSpec, ShardOverride
+from cluster.spec_schema import RequestLimitsSpec, ServiceSpec, ShardOverride
 from spec.reference import page
 
 TARGET = Path(__file__).parents[1] / "docs" / "service-yaml.md"
@@ -20,7 +20,8 @@ its default: nothing is ignored.
 
 def reference() -> str:
     """The whole page, as Markdown."""
-    return page(HEAD, ServiceSpec, {"experts.overrides.<expert id>": ShardOverride})
+    inner = {"experts.overrides.<expert id>": ShardOverride, "limits.request": RequestLimitsSpec}
+    return page(HEAD, ServiceSpec, inner)
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from cluster.spec_fields import (
     Share,
     Window,
 )
+from serving.settings import RequestLimits
 from spec.fields import (
     AutoCount,
     Count,
@@ -171,8 +172,48 @@ class AutoscalingSpec(Section):
     """How long the load must stay low before replicas leave."""
 
 
+DEFAULTS = RequestLimits()
+
+
+class RequestLimitsSpec(Section):
+    """What one request may cost. What asks for more is answered 400, 408 or 413 and told the limit."""
+
+    max_body_bytes: Count = DEFAULTS.max_body_bytes
+    """The size of a body. Nobody else is served while one is parsed: 1 MiB takes some 30 ms."""
+    body_timeout_s: Seconds = DEFAULTS.body_timeout_s
+    """How long a body may take to arrive."""
+    max_n: Count = DEFAULTS.max_n
+    """`n`: the choices of one prompt."""
+    max_prompts: Count = DEFAULTS.max_prompts
+    """The prompts of one completion."""
+    max_sequences: Count = DEFAULTS.max_sequences
+    """Prompts times `n`."""
+    max_messages: Count = DEFAULTS.max_messages
+    """The messages of a chat, their parts counted too."""
+    max_fields: Count = DEFAULTS.max_fields
+    """The fields of a body, of a message, or of `chat_template_kwargs`."""
+    max_text_chars: Count = DEFAULTS.max_text_chars
+    """The characters that are tokenized: all prompts together, or what the chat template makes of the messages."""
+    max_stop_strings: CountOrZero = DEFAULTS.max_stop_strings
+    """`stop`: how many strings."""
+    max_stop_string_chars: Count = DEFAULTS.max_stop_string_chars
+    """`stop`: the characters of one string."""
+    max_stop_token_ids: CountOrZero = DEFAULTS.max_stop_token_ids
+    """`stop_token_ids`: how many."""
+    max_logit_bias: CountOrZero = DEFAULTS.max_logit_bias
+    """`logit_bias`: for how many tokens."""
+    max_logprobs: CountOrZero = DEFAULTS.max_logprobs
+    """`logprobs` and `top_logprobs`: how many alternatives of each token."""
+    max_scored_tokens: Count = DEFAULTS.max_scored_tokens
+    """Tokens answered at once with log-probabilities: of prompts (`echo`), and of outputs that are not streamed."""
+    delivery_timeout_s: Seconds = DEFAULTS.delivery_timeout_s
+    """How long a client may leave unread what is ready for it; then its request is given up."""
+    max_unread_bytes: Count = DEFAULTS.max_unread_bytes
+    """How much may be ready for a client that does not read it; then its request is given up."""
+
+
 class LimitsSpec(Section):
-    """How long things may take."""
+    """How long things may take, and what one request may cost."""
 
     request_timeout_s: Seconds = 600
     """One request, from its arrival to its last token."""
@@ -186,6 +227,8 @@ class LimitsSpec(Section):
     """How long a process may be silent before it is taken for hung and replaced."""
     orphan_timeout_s: Seconds = 120
     """How long expert actors stay with neither controller nor routers."""
+    request: RequestLimitsSpec = RequestLimitsSpec()
+    """What one request may cost."""
 
 
 class ServiceSpec(Section):

@@ -23,7 +23,7 @@ from serving.responses import Delivery, GenerationResponse
 from serving.run import Job, Run
 from serving.sampling import DEFAULT_COMPLETION_TOKENS, build_sampling, build_submits, resolve_max_tokens
 from serving.schemas import Body, ChatBody, CompletionBody, GenerationBody
-from serving.settings import GatewaySettings
+from serving.settings import GatewaySettings, RequestLimits
 from serving.tokenizer import TextCodec
 from serving.unsupported import check_best_of, check_limit, check_stops, check_task, check_unsupported
 
@@ -77,7 +77,7 @@ class Gateway:
 
     async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
         """The validated body, for the model that is served. Raises ApiError (400, 404, 408, 413)."""
-        data = await _read_limited(request, self.settings.limits.max_body_bytes, self.settings.body_timeout_s)
+        data = await _read_limited(request, self.settings.limits)
         try:
             body = kind.model_validate_json(data)
         except ValidationError as error:
@@ -165,7 +165,8 @@ class Gateway:
         return GenerationResponse(delivery.stream if body.stream else delivery.whole)
 
 
-async def _read_limited(request: Request, limit_bytes: int, timeout_s: float) -> bytes:
+async def _read_limited(request: Request, limits: RequestLimits) -> bytes:
+    limit_bytes, timeout_s = limits.max_body_bytes, limits.body_timeout_s
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit_bytes:
         raise too_large(limit_bytes)

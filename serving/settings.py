@@ -2,21 +2,34 @@
 
 from dataclasses import dataclass, field
 
+KIB = 1 << 10
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a single request may ask for; beyond it, a 400 (or 413) that names the limit."""
+    """What a single request may cost; beyond it, a 400 (408, 413) that names the limit.
 
-    max_body_bytes: int = 8 * MIB
+    The service file sets them under `limits.request`; their defaults are stated here alone. A request that keeps to the
+    defaults holds up no other client for more than 100 ms and adds at most 64 MB to a gateway (docs/decisions/010).
+    """
+
+    max_body_bytes: int = MIB
+    body_timeout_s: float = 60.0  # for the body to arrive
     max_n: int = 128
     max_prompts: int = 256
     max_sequences: int = 512  # prompts times n
+    max_messages: int = 2048  # messages of a chat and their parts, together
+    max_fields: int = 256  # of one JSON object
+    max_text_chars: int = 512 * KIB  # of all texts that are to be tokenized, chat templates applied
     max_stop_strings: int = 16
     max_stop_string_chars: int = 256
     max_stop_token_ids: int = 64
+    max_logit_bias: int = 300  # OpenAI's
     max_logprobs: int = 20
+    max_scored_tokens: int = 32 * KIB  # tokens whose log-probabilities are held at a time
+    delivery_timeout_s: float = 60.0  # for the client to take what is ready
+    max_unread_bytes: int = 16 * MIB  # ready, and not taken by the client
 
 
 @dataclass(frozen=True)
@@ -34,7 +47,6 @@ class GatewaySettings:
     vocab_size: int | None = None
     tasks: tuple[str, ...] = ()
     request_timeout_s: float = 600.0
-    body_timeout_s: float = 60.0
     retry_after_s: float = 1.0
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     created: int = 0  # Unix time, seconds

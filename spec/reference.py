@@ -31,7 +31,11 @@ def page(head: str, root: type[Section], inner: Mapping[str, type[Section]]) -> 
 
 
 def _table(fields: Any) -> list[str]:
-    rows = [f"| `{name}` | {_allowed(field)} | {_default(field)} | {_meaning(field)} |" for name, field in fields]
+    rows = [
+        f"| `{name}` | {_allowed(field)} | {_default(field)} | {_meaning(field)} |"
+        for name, field in fields
+        if not is_section(field.annotation)  # which has a chapter of its own
+    ]
     return ["| field | allowed | default | meaning |", "| --- | --- | --- | --- |", *rows]
 
 

@@ -12,6 +12,7 @@ from cluster.resolve import resolve
 from cluster.room import Room
 from cluster.spec import SpecError, spec_for_model
 from model.routing import Routing
+from serving.settings import RequestLimits
 from tests.random_checkpoint import make_checkpoint
 from tests.routed_checkpoint import make_task_checkpoint
 
@@ -112,6 +113,15 @@ def test_every_deployment_drains_as_long_as_the_service_file_says(model: Path) -
 def test_routers_hear_what_to_do_without_an_expert(model: Path, fields: dict[str, Any], degrade: bool) -> None:
     found = deployments(build({"model": str(model), **fields}))
     assert found["RouterReplica"].init_args[0].degrade == degrade
+
+
+def test_gateways_hear_what_one_request_may_cost(model: Path) -> None:
+    def limits(args: dict[str, Any]) -> RequestLimits:
+        return deployments(build({"model": str(model), **args}))["Gateway"].init_args[0].gateway.limits
+
+    assert limits({}) == RequestLimits()
+    given = {name: index for index, name in enumerate(RequestLimits.__dataclass_fields__, start=1)}
+    assert limits({f"limits.request.{name}": value for name, value in given.items()}) == RequestLimits(**given)
 
 
 @pytest.mark.parametrize(

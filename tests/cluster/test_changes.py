@@ -55,6 +55,7 @@ def test_the_same_file_changes_nothing(model: Path) -> None:
         ({"autoscaling": {"interval_s": 1}}, "autoscaling.interval_s", 5, 1, "live"),
         ({"limits": {"drain_timeout_s": 1}}, "limits.drain_timeout_s", 30, 1, "live"),
         ({"limits": {"request_timeout_s": 1}}, "limits.request_timeout_s", 600, 1, "rolling"),
+        ({"limits": {"request": {"max_n": 1}}}, "limits.request.max_n", 128, 1, "rolling"),
     ],
 )
 def test_each_field_says_how_it_changes(
@@ -75,6 +76,7 @@ def test_each_field_says_how_it_changes(
         {"model": {"name": "other"}},
         {"limits": {"request_timeout_s": 1}},
         {"limits": {"recovery_timeout_s": 1}},
+        {"limits": {"request": {"delivery_timeout_s": 1}}},
     ],
 )
 def test_whatever_replaces_gateways_says_that_streams_end(model: Path, sections: dict[str, Any]) -> None:

@@ -224,7 +224,7 @@ def test_too_large_bodies(serve: Serve) -> None:
 def test_a_body_that_never_ends(serve: Serve) -> None:
     import socket
 
-    served = serve(FakeGenerator(), body_timeout_s=0.2)
+    served = serve(FakeGenerator(), limits=RequestLimits(body_timeout_s=0.2))
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
