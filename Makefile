@@ -15,7 +15,7 @@ help:
 	@echo "make check     style, formatting, types, import layers"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make protos    generate the protobuf stubs again"
-	@echo "make docs      generate docs/service-yaml.md and docs/training-yaml.md again"
+	@echo "make docs      generate docs/service-yaml.md, docs/training-yaml.md and the table in docs/api.md again"
 
 install: $(STAMP)
 
@@ -57,3 +57,4 @@ protos: install
 docs: install
 	$(BIN)/python -m cluster.spec_reference
 	$(BIN)/python -m training.spec_reference
+	$(BIN)/python -m serving.fields_reference

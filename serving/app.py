@@ -92,6 +92,7 @@ def _add_tokenization(app: FastAPI, gateway: Gateway) -> None:
     async def detokenize(request: Request) -> Response:
         """The text of token ids, special tokens included."""
         body = await gateway.read(request, DetokenizeBody)
+        check_unsupported(body)
         check_ids(body.tokens, settings, "tokens")
         try:
             return JSONResponse({"prompt": codec.decode(body.tokens, skip_special_tokens=False)})

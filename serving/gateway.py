@@ -88,7 +88,7 @@ class Gateway:
 
     def _check(self, body: GenerationBody) -> None:
         check_unsupported(body)
-        check_best_of(body, body.n)
+        check_best_of(body.best_of, body.n)
         check_task(body.task, self.settings.tasks)
         check_stops(body.stop, body.stop_token_ids, self.settings.limits)
 
@@ -148,7 +148,7 @@ class Gateway:
         options = body.stream_options
         return Answer(
             shape=shape,
-            request_id=shape.id_prefix + secrets.token_hex(16),
+            request_id=shape.id_prefix + (body.request_id or secrets.token_hex(16)),
             created=int(time.time()),
             model=self.settings.model_name,
             job=job,

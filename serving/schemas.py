@@ -1,12 +1,14 @@
 """Request bodies: OpenAI's fields and those of vLLM's extensions that Manta honours.
 
-Fields that are not honoured are in `serving.unsupported`; whatever is in neither place is ignored with a warning.
+The line below a field is what docs/api.md and /docs say of it. Fields that are not honoured are in `serving.fields`;
+one that is in neither place is refused.
 """
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+REQUEST_ID = r"\A[A-Za-z0-9._:-]{1,128}\z"  # it goes into a header
 MAX_UINT32 = (1 << 32) - 1
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_UINT32)]
@@ -35,44 +37,84 @@ def _check_ending(add_generation_prompt: bool, continue_final_message: bool) -> 
 class Body(BaseModel):
     """What all requests share."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, protected_namespaces=())
+    # What is no field is looked at by `serving.unsupported`.
+    model_config = ConfigDict(
+        extra="allow", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
+    )
 
     model: str | None = None
+    """The model's name, as /v1/models gives it; left out: the one that is served."""
 
 
 class StreamOptions(BaseModel):
     """`stream_options`."""
 
+    model_config = ConfigDict(extra="forbid")
+
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
+    include_obfuscation: bool | None = False
+
+    @field_validator("include_obfuscation")
+    @classmethod
+    def _check_obfuscation(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("chunks are not padded by this service; leave it out")
+        return value
 
 
 class GenerationBody(Body):
     """What both kinds of generation accept."""
 
     stream: bool | None = False
+    """Send tokens as they come, as server-sent events."""
     stream_options: StreamOptions | None = None
+    """Only with `stream`. `include_usage`: a chunk with the usage before the end; `continuous_usage_stats` (vLLM): the
+    usage so far in each chunk; `include_obfuscation: true` is refused."""
     n: Annotated[int, Field(ge=1), BeforeValidator(_choice_count)] = 1
+    """Choices for each prompt."""
+    best_of: Count | None = None
+    """Allowed if it is `n`: the best of more are not picked."""
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    """Fixes what is drawn; see [Seeds](#seeds)."""
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)] = []
+    """A text that ends the answer, or a list of them."""
     max_tokens: Count | None = None
+    """The most tokens of a choice; 0 with `echo` only. Left out: 16 in completions; in chats what fits the context."""
     temperature: Annotated[float, Field(ge=0)] | None = None
+    """0: always the best token. Left out: 1."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Draw from the best tokens that hold this share together."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Taken from a token's logit for each time that it is in the output."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    """Taken from a token's logit once it is in the output."""
     logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    """Token id to what is added to its logit."""
     # vLLM's extensions
     top_k: Annotated[Annotated[int, Field(ge=1, le=MAX_UINT32)] | None, BeforeValidator(_top_k)] = None
+    """Draw from so many of the best tokens; 0 or -1: all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Draw from tokens with at least this share of the best one's probability."""
     repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    """Divides (or multiplies, below 0) the logits of tokens in prompt and output."""
     min_tokens: Count | None = None
+    """Neither end-of-sequence nor a stop before so many tokens."""
     stop_token_ids: list[TokenId] | None = None
+    """Tokens that end the answer."""
     ignore_eos: bool | None = False
+    """Go on after end-of-sequence."""
     include_stop_str_in_output: bool | None = False
+    """Keep the stop that ended the answer."""
     skip_special_tokens: bool | None = True
+    """Leave special tokens out of the text."""
     return_token_ids: bool | None = False
+    """Add `token_ids` and `prompt_token_ids`."""
+    request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
+    """The answer's `id`, after its prefix: at most 128 letters, digits, `.`, `_`, `:` and `-`."""
     # Manta's own
     task: str | None = None
+    """The task to route by, where the model does so (Manta's own)."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -90,9 +132,13 @@ class CompletionBody(GenerationBody):
     """POST /v1/completions. `prompt` is checked by `serving.prompts`."""
 
     prompt: Any
+    """A text, a list of texts, a list of token ids, or a list of such lists."""
     logprobs: Count | None = None
+    """Report each token's log-probability, and so many of the best tokens'."""
     echo: bool | None = False
+    """Put the prompt before the answer; with `logprobs`, its tokens are scored too."""
     add_special_tokens: bool | None = True
+    """Let the tokenizer add its special tokens (such as the one that begins a text)."""
 
 
 class ChatMessage(BaseModel):
@@ -107,11 +153,18 @@ class ChatMessage(BaseModel):
 class ChatTemplateFields(BaseModel):
     """How a list of messages becomes text."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    """The turns; see [Messages](#messages)."""
     add_generation_prompt: bool = True
+    """End the prompt with what begins an answer."""
     continue_final_message: bool = False
+    """Go on with the last message instead of answering it; needs `add_generation_prompt: false`."""
     chat_template_kwargs: dict[str, Any] | None = None
-    add_special_tokens: bool | None = False  # the template writes them itself
+    """Variables for the template."""
+    add_special_tokens: bool | None = False
+    """Let the tokenizer add its special tokens: templates write their own."""
 
     @model_validator(mode="after")
     def _check_final(self) -> Self:
@@ -123,8 +176,11 @@ class ChatBody(ChatTemplateFields, GenerationBody):
     """POST /v1/chat/completions."""
 
     logprobs: bool | None = False
+    """Report each token's log-probability."""
     top_logprobs: Count | None = None
+    """With `logprobs`: also so many of the best tokens'."""
     max_completion_tokens: Count | None = None
+    """The newer name of `max_tokens`, which it overrides."""
 
     @model_validator(mode="after")
     def _check_logprobs(self) -> Self:

@@ -1,81 +1,34 @@
-"""Fields that clients know and Manta does not honour: refused by name, because ignoring them would be a lie."""
+"""What a request asks for and cannot have: fields that are not honoured or not known, and more than is allowed.
 
-import logging
-from collections.abc import Mapping
+Nothing is ignored in silence: a field that Manta does not honour is refused, or has no effect and is in
+`serving.fields` with the reason.
+"""
+
+from difflib import get_close_matches
 
 from pydantic import BaseModel
 
 from serving.errors import ApiError, invalid
+from serving.fields import NO_EFFECT, REFUSED
 from serving.settings import RequestLimits
 
-LOG = logging.getLogger(__name__)
-
-# Field -> values that ask for nothing. None and empty values never ask for anything.
-REFUSED: Mapping[str, tuple[object, ...]] = {
-    "suffix": (),
-    "echo": (False,),  # of a chat; completions have it
-    "use_beam_search": (False,),
-    "length_penalty": (1, 1.0),
-    "early_stopping": (False,),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "allowed_token_ids": (),
-    "bad_words": (),
-    "logits_processors": (),
-    "prompt_logprobs": (),
-    "prompt_embeds": (),
-    "truncate_prompt_tokens": (),
-    "priority": (0,),
-    "kv_transfer_params": (),
-    "tools": (),
-    "tool_choice": ("none", "auto"),
-    "functions": (),
-    "function_call": ("none", "auto"),
-    "documents": (),
-    "chat_template": (),
-    "modalities": (["text"],),
-    "audio": (),
-    "prediction": (),
-    "web_search_options": (),
-    "reasoning_effort": (),
-    "thinking_token_budget": (),
-}
-# These change nothing that a client could see here.
-HARMLESS = frozenset(
-    {
-        "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
-        "cache_salt", "request_id", "session_id", "parallel_tool_calls", "spaces_between_special_tokens", "best_of",
-        "mm_processor_kwargs", "return_token_strs",
-    }
-)  # fmt: skip
-HINTS: Mapping[str, str] = {
-    "prompt_logprobs": "use echo with logprobs on /v1/completions",
-    "response_format": "only {'type': 'text'} is allowed",
-    "chat_template": "the template of the model's checkpoint is used; chat_template_kwargs may set its variables",
-    "truncate_prompt_tokens": "shorten the prompt; /tokenize counts its tokens",
-}
-_warned: set[str] = set()
-MAX_WARNED = 1000  # a client that invents names must not fill the memory
+MAX_NAME_CHARS = 64  # of a name that is shown, and compared with those that are known
 
 
 def check_unsupported(body: BaseModel) -> None:
-    """Raises ApiError (400) for a field that would change the answer and cannot be honoured."""
-    extra = body.model_extra or {}
-    for name, value in extra.items():
-        if name in REFUSED:
-            if not _is_neutral(value, REFUSED[name]):
-                raise _refusal(name)
-        elif name not in HARMLESS:
-            _warn_once(name)
+    """Raises ApiError (400) for a field that is not known, or that asks for what cannot be had."""
+    for name, value in (body.model_extra or {}).items():
+        refused = REFUSED.get(name)
+        if refused is None:
+            if name not in NO_EFFECT:
+                raise _unknown(name, body)
+        elif not _is_neutral(value, refused.neutral):
+            message = f"{name} is not supported by this service; {refused.instead}."
+            raise invalid(message, name, "unsupported_parameter")
 
 
-def check_best_of(body: BaseModel, n: int) -> None:
+def check_best_of(best_of: int | None, n: int) -> None:
     """Raises ApiError (400) unless best_of is absent or n: choosing the best of more is not supported."""
-    best_of = (body.model_extra or {}).get("best_of")
     if best_of is not None and best_of != n:
         raise invalid(f"best_of is {best_of!r}: only best_of equal to n ({n}) is supported.", "best_of")
 
@@ -114,16 +67,8 @@ def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
     return value is None or value in ("", [], {}) or any(value == each for each in neutral)
 
 
-def _refusal(name: str) -> ApiError:
-    hint = HINTS.get(name)
-    return invalid(
-        f"{name} is not supported by this service; {hint or 'remove it from the request'}.",
-        name,
-        "unsupported_parameter",
-    )
-
-
-def _warn_once(name: str) -> None:
-    if name not in _warned and len(_warned) < MAX_WARNED:
-        _warned.add(name)
-        LOG.warning("ignoring a request field that this service does not know: %r", name[:80])
+def _unknown(name: str, body: BaseModel) -> ApiError:
+    shown = name if len(name) <= MAX_NAME_CHARS else name[: MAX_NAME_CHARS - 3] + "..."
+    close = get_close_matches(shown, [*type(body).model_fields, *REFUSED], n=1)
+    hint = f"did you mean {close[0]}?" if close else "remove it from the request."
+    return invalid(f"Unrecognized request argument: {shown!r}; {hint}", shown, "unknown_parameter")
