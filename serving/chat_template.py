@@ -6,6 +6,7 @@ that Hugging Face defines: https://huggingface.co/docs/transformers/chat_templat
 
 import datetime
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn, cast
 
@@ -39,6 +40,8 @@ class ChatTemplate:
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         """Raises ChatTemplateError when `source` is not valid Jinja."""
         self._special_tokens = dict(special_tokens)
+        self._reads_content = "content" in source
+        self.names_developer = "developer" in source
         try:
             self._template = _environment().from_string(source)
         except TemplateError as error:
@@ -55,23 +58,34 @@ class ChatTemplate:
         """The prompt's text; special tokens are part of it. `extra` are more variables for the template.
 
         With `continue_final_message` the text ends with the last message's content, so that the model goes on
-        with it. Raises ChatTemplateError when the template refuses the messages.
+        with it: as transformers does it. Raises ChatTemplateError when the template refuses the messages.
         """
         variables = {**self._special_tokens, "tools": None, "documents": None, **(extra or {})}
         variables |= {"messages": messages, "add_generation_prompt": add_generation_prompt}
+        if continue_final_message:
+            return self._render_open(messages, variables)
+        return self._render(variables)
+
+    def _render(self, variables: Mapping[str, Any]) -> str:
         try:
-            text = self._template.render(variables)
+            return self._template.render(variables)
         except (TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
             raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error
-        return _cut_after_final_message(text, messages) if continue_final_message else text
 
+    def _render_open(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> str:
+        """Renders with a mark after the last content, and cuts there: the content itself may be anywhere in the text.
 
-def _cut_after_final_message(text: str, messages: Sequence[Message]) -> str:
-    content = str(messages[-1].get("content") or "").strip()
-    start = text.rfind(content)
-    if start < 0:
-        raise ChatTemplateError("the model's chat template changes the final message, so it cannot be continued")
-    return text[: start + len(content)]
+        The blank that follows the mark tells whether the template strips contents: then what it leaves before the
+        mark is stripped as well, as it would be without one.
+        """
+        content = str(messages[-1]["content"])
+        mark = f"CONTINUE_{secrets.token_hex(16).upper()}"  # nobody can have written it
+        marked = [*messages[:-1], {**messages[-1], "content": f"{content}{mark} "}]
+        text = self._render({**variables, "messages": marked})
+        end = text.rfind(mark)
+        if not self._reads_content or end < 0 or content.strip() not in text:
+            raise ChatTemplateError("the model's chat template changes the final message, so it cannot be continued")
+        return text[:end] if text.startswith(" ", end + len(mark)) else text[:end].rstrip()
 
 
 def _environment() -> ImmutableSandboxedEnvironment:

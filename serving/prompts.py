@@ -13,6 +13,7 @@ from serving.tokenizer import NoTokenizer, TextCodec
 PROMPT_FORMS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
 REFUSED_MESSAGE_KEYS = ("tool_calls", "function_call", "audio", "tool_call_id")
 ROLES = ("system", "developer", "user", "assistant")
+ROLE_OF = {"developer": "system"}  # for templates that name but the older one
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def render_chat(body: ChatTemplateFields, codec: TextCodec) -> str:
             "no_chat_template",
         )
     messages = [_plain_message(message, index) for index, message in enumerate(body.messages)]
+    if not codec.chat_template.names_developer:  # it is the newer name of the same role
+        messages = [message | {"role": ROLE_OF.get(message["role"], message["role"])} for message in messages]
     try:
         return codec.chat_template.render(
             messages,

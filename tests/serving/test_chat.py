@@ -4,8 +4,12 @@ from typing import Any
 
 import pytest
 
+from serving.chat_template import ChatTemplate
 from serving.fake import FakeGenerator
+from serving.tokenizer import TextCodec
 from tests.serving.conftest import MODEL, Serve, Served
+from tests.serving.small_templates import DEVELOPER
+from tests.serving.small_tokenizers import train_byte_level
 
 MESSAGES = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hello"}]}]
 RENDERED = "<s>system: be brief\nuser: hello\nassistant:"
@@ -86,6 +90,28 @@ def test_token_ids_and_continuing_a_message(served: Served) -> None:
     assert served.codec.decode(prompt_ids).endswith("assistant: nai")
     assert answer.choices[0].model_extra is not None
     assert answer.choices[0].model_extra["token_ids"] == served.generator.outputs[0]
+
+
+def prompt_of(served: Served, messages: list[dict[str, Any]], **fields: Any) -> str:
+    body = {"return_token_ids": True, **fields}
+    answer = served.client().chat.completions.create(model=MODEL, messages=messages, extra_body=body)  # pyright: ignore[reportArgumentType]
+    assert answer.model_extra is not None
+    return served.codec.decode(answer.model_extra["prompt_token_ids"], skip_special_tokens=False)
+
+
+def test_parts_of_a_message_that_goes_on_are_joined(served: Served) -> None:
+    parts = [{"type": "text", "text": "one, "}, {"type": "text", "text": "two, "}]
+    messages: list[dict[str, Any]] = [*MESSAGES, {"role": "assistant", "content": parts}]
+    fields = {"add_generation_prompt": False, "continue_final_message": True}
+    assert prompt_of(served, messages, **fields).endswith("assistant: one, two, ")
+
+
+def test_a_developer_is_the_system_where_the_template_does_not_know_one(serve: Serve, served: Served) -> None:
+    messages = [{"role": "developer", "content": "be brief"}]
+    assert prompt_of(served, messages) == "<s>system: be brief\nassistant:"
+    tokenizer = train_byte_level()
+    knowing = serve(FakeGenerator(), codec=TextCodec(tokenizer, ChatTemplate(DEVELOPER, {})))
+    assert prompt_of(knowing, messages, max_tokens=1) == "<developer!>be brief"
 
 
 def test_neutral_values_of_refused_fields_are_fine(served: Served) -> None:
