@@ -23,6 +23,7 @@ class NodeDeploymentSettings:
         config: The checkpoint's, with the service's window.
         dtype: `float32` or `bfloat16`.
         device: `cpu` or `cuda`.
+        gpu_share: How much of the GPU is this node's, if it has one.
         max_context: Positions of a sequence, prompt and output together.
     """
 
@@ -30,6 +31,7 @@ class NodeDeploymentSettings:
     config: MixtralConfig
     dtype: str
     device: str
+    gpu_share: float
     max_context: int
     cache_tokens: int | None
     prefill_chunk: int | None
@@ -73,7 +75,7 @@ def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServ
     from attention.dense import DenseModel
     from attention.node import NodeServer
     from attention.sizing import NodeSettings, batch_tokens, make_cache
-    from attention.warming import warm_up
+    from attention.warming import rehearse, warm_up
     from checkpoint.reader import CheckpointReader
     from checkpoint.weights import read_attention_weights
     from model.dtypes import torch_dtype
@@ -94,7 +96,9 @@ def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServ
     model = DenseModel(config, weights, device)
     del weights
     use_huge_pages()
-    cache = make_cache(node, config, dtype, device)
+    if device.type == "cuda":
+        rehearse(model, node, dtype)
+    cache = make_cache(node, config, dtype, device, settings.gpu_share)
     warm_up(model, cache, node)
     return NodeServer(
         model,

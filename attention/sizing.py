@@ -51,20 +51,64 @@ def batch_tokens(given: int | None, device: str, max_sequences: int) -> int:
     return max(auto, max_sequences) if given is None else given
 
 
-def make_cache(settings: NodeSettings, config: MixtralConfig, dtype: torch.dtype, device: torch.device) -> RollingCache:
+@dataclass(frozen=True)
+class GpuMemory:
+    """The memory of a GPU as one of the processes on it sees it, in bytes.
+
+    Args:
+        total: All of it.
+        free: What no process has taken.
+        own: What this process holds.
+        own_peak: The most that this process has held: its weights, and what its largest step took beside them.
+    """
+
+    total: int
+    free: int
+    own: int
+    own_peak: int
+
+
+def gpu_cache_bytes(memory: GpuMemory, share: float) -> int:
+    """Returns what a cache may take of a GPU: the process's share of it, less what the process needs otherwise.
+
+    What others have left of the GPU counts only if it is less than that share: they may be loading still.
+
+    Args:
+        share: Of the GPU (`attention.num_gpus`), above 0.
+
+    >>> gpu_cache_bytes(GpuMemory(total=100, free=95, own=5, own_peak=12), share=0.5)
+    33
+    """
+    allowed = min(int(memory.total * share * GPU_MEMORY_FRACTION), memory.free + memory.own)
+    return max(0, allowed - memory.own_peak)
+
+
+def cache_shape(settings: NodeSettings, config: MixtralConfig) -> CacheShape:
+    """Returns the shape of a node's cache."""
+    window = min(settings.window or settings.max_context, settings.max_context)
+    block_size = min(DEFAULT_BLOCK_SIZE, window)
+    return CacheShape(config.num_layers, config.num_kv_heads, config.head_dim, window, block_size)
+
+
+def make_cache(
+    settings: NodeSettings, config: MixtralConfig, dtype: torch.dtype, device: torch.device, gpu_share: float = 1.0
+) -> RollingCache:
     """Returns a node's cache.
+
+    Args:
+        gpu_share: How much of the GPU is this process's. What else the process needs of it is what it has needed so
+            far: `attention.warming.rehearse` comes first.
 
     Raises:
         ValueError: `cache_tokens` (given, or what the memory allows) cannot hold one full sequence.
     """
-    window = min(settings.window or settings.max_context, settings.max_context)
-    block_size = min(DEFAULT_BLOCK_SIZE, window)
-    shape = CacheShape(config.num_layers, config.num_kv_heads, config.head_dim, window, block_size)
-    wanted = settings.max_sequences * shape.blocks_per_sequence
+    shape = cache_shape(settings, config)
+    block_size, wanted = shape.block_size, settings.max_sequences * shape.blocks_per_sequence
     if settings.cache_tokens is not None:
         num_blocks = min(wanted, settings.cache_tokens // block_size)
     else:
-        num_blocks = min(wanted, _memory_budget_bytes(device) // (shape.bytes_per_position(dtype) * block_size))
+        budget_bytes = _memory_budget_bytes(device, gpu_share)
+        num_blocks = min(wanted, budget_bytes // (shape.bytes_per_position(dtype) * block_size))
     if num_blocks < shape.blocks_per_sequence:
         raise ValueError(
             f"the cache would hold {num_blocks * block_size} positions, but one sequence needs "
@@ -74,10 +118,11 @@ def make_cache(settings: NodeSettings, config: MixtralConfig, dtype: torch.dtype
     return RollingCache(shape, num_blocks, settings.max_sequences, dtype, device)
 
 
-def _memory_budget_bytes(device: torch.device) -> int:
+def _memory_budget_bytes(device: torch.device, gpu_share: float) -> int:
     if device.type == "cuda":
-        free_bytes, _ = torch.cuda.mem_get_info(device)
-        return int(free_bytes * GPU_MEMORY_FRACTION)
+        free, total = torch.cuda.mem_get_info(device)
+        own, own_peak = torch.cuda.memory_reserved(device), torch.cuda.max_memory_reserved(device)
+        return gpu_cache_bytes(GpuMemory(total, free, own, own_peak), gpu_share)
     return int(_available_host_bytes() * CPU_MEMORY_FRACTION)
 
 

@@ -21,7 +21,7 @@ from cluster.hosts import present_room
 from cluster.membership import JoinService
 from cluster.resolve import SMALL_CPUS, Service, fingerprint, resolve
 from cluster.serve_policy import autoscaling_config
-from cluster.spec import Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
+from cluster.spec import AttentionSpec, Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
 from router.deployment import RouterDeploymentSettings, RouterReplica
 from serving.deployment import Gateway, GatewayDeploymentSettings
 from serving.settings import GatewaySettings, RequestLimits
@@ -81,20 +81,33 @@ def build_service(service: Service, held: Mapping[str, int] = MappingProxyType({
     spec, join = service.spec, JoinService(service)
     gateway, router, node = gateway_settings(service), _router_settings(service), _node_settings(service)
     cpus, attention = service.room.share, spec.attention
-    small, node_cpus = min(SMALL_CPUS, cpus), cpus if attention.num_cpus == "auto" else attention.num_cpus
+    small = {"num_cpus": min(SMALL_CPUS, cpus), "num_gpus": 0}
     gateways = {"num_replicas": spec.api.replicas.num}
     routers = scaled("RouterReplica", "routers", spec.router.replicas)
     nodes = scaled("AttentionNode", "attention nodes", attention.replicas)
-    return _options(Gateway, service, gateways, gateway, small, 0).bind(
+    return _options(Gateway, service, gateways, gateway, small).bind(
         gateway,
         join,
-        _options(RouterReplica, service, routers, router, small, 0).bind(router, join),
-        _options(AttentionNode, service, nodes, node, node_cpus, attention.num_gpus).bind(node, join),
+        _options(RouterReplica, service, routers, router, small).bind(router, join),
+        _options(AttentionNode, service, nodes, node, _node_host(attention, cpus)).bind(node, join),
     )
 
 
+def _node_host(attention: AttentionSpec, cpus: float) -> dict[str, Any]:
+    """Returns what an attention node needs of its host, in Ray's words."""
+    wanted: dict[str, Any] = {
+        "num_cpus": cpus if attention.num_cpus == "auto" else attention.num_cpus,
+        "num_gpus": attention.num_gpus,
+    }
+    if attention.accelerator_type is not None:
+        wanted["accelerator_type"] = attention.accelerator_type
+    if attention.labels:
+        wanted["label_selector"] = dict(attention.labels)
+    return wanted
+
+
 def _options(
-    deployment: Any, service: Service, replicas: dict[str, Any], settings: object, num_cpus: float, num_gpus: float
+    deployment: Any, service: Service, replicas: dict[str, Any], settings: object, of_host: dict[str, Any]
 ) -> Any:
     drain_s = service.spec.limits.drain_timeout_s
     options = deployment.options(
@@ -105,7 +118,7 @@ def _options(
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
         graceful_shutdown_timeout_s=drain_s,
         graceful_shutdown_wait_loop_s=min(DRAIN_CHECK_S, drain_s),
-        ray_actor_options={"num_cpus": num_cpus, "num_gpus": num_gpus},
+        ray_actor_options=of_host,
     )
     # Serve replaces replicas of another version only; of itself, it would give each `serve.run` a random one.
     return options.options(version=_version(settings), _internal=True)
@@ -162,6 +175,7 @@ def _node_settings(service: Service) -> NodeDeploymentSettings:
         config=service.config,
         dtype=service.dtype,
         device=service.attention_device,
+        gpu_share=attention.num_gpus,
         max_context=service.max_context,
         cache_tokens=None if attention.cache_tokens == "auto" else attention.cache_tokens,
         prefill_chunk=None if attention.prefill_chunk == "auto" else attention.prefill_chunk,

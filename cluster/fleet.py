@@ -228,7 +228,7 @@ class ExpertFleet:
     def _core_on(self, keeper: ExpertKeeper, host: str, num_cores: int) -> int | None:
         """Returns the core that a replica is pinned to on its host: no other's of its layout, if that can be."""
         experts = self._service.spec.experts
-        if experts.num_gpus or experts.pin_cores is False:
+        if keeper.shard.num_gpus or experts.pin_cores is False:
             return None
         there = [each for each in self._all_of(keeper.layout) if each.host == host and each is not keeper]
         staying = [each.core for each in there if not each.leaving]

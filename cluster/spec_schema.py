@@ -88,7 +88,7 @@ class AttentionSpec(Section):
     replicas: ReplicaCount = ONE
     """Attention nodes."""
     num_gpus: NumGpus = 0
-    """GPUs of one node."""
+    """The share of a GPU that one node has, at most 1."""
     num_cpus: NumCpus = "auto"
     """CPUs that Ray sets aside for one node; auto: 1; a fraction if Manta starts Ray, or Ray has fewer than 4."""
     cache_tokens: AutoCount = "auto"
@@ -101,6 +101,10 @@ class AttentionSpec(Section):
     """The most sequences that run at once on one node; the others queue."""
     max_queued: CountOrZero = 256
     """The most sequences that wait on one node; beyond it a request is answered 429."""
+    accelerator_type: TextOrNull = None
+    """The accelerator that nodes must run on, in Ray's words, such as H200."""
+    labels: Labels = Field(default_factory=dict)
+    """The Ray labels of the hosts that nodes may run on."""
 
 
 class RouterSpec(Section):
@@ -120,7 +124,7 @@ class ShardOverride(Section):
     replicas: Annotated[Replicas | None, REPLICAS] = None
     """Replicas of this shard."""
     num_gpus: NumGpus | None = None
-    """GPUs of one replica of this shard."""
+    """The share of a GPU that one replica of this shard has, at most 1."""
     num_cpus: NumCpus | None = None
     """CPUs of one replica of this shard."""
     accelerator_type: TextOrNull = None
@@ -144,7 +148,7 @@ class ExpertsSpec(Section):
     overrides: dict[ExpertId, ShardOverride] = Field(default_factory=dict)
     """Expert id to settings of its shard: `{3: {replicas: 2}}`; two that disagree about one shard are an error."""
     num_gpus: NumGpus = 0
-    """GPUs of one replica."""
+    """The share of a GPU that one replica has, at most 1."""
     num_cpus: NumCpus = "auto"
     """CPUs that Ray sets aside for one replica; auto: 1; a fraction as for attention nodes."""
     pin_cores: AutoBool = "auto"

@@ -17,6 +17,7 @@ from attention.engine import Engine
 from attention.levels import step_experts
 from attention.routers import ROUTERS, RouterClient
 from attention.sizing import NodeSettings, make_cache
+from attention.warming import rehearse
 from checkpoint.reader import CheckpointReader
 from checkpoint.weights import read_attention_weights
 from experts.service import ExpertService
@@ -170,8 +171,10 @@ class LocalModel:
         routers = Replicas(lambda address: LocalPeer(router.serve), _no_timer, 0.0)
         routers.update({ROUTERS: (Address("local", "router", "", 0),)})
         client = RouterClient(routers, lambda timeout_s: None, timeout_s=0.0)
-        cache = make_cache(node, config, self._dtype, self._device)
         model = DenseModel(config, weights, self._device)
+        if self._device.type == "cuda":
+            rehearse(model, node, self._dtype)
+        cache = make_cache(node, config, self._dtype, self._device)
         experts = step_experts(client, config, settings.max_sequences, self._device)
         return Engine(model, cache, node.limits(), node.max_context, experts)
 

@@ -13,7 +13,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_gpu_share(value: object) -> bool:
-    return is_number(value) and (value <= 1 or float(value).is_integer())
+    return is_number(value) and value <= 1
 
 
 def _is_name(value: object) -> bool:
@@ -28,5 +28,5 @@ CountOrZero = Annotated[int, Rule("a whole number of at least 0", lambda value: 
 CountOrNull = Annotated[int | None, Rule("null or a whole number of at least 1", or_null(_is_count))]
 AutoCount = Annotated[int | Auto, Rule("auto or a whole number of at least 1", or_auto(_is_count))]
 NumCpus = Annotated[float | Auto, Rule("auto or a number of at least 0", or_auto(is_number))]
-NumGpus = Annotated[float, Rule("0, a fraction of one GPU, or a whole number of GPUs", _is_gpu_share)]
+NumGpus = Annotated[float, Rule("0, a fraction of one GPU, or 1: no process computes on more than one", _is_gpu_share)]
 Seconds = Annotated[float, Rule("a number of seconds above 0", lambda value: is_number(value) and value > 0)]

@@ -23,19 +23,20 @@ def page(head: str, root: type[Section], inner: Mapping[str, type[Section]]) -> 
     """
     own = [(name, field) for name, field in root.model_fields.items() if section_in(field.annotation) is None]
     sections = [(name, section_in(field.annotation)) for name, field in root.model_fields.items()]
+    chapters = [*sections, *inner.items()]
     parts = [head, *_table(own)]
-    for name, section in [*sections, *inner.items()]:
+    for name, section in chapters:
         if section is not None:
-            parts += [f"\n## `{name}`\n", f"{section.__doc__}\n", *_table(section.model_fields.items())]
+            fields = section.model_fields.items()
+            told = [
+                (one, field) for one, field in fields if not (is_section(field.annotation) and f"{name}.{one}" in inner)
+            ]
+            parts += [f"\n## `{name}`\n", f"{section.__doc__}\n", *_table(told)]
     return "\n".join(parts) + "\n"
 
 
 def _table(fields: Any) -> list[str]:
-    rows = [
-        f"| `{name}` | {_allowed(field)} | {_default(field)} | {_meaning(field)} |"
-        for name, field in fields
-        if not is_section(field.annotation)  # which has a chapter of its own
-    ]
+    rows = [f"| `{name}` | {_allowed(field)} | {_default(field)} | {_meaning(field)} |" for name, field in fields]
     return ["| field | allowed | default | meaning |", "| --- | --- | --- | --- |", *rows]
 
 

@@ -125,7 +125,7 @@ class ParallelSpec(Section):
     expert_parallel: Count = 1
     """Workers that hold one set of experts between them; divides the experts, and the workers if they are no range."""
     num_gpus: NumGpus = 0
-    """GPUs of one worker."""
+    """The share of a GPU that one worker has, at most 1."""
     num_cpus: NumCpus = "auto"
     """CPUs that Ray sets aside for one worker; auto: 1, or less on few cores of Manta's own Ray. 0 only with GPUs."""
     dispatch: Annotated[Literal["dropless", "capacity"], one_of("dropless", "capacity")] = "dropless"

@@ -4,9 +4,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from attention.cache import DEFAULT_BLOCK_SIZE
-from attention.sizing import FULL_ATTENTION_CHUNK, NodeSettings, batch_tokens, make_cache
+from attention.sizing import (
+    FULL_ATTENTION_CHUNK,
+    GPU_MEMORY_FRACTION,
+    GpuMemory,
+    NodeSettings,
+    batch_tokens,
+    gpu_cache_bytes,
+    make_cache,
+)
 from tests.attention.small_engine import CONFIG
 
 CPU = torch.device("cpu")
@@ -72,3 +82,39 @@ def test_too_small_for_one_sequence() -> None:
 )
 def test_batch_tokens(given: int | None, device: str, max_sequences: int, expected: int) -> None:
     assert batch_tokens(given, device, max_sequences) == expected
+
+
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("memory", "share", "expected"),
+    [
+        # Alone: nine tenths, less weights and the largest step.
+        (GpuMemory(100 * GIB, free=90 * GIB, own=10 * GIB, own_peak=14 * GIB), 1.0, 76 * GIB),
+        # A tenth beside an expert that has not loaded yet: what is free now is no matter.
+        (GpuMemory(100 * GIB, free=95 * GIB, own=3 * GIB, own_peak=4 * GIB), 0.1, 5 * GIB),
+        # Another process has taken more than its share.
+        (GpuMemory(100 * GIB, free=10 * GIB, own=3 * GIB, own_peak=4 * GIB), 0.5, 9 * GIB),
+        (GpuMemory(100 * GIB, free=90 * GIB, own=10 * GIB, own_peak=14 * GIB), 0.1, 0),
+    ],
+)
+def test_a_gpu_is_shared_as_the_file_says(memory: GpuMemory, share: float, expected: int) -> None:
+    assert gpu_cache_bytes(memory, share) == pytest.approx(expected, abs=1)
+
+
+@given(
+    shares=st.lists(st.floats(0.01, 1), min_size=1, max_size=8).filter(lambda shares: sum(shares) <= 1),
+    peak=st.integers(0, 1 << 34),
+)
+def test_those_that_share_a_gpu_never_take_more_than_there_is(shares: list[float], peak: int) -> None:
+    """Whatever the order in which they load: each asks when those before it have their caches, or not yet."""
+    total = 80 * GIB
+    for loaded in (True, False):
+        taken = 0
+        for share in shares:
+            own = min(peak, int(total * share * GPU_MEMORY_FRACTION))
+            seen = taken if loaded else 0
+            cache = gpu_cache_bytes(GpuMemory(total, max(0, total - seen - own), own, own), share)
+            taken += own + cache
+        assert taken <= total

@@ -102,6 +102,24 @@ def test_on_a_cluster_a_node_sets_a_whole_cpu_aside(model: Path) -> None:
     assert cpus(Room((2.0,), own=True)) == {"Gateway": 0.05, "RouterReplica": 0.05, "AttentionNode": 0.05}
 
 
+def test_nodes_run_where_the_file_says(model: Path) -> None:
+    def options(**attention: object) -> dict[str, Any]:
+        found = deployments(build({"model": {"path": str(model)}, "attention": attention}))
+        assert found["Gateway"].ray_actor_options.keys() == {"num_cpus", "num_gpus"}
+        return found["AttentionNode"].ray_actor_options
+
+    assert options(num_cpus=1) == {"num_cpus": 1, "num_gpus": 0}
+    asked = options(num_cpus=1, num_gpus=0.1, accelerator_type="H200", labels={"zone": "a"})
+    expected = {"num_cpus": 1, "num_gpus": 0.1, "accelerator_type": "H200", "label_selector": {"zone": "a"}}
+    assert asked == expected
+
+
+def test_a_node_with_a_share_of_a_gpu_hears_of_it(model: Path) -> None:
+    found = deployments(build({"model": str(model), "attention.num_gpus": 0.25}))
+    settings = found["AttentionNode"].init_args[0]
+    assert (settings.device, settings.gpu_share) == ("cuda", 0.25)
+
+
 def test_every_deployment_drains_as_long_as_the_service_file_says(model: Path) -> None:
     spec = spec_for_model(model, {"limits.drain_timeout_s": 7})
     for deployment in deployments(build_service(resolve(spec, ROOM))).values():

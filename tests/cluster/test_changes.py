@@ -46,6 +46,8 @@ def test_the_same_file_changes_nothing(model: Path) -> None:
         ({"router": {"replicas": 2}}, "router.replicas", 1, 2, "live"),
         ({"router": {"routing": "token"}}, "router.routing", "auto", "token", "live"),
         ({"attention": {"replicas": 2}}, "attention.replicas", 1, 2, "live"),
+        ({"attention": {"accelerator_type": "H200"}}, "attention.accelerator_type", None, "H200", "rolling"),
+        ({"attention": {"labels": {"a": "b"}}}, "attention.labels", {}, {"a": "b"}, "rolling"),
         ({"attention": {"max_sequences": 9}}, "attention.max_sequences", 64, 9, "rolling"),
         ({"api": {"replicas": 2}}, "api.replicas", 1, 2, "live"),
         ({"api": {"port": 9}}, "api.port", 8000, 9, "refused"),

@@ -76,3 +76,12 @@ def test_a_host_with_too_few_pins_none_unless_told(arrive: Callable[..., Counter
 
 def test_replicas_on_gpus_are_not_pinned(arrive: Callable[..., Counter[Any]]) -> None:
     assert arrive(6, slices=1, num_gpus=1) == {("a", None): 3, ("b", None): 3}
+
+
+@pytest.mark.parametrize(("num_gpus", "of_first", "pinned"), [(0, 1, 5), (1, 0, 1)])
+def test_a_shard_of_another_kind_than_the_others(
+    arrive: Callable[..., Counter[Any]], num_gpus: int, of_first: int, pinned: int
+) -> None:
+    """A shard's own `num_gpus` decides, not that of the others."""
+    found = arrive(6, slices=1, num_gpus=num_gpus, overrides={0: {"num_gpus": of_first}})
+    assert sum(count for (_, core), count in found.items() if core is not None) == pinned

@@ -150,6 +150,7 @@ def test_the_example_on_the_page_is_a_run(tmp_path: Path) -> None:
         ("parallel.workers", 0, "allowed: a whole number of at least 1, or {min: …, max: …} with min at most max."),
         ("parallel.workers", {"min": 4, "max": 2}, "min at most max"),
         ("parallel.num_gpus", 1.5, "a fraction of one GPU"),
+        ("parallel.num_gpus", 2, "no process computes on more than one"),
         ("parallel.dispatch", "droples", "Did you mean dropless?"),
         ("parallel.capacity_factor", 0, "0 was given; allowed: a number above 0."),
         ("optimizer.lr", 1, "is not a field; did you mean peak_lr?"),
