@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -71,6 +72,22 @@ def write_checkpoint(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes one safetensors file, with the mode that the umask allows; the tensors are contiguous and share no memory.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.touch()
+    mode = path.stat().st_mode  # safetensors would let nobody else read it
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    with suppress(OSError):  # some mounts know no modes
+        path.chmod(mode)
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Copies a tokenizer's files from one directory into another.
 
@@ -128,11 +145,7 @@ def _write_tensors(directory: Path, tensors: Iterable[tuple[str, Tensor]], max_f
     total = 0
     for number, part in enumerate(_parts(tensors, max_file_bytes), start=1):
         path = directory / f"part-{number:05d}.safetensors"
-        path.touch()
-        mode = path.stat().st_mode  # what the umask allows; safetensors would let nobody else read it
-        save_file(part, path, metadata={"format": "pt"})
-        with suppress(OSError):  # some mounts know no modes
-            path.chmod(mode)
+        save_tensors(path, part)
         files.append((path, list(part)))
         total += sum(tensor.nbytes for tensor in part.values())
     if len(files) == 1:

@@ -3,8 +3,8 @@
     <folder>/step-00000100/            complete; its progress.json was written last but one, the rename came last
     <folder>/step-00000200.partial/    being written, or left by a run that ended meanwhile
 
-`torch.distributed.checkpoint` writes the tensors: each rank what it has of the experts, one rank what all have. Because
-experts are written as shards of whole tensors, any EP and EDP can read them.
+`torch.distributed.checkpoint` decides who writes what: each rank what it has of the experts, and a share of what all
+have; `training.tensor_files` writes it. As experts are written as rows of whole tensors, any EP and EDP can read them.
 """
 
 import json
@@ -24,7 +24,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -49,6 +48,7 @@ from training.progress import (
     newest_in,
     next_older,
 )
+from training.tensor_files import TensorReader, TensorWriter
 
 # What torch says of a run of a single process.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -91,7 +91,7 @@ class Saver:
         try:
             future: Any = async_save(  # copies what it is given before it returns
                 state_of(model, optimizer, self._mesh),
-                storage_writer=FileSystemWriter(directory, sync_files=True),
+                storage_writer=TensorWriter(directory),
                 process_group=self._group,
                 no_dist=self._group is None,
             )
@@ -185,7 +185,7 @@ def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mes
     try:
         load_tensors(
             state,
-            storage_reader=FileSystemReader(complete.directory),
+            storage_reader=TensorReader(complete.directory, complete.tensors),
             no_dist=mesh.grid is None,
         )
     except (OSError, CheckpointException, RuntimeError, ValueError, KeyError) as error:

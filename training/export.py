@@ -1,28 +1,29 @@
 """From a run's checkpoint to a Hugging Face one, which `manta serve` and transformers load. One process, no ranks."""
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import torch
+from pydantic import TypeAdapter
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_tensors
 
 from checkpoint.experts import ExpertNaming, gate_name, task_gate_name
 from checkpoint.writer import write_checkpoint
 from model.config import MixtralConfig
 from model.dtypes import TORCH_DTYPES
-from model.routing import Routing
+from training.manifest import Tensors
+from training.plain_files import NotPlain, parse_plain
 from training.progress import (
     CHECKPOINT_FOLDER,
+    PROGRESS_FILE,
     Complete,
+    DamagedCheckpoint,
     complete_checkpoints,
     newest_checkpoint,
     read_progress,
     step_of,
 )
+from training.tensor_files import DamagedFile, check_files, read_tensor
 
 TOKENIZER_FOLDER = "tokenizer"  # in a run's folder
 
@@ -31,7 +32,10 @@ LAYER_NAMES = {
     "post_norm": "post_attention_layernorm.weight",
     "attention.output": "self_attn.o_proj.weight",
 }
+PARAMETERS = "parameters."  # what their names begin with in a run's checkpoint
 WHOLE_NAMES = {"embedding": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "lm_head": "lm_head.weight"}
+
+_CONFIG = TypeAdapter(MixtralConfig)
 
 
 def export(complete: Complete, out: Path, dtype_name: str, tokenizer: Path | None) -> None:
@@ -70,31 +74,71 @@ def find_checkpoint(run: Path, step: int | None) -> Complete:
 
 
 def config_of(complete: Complete) -> MixtralConfig:
-    """Returns the model's sizes, as the checkpoint has them."""
-    said: dict[str, Any] = complete.config
-    routing: dict[str, Any] = said["routing"]
-    whole: dict[str, Any] = {
-        **said,
-        "eos_token_ids": tuple(said["eos_token_ids"]),
-        "routing": Routing(routing["level"], routing["positions"], tuple(routing["tasks"])),
-    }
-    return MixtralConfig(**whole)
+    """Returns the model's sizes, as the checkpoint has them.
+
+    Raises:
+        DamagedCheckpoint: They are not what a model's are.
+    """
+    try:
+        return parse_plain(json.dumps(complete.config), _CONFIG, PROGRESS_FILE)
+    except NotPlain as error:
+        raise DamagedCheckpoint(f"{complete.directory} is of no model: {error}") from error
 
 
 def exported(complete: Complete, config: MixtralConfig) -> Iterator[tuple[str, Tensor]]:
-    """Yields the model's tensors by their names in a Hugging Face checkpoint; reads one of training's at a time."""
-    reader = FileSystemReader(complete.directory)
-    stored = reader.read_metadata().state_dict_metadata
-    for name in sorted(name.removeprefix("parameters.") for name in stored if name.startswith("parameters.")):
-        yield from _renamed(name, _read(complete.directory, f"parameters.{name}", stored), config)
+    """Yields the model's tensors by their names in a Hugging Face checkpoint; reads one of training's at a time.
+
+    Raises:
+        DamagedCheckpoint: Its files are not what it says, or not of a model of these sizes.
+        OSError: A file cannot be read.
+    """
+    stored = {name: tensor for name, tensor in complete.tensors.items() if name.startswith(PARAMETERS)}
+    try:
+        _check_shapes(complete, stored, config)
+        check_files(complete.directory, stored)  # before memory is made, and hours of writing
+        for name in sorted(stored):
+            yield from _renamed(
+                name.removeprefix(PARAMETERS), read_tensor(complete.directory, name, stored[name]), config
+            )
+    except DamagedFile as error:
+        raise DamagedCheckpoint(f"{complete.directory} cannot be read: {error}") from error
 
 
-def _read(directory: Path, name: str, stored: Mapping[str, object]) -> Tensor:
-    found = stored[name]
-    assert isinstance(found, TensorStorageMetadata), f"{name} is no tensor"
-    state = {name: torch.empty(found.size, dtype=found.properties.dtype)}
-    load_tensors(state, storage_reader=FileSystemReader(directory), no_dist=True)
-    return state[name]
+def _check_shapes(complete: Complete, stored: Tensors, config: MixtralConfig) -> None:
+    found = {name.removeprefix(PARAMETERS): tensor.shape for name, tensor in stored.items()}
+    per_layer = len(_layer_shapes(config))
+    if len(found) != per_layer * config.num_layers + len(_whole_shapes(config)):  # before a name is made for each
+        what = f"{len(found)} parameters, and a model of {config.num_layers} layers has another number"
+        raise DamagedCheckpoint(f"{complete.directory} has {what}")
+    wanted = _whole_shapes(config) | {
+        f"layers.{layer}.{name}": shape
+        for layer in range(config.num_layers)
+        for name, shape in _layer_shapes(config).items()
+    }
+    for name, shape in wanted.items():
+        if found.get(name) != shape:
+            what = f"{found.get(name)} for {name}, and its sizes mean {shape}"
+            raise DamagedCheckpoint(f"{complete.directory} has {what}")
+
+
+def _whole_shapes(config: MixtralConfig) -> dict[str, tuple[int, ...]]:
+    table = (config.vocab_size, config.hidden_size)
+    head = {} if config.tie_embeddings else {"lm_head": table}
+    return {"embedding": table, "final_norm": (config.hidden_size,)} | head
+
+
+def _layer_shapes(config: MixtralConfig) -> dict[str, tuple[int, ...]]:
+    hidden, ffn, experts = config.hidden_size, config.ffn_size, config.num_experts
+    by_task = config.routing.level == "task"
+    return {
+        "input_norm": (hidden,),
+        "post_norm": (hidden,),
+        "attention.qkv": (config.query_size + 2 * config.key_value_size, hidden),
+        "attention.output": (hidden, config.query_size),
+        "moe.gate": (len(config.routing.tasks), experts) if by_task else (experts, hidden),
+        "moe.gate_up": (experts, 2 * ffn, hidden),
+        "moe.down": (experts, hidden, ffn),
+    }
 
 
 def _renamed(name: str, value: Tensor, config: MixtralConfig) -> Iterator[tuple[str, Tensor]]:

@@ -19,7 +19,7 @@ from training.checkpoints import Saver, check_data, check_fits, load
 from training.cursor import Cursor, SampleOrder, part
 from training.initial import InitialWeights, RandomWeights
 from training.mesh import Mesh
-from training.metrics import MetricsLog, Record
+from training.metrics import MetricsError, MetricsLog, Record
 from training.model import Batch, TrainModel
 from training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from training.packing import Batch as PackedBatch
@@ -245,6 +245,8 @@ def _read_by_all(directory: Path, mesh: Mesh) -> Complete:
 def _metrics(job: Job, made: int) -> MetricsLog:
     try:
         return MetricsLog(job.folder, made)
+    except MetricsError as error:
+        raise DamagedCheckpoint(str(error)) from error
     except OSError as error:
         raise _unwritable(job, error) from error
 

@@ -5,11 +5,13 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+MAX_LINE_BYTES = 1 << 24  # a record counts rows for each expert of each layer
 MOST_EXPERT_TAGS = 512  # of TensorBoard, which draws a chart for each
 
 
@@ -80,19 +82,30 @@ class MetricsLog:
                 file.close()
 
 
+class MetricsError(ValueError):
+    """A run's metrics are not what Manta writes; says where, and what to do."""
+
+
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Returns what a run has written so far; none: an empty list."""
+    """Returns what a run has written so far; none: an empty list.
+
+    Raises:
+        MetricsError: It holds something else.
+    """
     try:
-        lines = (folder / METRICS_FILE).read_text().split("\n")
+        with (folder / METRICS_FILE).open("rb") as file:
+            return list(_records(file))
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last line end is being written
 
 
 class Follower:
     """Reads what a run adds to its metrics, each step once, though steps are made again after a failure.
 
     What is there already counts as read.
+
+    Raises:
+        MetricsError: It is not what a run writes; so does `read`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,13 +121,38 @@ class Follower:
                 if file_id != self._file_id:  # whoever goes on with a run replaces the file
                     self._file_id, self._offset = file_id, 0
                 file.seek(self._offset)
-                whole, end, _ = file.read().rpartition(b"\n")  # what follows is being written
+                records = [record for record in _records(file) if record["step"] > self._last_step]
+                self._offset = file.tell()
         except FileNotFoundError:
             return []
-        self._offset += len(whole) + len(end)
-        records = [record for record in map(json.loads, whole.splitlines()) if record["step"] > self._last_step]
         self._last_step = max((record["step"] for record in records), default=self._last_step)
         return records
+
+
+def _records(file: BufferedReader) -> Iterator[dict[str, Any]]:
+    """Yields what follows in a file and leaves it where the last whole line ends: the rest is being written."""
+    end = file.tell()
+    while (line := file.readline(MAX_LINE_BYTES)).endswith(b"\n"):
+        yield _record(line, file)
+        end = file.tell()
+    if len(line) == MAX_LINE_BYTES:
+        raise _foreign(file)
+    file.seek(end)
+
+
+def _record(line: bytes, file: BufferedReader) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise _foreign(file) from error
+    if not isinstance(record, dict) or not isinstance(cast("dict[str, Any]", record).get("step"), int):
+        raise _foreign(file)
+    return cast("dict[str, Any]", record)
+
+
+def _foreign(file: BufferedReader) -> MetricsError:
+    what = f"{file.name}: the line that ends at byte {file.tell()} is none of a run's metrics"
+    return MetricsError(f"{what}; move the file away")
 
 
 def _scalars(record: Record) -> Iterator[tuple[str, float]]:
@@ -148,10 +186,12 @@ def _cut(path: Path, steps_made: int) -> None:
     """Removes the records of steps after `steps_made`."""
     if not path.exists():
         return
-    kept = [record for record in read_metrics(path.parent) if record["step"] <= steps_made]
     scratch = path.with_suffix(".partial")
     try:
-        scratch.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        with path.open("rb") as file, scratch.open("w") as kept:
+            for record in _records(file):
+                if record["step"] <= steps_made:
+                    kept.write(json.dumps(record) + "\n")
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)  # half written, it would keep room

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data_errors import StoreError
-from training.tokens import TokenStore
+from training.tokens import REMEDY, TokenStore
 
 NO_LABEL = -1
 
@@ -78,7 +78,11 @@ class PackedData:
             raise StoreError(f"{store.directory}: its documents have no second token to learn; give longer ones")
 
     def batch(self, indices_B: Indices) -> Batch:
-        """The samples with these indices, each below `num_samples`; reads their tokens and no others."""
+        """The samples with these indices, each below `num_samples`; reads their tokens and no others.
+
+        Raises:
+            StoreError: The store is damaged.
+        """
         assert indices_B.size == 0 or (indices_B.min() >= 0 and indices_B.max() < self.num_samples), indices_B
         tasks_B = np.searchsorted(self._first_samples, indices_B, side="right") - 1
         first_B = (
@@ -90,6 +94,8 @@ class PackedData:
         places_BM = np.minimum(places_BM, end_B[:, None] - 1)
         documents_BM = self._documents.at(places_BM)
         ids_BM = np.where(real_BM, self._documents.tokens(places_BM, documents_BM), self.store.info.origin.eos_id)
+        if ids_BM.size and ids_BM.max() >= self.store.info.origin.vocab_size:  # no row of an embedding is read for it
+            raise StoreError(f"{self.store.directory}: has ids beyond its vocabulary. {REMEDY}")
         documents_BM[~real_BM] = -1  # padding is a document of its own
         labelled_BL = real_BM[:, 1:]
         if self.separate_documents:

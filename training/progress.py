@@ -3,18 +3,29 @@
 A damaged checkpoint is in nobody's way unless it is the one to go on from: they are listed by name.
 """
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter
+
+from training.manifest import Tensors, read_manifest
+from training.plain_files import NotPlain, parse_plain, read_bounded
 
 CHECKPOINT_FOLDER = "checkpoints"  # in a run's folder
 PROGRESS_FILE = "progress.json"
-FORMAT = 1
+FORMAT = 2
+PICKLED_FORMAT = 1
+MAX_PROGRESS_BYTES = 1 << 20
 PARTIAL = ".partial"
 REMEDY = "make room there, or see to it that it can be written, and start the run again: it goes on"
+PICKLED = (
+    "was written by an earlier version of Manta, as pickles, which are not read: unpickling runs whatever code is in "
+    "them. If you trust it, export it with the version that wrote it (`manta export`), and start a new run from that "
+    "directory (`model.path`)"
+)
 _NAME = re.compile(r"step-(\d{8})")
 
 
@@ -40,18 +51,42 @@ class Progress:
         data: Names what they were, and their order.
     """
 
-    step: int
-    samples_seen: int
+    step: Annotated[int, Field(ge=0, lt=1 << 53)]
+    samples_seen: Annotated[int, Field(ge=0, lt=1 << 53)]
     data: str
 
 
 @dataclass(frozen=True)
 class Complete:
-    """A checkpoint that can be read."""
+    """A checkpoint that can be read.
+
+    Args:
+        config: The model's sizes, as `model.config.MixtralConfig` has them.
+        tensors: What it holds, and where.
+    """
 
     directory: Path
     progress: Progress
     config: dict[str, Any]
+    tensors: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Format:
+    """What PROGRESS_FILE says in every format."""
+
+    format: int
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What it says in this one."""
+
+    progress: Progress
+    config: dict[str, Any]
+
+
+_FORMAT, _SAID = TypeAdapter(_Format), TypeAdapter(_Said)
 
 
 def checkpoint_name(step: int) -> str:
@@ -101,17 +136,24 @@ def read_progress(directory: Path) -> Complete:
 
     Raises:
         CheckpointError: It cannot be read.
-        DamagedCheckpoint: It is none, or of another format.
+        DamagedCheckpoint: It is none, or of another format: of the one that was pickled, says what to do.
     """
-    path = directory / PROGRESS_FILE
     try:
-        said = json.loads(path.read_text())
-        if said["format"] != FORMAT:
-            raise DamagedCheckpoint(f"{path} has format {said['format']}; this version of Manta reads {FORMAT}")
-        return Complete(directory, Progress(**said["progress"]), dict(said["config"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        kind = CheckpointError if isinstance(error, OSError) else DamagedCheckpoint  # storage may be back soon
-        raise kind(f"{directory} is no complete checkpoint of a training run: {error!r}") from error
+        text = read_bounded(directory / PROGRESS_FILE, MAX_PROGRESS_BYTES)
+        found = parse_plain(text, _FORMAT, PROGRESS_FILE).format
+        if found == PICKLED_FORMAT:
+            raise DamagedCheckpoint(f"{directory} {PICKLED}")
+        if found != FORMAT:
+            what = f"{directory / PROGRESS_FILE} has format {found}"
+            raise DamagedCheckpoint(f"{what}; this version of Manta reads {FORMAT}")
+        said = parse_plain(text, _SAID, PROGRESS_FILE)
+        if checkpoint_name(said.progress.step) != directory.name:
+            raise DamagedCheckpoint(f"{directory} says that it is of step {said.progress.step}; give it its name back")
+        return Complete(directory, said.progress, said.config, read_manifest(directory))
+    except (OSError, NotPlain) as error:
+        lasting = isinstance(error, NotPlain | FileNotFoundError)  # storage may be back soon
+        kind = DamagedCheckpoint if lasting else CheckpointError
+        raise kind(f"{directory} is no complete checkpoint of a training run: {error}") from error
 
 
 def newest_in(folder: Path, but: int | None = None) -> str:

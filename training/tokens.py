@@ -17,21 +17,25 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from io import BufferedWriter
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, TypeAdapter
 
 from training.data_errors import StoreError, StoreNotWritten
+from training.plain_files import NotPlain, parse_plain, read_bounded
 
 FORMAT_VERSION = 1
 TOKENS, OFFSETS, TASKS, STORE = "tokens.bin", "offsets.bin", "tasks.bin", "store.json"
 OFFSET_TYPE, TASK_TYPE = np.dtype("<i8"), np.dtype("<i4")
+MAX_STORE_BYTES = 1 << 26  # of store.json
 CHUNK = 1 << 20  # documents whose tasks are renumbered at once
 REMEDY = "Remove the folder: the next run reads the sources again."
 ROOM = "make room there, or see to it that it can be written, and start the run again"
 
 Ids: TypeAlias = NDArray[np.unsignedinteger[Any]]
+Count = Annotated[int, Field(ge=1, lt=1 << 53)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +52,8 @@ class Origin:
 
     fingerprint: str
     tokenizer_hash: str
-    vocab_size: int
-    eos_id: int
+    vocab_size: Annotated[int, Field(ge=1, le=1 << 32)]
+    eos_id: Annotated[int, Field(ge=0)]
     sources: tuple[dict[str, Any], ...] = ()
 
 
@@ -58,9 +62,19 @@ class StoreInfo:
     """What store.json says. `task_names` is empty in a store without tasks."""
 
     origin: Origin
-    num_documents: int
-    num_tokens: int
+    num_documents: Count
+    num_tokens: Count
     task_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Version:
+    """What store.json says in every format."""
+
+    format_version: int
+
+
+_VERSION, _INFO = TypeAdapter(_Version), TypeAdapter(StoreInfo)
 
 
 def token_type(vocab_size: int) -> np.dtype[np.unsignedinteger[Any]]:
@@ -241,16 +255,12 @@ def _write_info(directory: Path, info: StoreInfo) -> None:
 def _read_info(directory: Path) -> StoreInfo:
     path = directory / STORE
     try:
-        fields = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-        version = fields.pop("format_version")
+        text = read_bounded(path, MAX_STORE_BYTES)
+        version = parse_plain(text, _VERSION, STORE).format_version
         if version != FORMAT_VERSION:
             raise StoreError(f"{path}: is of format {version}, and this release reads {FORMAT_VERSION}. {REMEDY}")
-        origin = fields.pop("origin")
-        origin = Origin(sources=tuple(origin.pop("sources")), **origin)
-        return StoreInfo(origin=origin, task_names=tuple(fields.pop("task_names")), **fields)
+        return parse_plain(text, _INFO, STORE)
     except FileNotFoundError as error:
         raise StoreError(f"{directory}: holds no {STORE}, so it is no whole token store. {REMEDY}") from error
-    except StoreError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{path}: is not what Manta writes ({error!r}). {REMEDY}") from error
+    except NotPlain as error:
+        raise StoreError(f"{path}: is not what Manta writes ({error}). {REMEDY}") from error

@@ -49,7 +49,7 @@ class Ranks:
             raise AssertionError("\n".join(failures))
         import torch
 
-        return [torch.load(path, weights_only=False) for path in outcomes]
+        return [torch.load(path, weights_only=False) for path in outcomes]  # noqa: TID251 - our own
 
     def close(self) -> None:
         """Ends them."""

@@ -146,7 +146,7 @@ def test_a_checkpoint_of_other_sizes_is_refused(ranks: Ranks, tmp_path: Path, se
 def test_a_damaged_checkpoint_is_named(ranks: Ranks, tmp_path: Path, seed: int) -> None:
     ranks.run(1, save, MeshShape(1, 1), tmp_path / "run", seed, "adamw")
     complete = newest(tmp_path / "run")
-    for path in complete.directory.glob("*.distcp"):
+    for path in complete.directory.glob("*.safetensors"):
         path.write_bytes(path.read_bytes()[:100])
     model, optimizer = trained(lone_mesh(), seed, "adamw", steps=0)
     alone = "there is no older one: once step-00000002 is moved away, the run begins anew"
@@ -154,7 +154,7 @@ def test_a_damaged_checkpoint_is_named(ranks: Ranks, tmp_path: Path, seed: int) 
         load(complete, model, optimizer, lone_mesh())
     said = json.loads((complete.directory / "progress.json").read_text())
     (complete.directory / "progress.json").write_text(json.dumps({**said, "format": 99}))
-    with pytest.raises(DamagedCheckpoint, match="has format 99; this version of Manta reads 1"):
+    with pytest.raises(DamagedCheckpoint, match="has format 99; this version of Manta reads 2"):
         newest_checkpoint(tmp_path / "run")
 
 
@@ -212,11 +212,11 @@ def test_storage_that_cannot_be_read_just_now_is_no_damage(
     complete = newest(tmp_path)
     model, optimizer = trained(lone_mesh(), seed, "adamw", steps=0)
     with monkeypatch.context() as patch:
-        patch.setattr("training.checkpoints.FileSystemReader.read_data", fail)
+        patch.setattr("training.checkpoints.TensorReader.read_data", fail)
         with pytest.raises(CheckpointError, match="Stale file handle") as caught:
             load(complete, model, optimizer, lone_mesh())
     assert not isinstance(caught.value, DamagedCheckpoint)
-    monkeypatch.setattr(Path, "read_text", fail)
+    monkeypatch.setattr(Path, "open", fail)
     with pytest.raises(CheckpointError, match="Stale file handle") as caught:
         newest_checkpoint(tmp_path)
     assert not isinstance(caught.value, DamagedCheckpoint)

@@ -305,7 +305,7 @@ def test_a_storage_without_room_for_a_checkpoint_is_named_at_once(
     made = job(tmp_path, seed, steps=4)
     run(made, lone_mesh())
     (directory, *_) = complete_checkpoints(made.checkpoints)
-    taken = sum(path.stat().st_size for path in directory.glob("*.distcp"))
+    taken = sum(path.stat().st_size for path in directory.glob("*.safetensors"))
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(total=taken * 9, free=taken // 2))
     with pytest.raises(
         CheckpointError, match=r"has [\d.]+ MB free, and a checkpoint takes ([\d.]+) MB; make room"
