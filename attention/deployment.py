@@ -104,7 +104,7 @@ def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServ
         model,
         cache,
         node,
-        membership.key(),
+        membership.credentials(),
         membership.tcp_host(),
         settings.recovery_timeout_s,
         settings.request_timeout_s,

@@ -18,11 +18,13 @@ from protos.dispatch_pb2 import Header
 from protos.generation_pb2 import FAILED, GenerationFailure, Leaving, SequenceOutput, StepOutput
 from transport.address import Address
 from transport.busy import BusyClock
+from transport.credentials import Credentials
 from transport.frames import Frame
 from transport.loop import Loop
 from transport.pulse import Pulse
 from transport.replicas import Replicas
-from transport.socket import Session, SocketPeer, SocketServer
+from transport.server import Session, SocketServer
+from transport.socket import SocketPeer
 from transport.table import RoutingTable
 
 logger = logging.getLogger(__name__)
@@ -49,18 +51,18 @@ class NodeServer:
         model: DenseModel,
         cache: RollingCache,
         settings: NodeSettings,
-        key: bytes,
+        credentials: Credentials,
         tcp_host: str | None,
         recovery_timeout_s: float,
         request_timeout_s: float,
     ) -> None:
         self._loop = Loop()
         self._cache = cache
-        self._routers = Replicas(self._connector(key), self._loop.call_later, recovery_timeout_s)
+        self._routers = Replicas(self._connector(credentials), self._loop.call_later, recovery_timeout_s)
         client = RouterClient(self._routers, self._loop.run_once, request_timeout_s)
         experts = step_experts(client, model.config, settings.max_sequences, model.device)
         self._engine = Engine(model, cache, settings.limits(), settings.max_context, experts)
-        self._server = SocketServer(self._loop, "node", key, tcp_host, self._frame, self._lost)
+        self._server = SocketServer(self._loop, "node", credentials, tcp_host, self._frame, self._lost)
         self._sequences: dict[Session, set[int]] = {}
         self._ready = threading.Event()
         self._busy = BusyClock()
@@ -124,8 +126,8 @@ class NodeServer:
             self._server.close()
             self._routers.close()
 
-    def _connector(self, key: bytes) -> Callable[[Address], SocketPeer]:
-        return lambda address: SocketPeer(self._loop, address, key, "node", self._router_changed)
+    def _connector(self, credentials: Credentials) -> Callable[[Address], SocketPeer]:
+        return lambda address: SocketPeer(self._loop, address, credentials, "node", self._router_changed)
 
     def _router_changed(self) -> None:
         if self._routers.complete:

@@ -21,6 +21,7 @@ from cluster.names import NAMESPACE, controller_name
 from cluster.resolve import Service
 from cluster.secret import data_plane_key
 from transport.address import Address
+from transport.credentials import Credentials
 from transport.hosts import interface_for_peers
 from transport.membership import Role, Snapshot
 from transport.table import RoutingTable
@@ -55,6 +56,7 @@ class ControllerMembership:
 
     def __init__(self, service: Service) -> None:
         self._service = service
+        self._credentials = Credentials(data_plane_key(service.name))
         self._member_id = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
         self._left = threading.Event()
         self._announced = threading.Event()
@@ -62,8 +64,8 @@ class ControllerMembership:
         self._snapshot: Callable[[], Snapshot] = dict
         self._handle: Any = None
 
-    def key(self) -> bytes:
-        return data_plane_key(self._service.name)
+    def credentials(self) -> Credentials:
+        return self._credentials
 
     def tcp_host(self) -> str | None:
         return None if self._service.loopback else interface_for_peers()

@@ -135,6 +135,7 @@ class ExpertActor:
         from experts.shard import load_shard
         from model.dtypes import torch_dtype
         from model.huge_pages import use_huge_pages
+        from transport.credentials import Credentials
         from transport.hosts import interface_for_peers
 
         torch.set_num_threads(1)
@@ -151,7 +152,9 @@ class ExpertActor:
             self._set_progress,
         )
         use_huge_pages()
-        server = ExpertServer(shard, device, key, None if settings.loopback else interface_for_peers(), core)
+        server = ExpertServer(
+            shard, device, Credentials(key), None if settings.loopback else interface_for_peers(), core
+        )
         server.start()
         return server
 

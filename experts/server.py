@@ -11,6 +11,7 @@ from experts.shard import ExpertShard
 from transport.address import Address
 from transport.base import Request
 from transport.busy import BusyClock
+from transport.credentials import Credentials
 from transport.loop import Loop
 from transport.pulse import Pulse
 from transport.socket import RequestServer
@@ -28,11 +29,11 @@ class ExpertServer:
     """
 
     def __init__(
-        self, shard: ExpertShard, device: torch.device, key: bytes, tcp_host: str | None, core: int | None
+        self, shard: ExpertShard, device: torch.device, credentials: Credentials, tcp_host: str | None, core: int | None
     ) -> None:
         self._loop = Loop()
         self._service = ExpertService(shard, device)
-        self._server = RequestServer(self._loop, "expert", key, tcp_host, self._serve)
+        self._server = RequestServer(self._loop, "expert", credentials, tcp_host, self._serve)
         self._core = core
         self._busy = BusyClock()
         self._pulse = Pulse(self._loop, self._busy)

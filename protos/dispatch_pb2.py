@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from protos import generation_pb2 as protos_dot_generation__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/dispatch.proto\x12\x11manta.dispatch.v1\x1a\x17protos/generation.proto\"i\n\x04Rows\x12\'\n\x05\x64type\x18\x01 \x01(\x0e\x32\x18.manta.dispatch.v1.Dtype\x12\x10\n\x08num_rows\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x17\n\x0fmissing_experts\x18\x04 \x03(\r\"\x85\x01\n\tLayerRows\x12\r\n\x05layer\x18\x01 \x01(\r\x12%\n\x04rows\x18\x02 \x01(\x0b\x32\x17.manta.dispatch.v1.Rows\x12\x15\n\rhas_gate_rows\x18\x03 \x01(\x08\x12\x10\n\x08task_ids\x18\x04 \x03(\r\x12\x19\n\x11num_rows_per_task\x18\x05 \x03(\r\"s\n\nExpertRows\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x12\n\nexpert_ids\x18\x02 \x03(\r\x12\x1b\n\x13num_rows_per_expert\x18\x03 \x03(\r\x12%\n\x04rows\x18\x04 \x01(\x0b\x32\x17.manta.dispatch.v1.Rows\",\n\x0b\x43\x61llFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"3\n\x05Hello\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\r\n\x05proof\x18\x02 \x01(\x0c\x12\x0c\n\x04role\x18\x03 \x01(\t\"\xce\x03\n\x06Header\x12\x32\n\nlayer_rows\x18\x02 \x01(\x0b\x32\x1c.manta.dispatch.v1.LayerRowsH\x00\x12\x34\n\x0b\x65xpert_rows\x18\x03 \x01(\x0b\x32\x1d.manta.dispatch.v1.ExpertRowsH\x00\x12\'\n\x04rows\x18\x04 \x01(\x0b\x32\x17.manta.dispatch.v1.RowsH\x00\x12\x31\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1e.manta.dispatch.v1.CallFailureH\x00\x12)\n\x05hello\x18\x06 \x01(\x0b\x32\x18.manta.dispatch.v1.HelloH\x00\x12-\n\x06submit\x18\x07 \x01(\x0b\x32\x1b.manta.generation.v1.SubmitH\x00\x12-\n\x06\x63\x61ncel\x18\x08 \x01(\x0b\x32\x1b.manta.generation.v1.CancelH\x00\x12\x36\n\x0bstep_output\x18\t \x01(\x0b\x32\x1f.manta.generation.v1.StepOutputH\x00\x12/\n\x07leaving\x18\n \x01(\x0b\x32\x1c.manta.generation.v1.LeavingH\x00\x42\x06\n\x04kindJ\x04\x08\x01\x10\x02*F\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02\x12\x0b\n\x07\x46LOAT64\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15protos/dispatch.proto\x12\x11manta.dispatch.v1\x1a\x17protos/generation.proto\"i\n\x04Rows\x12\'\n\x05\x64type\x18\x01 \x01(\x0e\x32\x18.manta.dispatch.v1.Dtype\x12\x10\n\x08num_rows\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x17\n\x0fmissing_experts\x18\x04 \x03(\r\"\x85\x01\n\tLayerRows\x12\r\n\x05layer\x18\x01 \x01(\r\x12%\n\x04rows\x18\x02 \x01(\x0b\x32\x17.manta.dispatch.v1.Rows\x12\x15\n\rhas_gate_rows\x18\x03 \x01(\x08\x12\x10\n\x08task_ids\x18\x04 \x03(\r\x12\x19\n\x11num_rows_per_task\x18\x05 \x03(\r\"s\n\nExpertRows\x12\r\n\x05layer\x18\x01 \x01(\r\x12\x12\n\nexpert_ids\x18\x02 \x03(\r\x12\x1b\n\x13num_rows_per_expert\x18\x03 \x03(\r\x12%\n\x04rows\x18\x04 \x01(\x0b\x32\x17.manta.dispatch.v1.Rows\",\n\x0b\x43\x61llFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"D\n\x05Hello\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\r\n\x05proof\x18\x02 \x01(\x0c\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0f\n\x07key_ids\x18\x04 \x03(\x0c\"\x16\n\x04Ping\x12\x0e\n\x06\x61nswer\x18\x01 \x01(\x08\"\xf7\x03\n\x06Header\x12\x32\n\nlayer_rows\x18\x02 \x01(\x0b\x32\x1c.manta.dispatch.v1.LayerRowsH\x00\x12\x34\n\x0b\x65xpert_rows\x18\x03 \x01(\x0b\x32\x1d.manta.dispatch.v1.ExpertRowsH\x00\x12\'\n\x04rows\x18\x04 \x01(\x0b\x32\x17.manta.dispatch.v1.RowsH\x00\x12\x31\n\x07\x66\x61ilure\x18\x05 \x01(\x0b\x32\x1e.manta.dispatch.v1.CallFailureH\x00\x12)\n\x05hello\x18\x06 \x01(\x0b\x32\x18.manta.dispatch.v1.HelloH\x00\x12-\n\x06submit\x18\x07 \x01(\x0b\x32\x1b.manta.generation.v1.SubmitH\x00\x12-\n\x06\x63\x61ncel\x18\x08 \x01(\x0b\x32\x1b.manta.generation.v1.CancelH\x00\x12\x36\n\x0bstep_output\x18\t \x01(\x0b\x32\x1f.manta.generation.v1.StepOutputH\x00\x12/\n\x07leaving\x18\n \x01(\x0b\x32\x1c.manta.generation.v1.LeavingH\x00\x12\'\n\x04ping\x18\x0b \x01(\x0b\x32\x17.manta.dispatch.v1.PingH\x00\x42\x06\n\x04kindJ\x04\x08\x01\x10\x02*F\n\x05\x44type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46LOAT32\x10\x01\x12\x0c\n\x08\x42\x46LOAT16\x10\x02\x12\x0b\n\x07\x46LOAT64\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.dispatch_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=993
-  _globals['_DTYPE']._serialized_end=1063
+  _globals['_DTYPE']._serialized_start=1075
+  _globals['_DTYPE']._serialized_end=1145
   _globals['_ROWS']._serialized_start=69
   _globals['_ROWS']._serialized_end=174
   _globals['_LAYERROWS']._serialized_start=177
@@ -43,7 +43,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CALLFAILURE']._serialized_start=429
   _globals['_CALLFAILURE']._serialized_end=473
   _globals['_HELLO']._serialized_start=475
-  _globals['_HELLO']._serialized_end=526
-  _globals['_HEADER']._serialized_start=529
-  _globals['_HEADER']._serialized_end=991
+  _globals['_HELLO']._serialized_end=543
+  _globals['_PING']._serialized_start=545
+  _globals['_PING']._serialized_end=567
+  _globals['_HEADER']._serialized_start=570
+  _globals['_HEADER']._serialized_end=1073
 # @@protoc_insertion_point(module_scope)

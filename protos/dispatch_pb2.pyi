@@ -66,17 +66,25 @@ class CallFailure(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("nonce", "proof", "role")
+    __slots__ = ("nonce", "proof", "role", "key_ids")
     NONCE_FIELD_NUMBER: _ClassVar[int]
     PROOF_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
+    KEY_IDS_FIELD_NUMBER: _ClassVar[int]
     nonce: bytes
     proof: bytes
     role: str
-    def __init__(self, nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., role: _Optional[str] = ...) -> None: ...
+    key_ids: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, nonce: _Optional[bytes] = ..., proof: _Optional[bytes] = ..., role: _Optional[str] = ..., key_ids: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class Ping(_message.Message):
+    __slots__ = ("answer",)
+    ANSWER_FIELD_NUMBER: _ClassVar[int]
+    answer: bool
+    def __init__(self, answer: _Optional[bool] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("layer_rows", "expert_rows", "rows", "failure", "hello", "submit", "cancel", "step_output", "leaving")
+    __slots__ = ("layer_rows", "expert_rows", "rows", "failure", "hello", "submit", "cancel", "step_output", "leaving", "ping")
     LAYER_ROWS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -86,6 +94,7 @@ class Header(_message.Message):
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     STEP_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
     layer_rows: LayerRows
     expert_rows: ExpertRows
     rows: Rows
@@ -95,4 +104,5 @@ class Header(_message.Message):
     cancel: _generation_pb2.Cancel
     step_output: _generation_pb2.StepOutput
     leaving: _generation_pb2.Leaving
-    def __init__(self, layer_rows: _Optional[_Union[LayerRows, _Mapping]] = ..., expert_rows: _Optional[_Union[ExpertRows, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., failure: _Optional[_Union[CallFailure, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[_generation_pb2.Submit, _Mapping]] = ..., cancel: _Optional[_Union[_generation_pb2.Cancel, _Mapping]] = ..., step_output: _Optional[_Union[_generation_pb2.StepOutput, _Mapping]] = ..., leaving: _Optional[_Union[_generation_pb2.Leaving, _Mapping]] = ...) -> None: ...
+    ping: Ping
+    def __init__(self, layer_rows: _Optional[_Union[LayerRows, _Mapping]] = ..., expert_rows: _Optional[_Union[ExpertRows, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., failure: _Optional[_Union[CallFailure, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[_generation_pb2.Submit, _Mapping]] = ..., cancel: _Optional[_Union[_generation_pb2.Cancel, _Mapping]] = ..., step_output: _Optional[_Union[_generation_pb2.StepOutput, _Mapping]] = ..., leaving: _Optional[_Union[_generation_pb2.Leaving, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...

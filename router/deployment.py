@@ -69,7 +69,7 @@ def _load(settings: RouterDeploymentSettings, membership: Membership) -> "Router
     torch.set_num_threads(1)
     return RouterServer(
         load_gates(settings.directory, settings.config, torch_dtype(settings.dtype), torch.device("cpu")),
-        membership.key(),
+        membership.credentials(),
         membership.tcp_host(),
         settings.recovery_timeout_s,
         settings.degrade,

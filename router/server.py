@@ -7,6 +7,7 @@ from router.core import Router
 from router.levels import Gates
 from transport.address import Address
 from transport.busy import BusyClock
+from transport.credentials import Credentials
 from transport.loop import Loop
 from transport.pulse import Pulse
 from transport.replicas import Replicas
@@ -27,16 +28,16 @@ class RouterServer:
     def __init__(
         self,
         gates: Gates,
-        key: bytes,
+        credentials: Credentials,
         tcp_host: str | None,
         recovery_timeout_s: float,
         degrade: bool = False,
     ) -> None:
         self._loop = Loop()
-        self._key = key
+        self._credentials = credentials
         self._experts = Replicas(self._connect, self._loop.call_later, recovery_timeout_s)
         self._router = Router(gates, self._experts, degrade)
-        self._server = RequestServer(self._loop, "router", key, tcp_host, self._router.serve)
+        self._server = RequestServer(self._loop, "router", credentials, tcp_host, self._router.serve)
         self._ready = threading.Event()
         self.degraded = False
         """Whether it can serve, but not with all experts; readable from any thread."""
@@ -89,7 +90,7 @@ class RouterServer:
             self._experts.close()
 
     def _connect(self, address: Address) -> SocketPeer:
-        return SocketPeer(self._loop, address, self._key, "router", self._expert_changed)
+        return SocketPeer(self._loop, address, self._credentials, "router", self._expert_changed, calls_expire=True)
 
     def _expert_changed(self) -> None:
         self._experts.retry_waiting()

@@ -14,6 +14,7 @@ from protos.generation_pb2 import FAILED, Cancel, SequenceOutput, StepOutput, Su
 from serving.generator import GenerationError
 from serving.metrics import MetricsSnapshot
 from transport.address import Address
+from transport.credentials import Credentials
 from transport.frames import Frame
 from transport.link import Link
 from transport.loop import Loop
@@ -131,11 +132,11 @@ class Progress:
 class _Node:
     """One attention node and the streams it serves."""
 
-    def __init__(self, nodes: "NodeGenerator", loop: Loop, address: Address, key: bytes) -> None:
+    def __init__(self, nodes: "NodeGenerator", loop: Loop, address: Address, credentials: Credentials) -> None:
         self.streams: dict[int, _Stream] = {}
         self._next_id = 1
         self._leaving = False
-        self.link = Link(loop, address, key, "gateway", self._frame, nodes.changed, self._down)
+        self.link = Link(loop, address, credentials, "gateway", self._frame, nodes.changed, self._down)
 
     @property
     def usable(self) -> bool:
@@ -197,7 +198,7 @@ class NodeGenerator:
 
     def __init__(self, membership: Membership, recovery_timeout_s: float) -> None:
         self._membership = membership
-        self._key = membership.key()
+        self._credentials = membership.credentials()
         self._recovery_timeout_s = recovery_timeout_s
         self._loop = Loop()
         self._nodes: dict[Address, _Node] = {}
@@ -300,7 +301,7 @@ class NodeGenerator:
         if self._ended:
             return
         for address in set(table.nodes) - self._nodes.keys():
-            self._nodes[address] = _Node(self, self._loop, address, self._key)
+            self._nodes[address] = _Node(self, self._loop, address, self._credentials)
         for address in self._nodes.keys() - set(table.nodes):
             self._nodes.pop(address).close()
 

@@ -1,23 +1,32 @@
 """A non-blocking stream socket that speaks frames, registered with a `Loop`."""
 
+import contextlib
 import itertools
 import socket
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from protos.dispatch_pb2 import Header
-from transport.errors import TransportError
-from transport.frames import EMPTY_BODY, Body, Frame, FrameReader, encode_head
+from protos.dispatch_pb2 import Header, Hello, Ping
+from transport.errors import TransportError, VersionError
+from transport.frames import EMPTY_BODY, MAX_BODY_BYTES, PREFIX, Body, Frame, FrameReader, encode_head
 from transport.loop import READ, WRITE, Loop
+from transport.sealing import Opener, Sealer
 
 SOCKET_BUFFER_BYTES = 4 << 20
+# A peer that takes nothing is given up before what it has not taken fills the memory. More than one frame, because a
+# busy expert actor may have several of its routers' waiting.
+MAX_UNSENT_BYTES = MAX_BODY_BYTES
 MAX_RECEIVES_PER_TURN = 64
 MAX_PARTS_PER_SEND = 64
 
 # When a host vanishes (nothing is left there to close its sockets), its connections end after about this long. It is
 # also how long a live process may leave a full socket unread.
 VANISHED_HOST_S = 20
+
+
+_PING, _PONG = Header(ping=Ping()), Header(ping=Ping(answer=True))
+_ENCODED_PING, _ENCODED_PONG = _PING.SerializeToString(), _PONG.SerializeToString()
 
 
 class Send(Protocol):
@@ -29,12 +38,14 @@ class Send(Protocol):
 class Connection:
     """Sends and receives frames; closes itself on a bad frame or a lost peer.
 
+    Until it is admitted, it holds and takes no more than `reader` allows; afterwards it also answers pings by itself.
+
     Args:
         loop: The loop whose thread owns this connection.
         sock: A connected stream socket (or one that is connecting); the connection owns it from now on.
         on_frame: Called with each frame; may be replaced.
         on_closed: Called once, with the reason, when the connection ends for any reason but `close`.
-        reader: Cuts what is received into frames, and limits their sizes.
+        reader: Cuts what is received into frames, and limits their sizes until `admit`.
     """
 
     def __init__(
@@ -43,26 +54,61 @@ class Connection:
         sock: socket.socket,
         on_frame: Callable[[Frame], None],
         on_closed: Callable[[str], None],
-        reader: FrameReader | None = None,
+        reader: FrameReader,
     ) -> None:
         self._loop = loop
         self._socket = sock
-        self._reader = reader or FrameReader()
+        self._reader = reader
         self.on_frame = on_frame
         self._on_closed = on_closed
         self._outbox: deque[memoryview] = deque()
+        self.outbox_bytes = 0
+        """Bytes accepted by `send` that the peer has not taken yet."""
+        self.received_bytes = 0
+        """Bytes that have come; while it stands still, the peer is silent."""
+        self._sealer: Sealer | None = None
+        self._admitted = False
+        self._reading = True
         self.closed = False
         sock.setblocking(False)
-        _tune(sock)
+        _notice_vanished_host(sock)
         loop.watch(self, READ)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     @property
-    def outbox_bytes(self) -> int:
-        """Bytes accepted by `send` that the peer has not taken yet."""
-        return sum(map(len, self._outbox))
+    def between_hosts(self) -> bool:
+        """Whether it is TCP: on one host, Unix sockets lie in a folder that no other user can enter."""
+        return self._socket.family != socket.AF_UNIX
+
+    def admit(self, sealer: Sealer | None, opener: Opener | None) -> None:
+        """The peer has proved itself: takes frames of every allowed size from now on, sealed or not, both ways."""
+        self._admitted = True
+        self._sealer = sealer
+        self._reader.admit(opener)
+        _enlarge_buffers(self._socket)
+
+    def ask_for_life(self) -> None:
+        """Sends a ping: whoever reads it answers at once."""
+        self.send(_PING)
+
+    def pause(self) -> None:
+        """Reads no more until `resume`: what the peer sends waits at its own end."""
+        self._read_if(False)
+
+    def resume(self) -> None:
+        """Reads again."""
+        self._read_if(True)
+
+    def _read_if(self, wanted: bool) -> None:
+        if self._reading != wanted:
+            self._reading = wanted
+            self._watch()
+
+    def _watch(self) -> None:
+        if not self.closed:
+            self._loop.watch(self, (READ if self._reading else 0) | (WRITE if self._outbox else 0))
 
     def send(self, header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> bool:
         """Sends at once what the socket takes, and the rest when it can. `body` must not change until then.
@@ -71,10 +117,20 @@ class Connection:
 
         Returns:
             Whether the connection was open: then the other side may get the message.
+
+        Raises:
+            TooLargeError: The message is over what a frame may carry; nothing was sent.
         """
         if self.closed:
             return False
         head = encode_head(header, len(body), call_id)
+        if self.outbox_bytes > MAX_UNSENT_BYTES:
+            self.fail(f"the peer has not taken {self.outbox_bytes} bytes that were sent to it")
+            return False
+        if self._sealer is not None:
+            prefix = head[: PREFIX.size]
+            head = prefix + self._sealer.seal_header(head[PREFIX.size :], prefix)
+            body = self._sealer.seal_body(body) if len(body) else body
         if self._outbox:
             self._queue(head, body, 0)
             return True
@@ -83,11 +139,11 @@ class Connection:
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self._fail(f"sending failed: {error}")
+            self.fail(f"sending failed: {error}")
             return False
         if sent < len(head) + len(body):
             self._queue(head, body, sent)
-            self._loop.watch(self, READ | WRITE)
+            self._watch()
         return True
 
     def on_ready(self, events: int) -> None:
@@ -103,8 +159,10 @@ class Connection:
             self._loop.unwatch(self)
             self._socket.close()
             self._outbox.clear()
+            self.outbox_bytes = 0
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Closes, and tells the owner so after the present turn."""
         if not self.closed:
             self.close()
             # The owner may react by sending elsewhere; let it do so outside of this connection's own calls.
@@ -112,6 +170,7 @@ class Connection:
 
     def _queue(self, head: bytes, body: Body, sent: int) -> None:
         """Keeps all but the first `sent` bytes of a frame for later."""
+        self.outbox_bytes += len(head) + len(body) - sent
         if sent < len(head):
             self._outbox.append(memoryview(head)[sent:])
         rest = body[max(0, sent - len(head)) :]
@@ -125,8 +184,9 @@ class Connection:
         except BlockingIOError:
             return
         except OSError as error:
-            self._fail(f"sending failed: {error}")
+            self.fail(f"sending failed: {error}")
             return
+        self.outbox_bytes -= sent
         while sent:
             part = outbox.popleft()
             if sent < len(part):
@@ -134,7 +194,7 @@ class Connection:
                 break
             sent -= len(part)
         if not outbox:
-            self._loop.watch(self, READ)
+            self._watch()
 
     def _receive(self) -> None:
         reader = self._reader
@@ -145,28 +205,46 @@ class Connection:
             except BlockingIOError:
                 return
             except OSError as error:
-                self._fail(f"receiving failed: {error}")
+                self.fail(f"receiving failed: {error}")
                 return
             if count == 0:
-                self._fail("the peer closed the connection")
+                self.fail("the peer closed the connection")
                 return
+            self.received_bytes += count
             try:
                 frame = reader.advance(count)
                 while frame is not None:
-                    self.on_frame(frame)
+                    self._take(frame)
                     if self.closed:
                         return
                     frame = reader.next_frame()
             except TransportError as error:
-                self._fail(str(error))
+                self._refuse(error)
                 return
-            if count < len(space):
+            if count < len(space) or not self._reading:
                 return  # the socket is drained; if not, the loop says so again
 
+    def _take(self, frame: Frame) -> None:
+        encoded = frame.encoded
+        if self._admitted and encoded == _ENCODED_PING:
+            self.send(_PONG)
+        elif not self._admitted or encoded != _ENCODED_PONG:
+            self.on_frame(frame)
 
-def _tune(sock: socket.socket) -> None:
+    def _refuse(self, error: TransportError) -> None:
+        """Ends the connection for what the peer sent. One of another version is shown ours, so that it can say why."""
+        if isinstance(error, VersionError):
+            with contextlib.suppress(OSError):  # it is not there any more, or does not read
+                self._socket.send(encode_head(Header(hello=Hello()), 0), socket.MSG_NOSIGNAL)
+        self.fail(str(error))
+
+
+def _enlarge_buffers(sock: socket.socket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
+
+
+def _notice_vanished_host(sock: socket.socket) -> None:
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -2,7 +2,9 @@
 
 TransportError
 ├── FrameError          the bytes received are not a valid frame: that connection is closed, nothing else
-├── HandshakeError      the peer does not know the service's key
+│   └── VersionError    they are a frame of another version of Manta
+├── TooLargeError       a message is over what one frame may carry: it is not sent
+├── HandshakeError      the peer does not know a key of the service
 └── CallError           a call was not done; `code` says why
     └── PeerLost        the connection ended before the answer came: the call may be sent to another peer
 """
@@ -16,8 +18,16 @@ class FrameError(TransportError):
     """The bytes received are not a valid frame."""
 
 
+class VersionError(FrameError):
+    """The bytes received are a frame of another version of Manta."""
+
+
+class TooLargeError(TransportError):
+    """A message is over what one frame may carry; it was not sent."""
+
+
 class HandshakeError(TransportError):
-    """The peer could not prove that it knows the service's key."""
+    """The peer could not prove that it knows a key of the service."""
 
 
 class CallError(TransportError):

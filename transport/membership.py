@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from transport.address import Address
+from transport.credentials import Credentials
 from transport.table import RoutingTable
 
 Role = Literal["gateway", "node", "router"]
@@ -22,8 +23,8 @@ class Join(Protocol):
 class Membership(Protocol):
     """One process's connection to the control plane. Its calls are slow; none belongs on the hot path."""
 
-    def key(self) -> bytes:
-        """Returns the service's data-plane key."""
+    def credentials(self) -> Credentials:
+        """Returns what this process proves itself with on the data plane; the same object each time."""
         ...
 
     def tcp_host(self) -> str | None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from transport.base import Request
+from transport.credentials import Credentials
 from transport.loop import Loop
 from transport.socket import RequestServer
 from transport.tensors import answer_header, read_call, rows_to_body
 
-KEY = b"benchmark" * 4
+CREDENTIALS = Credentials(b"benchmark" * 4)
 SIZE = struct.Struct("<Q")  # the first message of a raw connection: how long each further one is
 GRPC_UNARY, GRPC_STREAM = "/hop/Unary", "/hop/Stream"
 GRPC_OPTIONS = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
@@ -34,7 +35,7 @@ def echo_requests(requests: list[Request]) -> None:
 def serve_sockets(report: Report) -> None:
     """Manta's data plane, as an expert serves it."""
     loop = Loop()
-    report(RequestServer(loop, "hop", KEY, "127.0.0.1", echo_requests).address)
+    report(RequestServer(loop, "hop", CREDENTIALS, "127.0.0.1", echo_requests).address)
     loop.run_forever()
 
 

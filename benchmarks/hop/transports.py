@@ -76,7 +76,7 @@ def connect_sockets(over_tcp: bool, addresses: list[Address], rows_TD: Tensor) -
     """Manta's data plane."""
     loop = Loop()
     reached = [replace(address, host_id="elsewhere") if over_tcp else address for address in addresses]
-    peers = [SocketPeer(loop, address, echo.KEY, "router") for address in reached]
+    peers = [SocketPeer(loop, address, echo.CREDENTIALS, "router") for address in reached]
     end_s = time.monotonic() + CONNECT_TIMEOUT_S
     while not all(peer.ready for peer in peers):
         if time.monotonic() > end_s:

@@ -22,13 +22,14 @@ from protos.generation_pb2 import Cancel, Sampling, SequenceOutput, StepOutput, 
 from router.levels import load_gates
 from router.server import RouterServer
 from transport.address import Address
+from transport.credentials import Credentials
 from transport.frames import Frame
 from transport.link import Link
 from transport.loop import Loop
 from transport.socket import RequestServer
 from transport.table import RoutingTable, ShardEntry
 
-KEY = b"a key for tests"
+CREDENTIALS = Credentials(b"a key for the tests of nodes")
 CPU = torch.device("cpu")
 FP32 = torch.float32
 TIMEOUT_S = 120.0  # what is waited for comes at once, unless the whole machine is held up
@@ -37,11 +38,11 @@ TIMEOUT_S = 120.0  # what is waited for comes at once, unless the whole machine 
 class Gateway:
     """A gateway's connection to a node, turned by the test itself."""
 
-    def __init__(self, address: Address, key: bytes = KEY) -> None:
+    def __init__(self, address: Address, credentials: Credentials = CREDENTIALS) -> None:
         self.loop = Loop()
         self.outputs: dict[int, SequenceOutput] = {}
         self.num_downs = self.num_leaves = 0
-        self.link = Link(self.loop, address, key, "gateway", self._frame, lambda: None, self._down)
+        self.link = Link(self.loop, address, credentials, "gateway", self._frame, lambda: None, self._down)
 
     def submit(
         self, sequence_id: int, prompt: list[int], output: list[int] | None = None, task: str = "", **sampling: object
@@ -117,7 +118,7 @@ class Setup:
     def router(self, degrade: bool = False) -> Iterator[RouterServer]:
         """A router that serves until the context ends."""
         gates = load_gates(self.directory, self.config, FP32, CPU)
-        router = RouterServer(gates, KEY, None, 1.0, degrade)
+        router = RouterServer(gates, CREDENTIALS, None, 1.0, degrade)
         router.update(RoutingTable(version=1, shards=self.shards))
         with serving(_without_gradients(router.run), router.stop):
             assert router.wait_ready(TIMEOUT_S)
@@ -161,7 +162,9 @@ def start_node(directory: Path, settings: NodeSettings) -> Iterator[Setup]:
         )
         weights = read_attention_weights(CheckpointReader(directory), config, FP32)
         model, cache = DenseModel(config, weights, CPU), make_cache(settings, config, FP32, CPU)
-        node = NodeServer(model, cache, settings, KEY, None, recovery_timeout_s=0.5, request_timeout_s=TIMEOUT_S)
+        node = NodeServer(
+            model, cache, settings, CREDENTIALS, None, recovery_timeout_s=0.5, request_timeout_s=TIMEOUT_S
+        )
         stack.enter_context(serving(node.run, node.stop))
         setup = Setup(directory, config, node, shards, experts)
         yield setup
@@ -173,7 +176,7 @@ def start_node(directory: Path, settings: NodeSettings) -> Iterator[Setup]:
 def _expert(directory: Path, config: MixtralConfig, expert_ids: tuple[int, ...]) -> Iterator[Address]:
     loop = Loop()
     service = ExpertService(load_shard(directory, config, expert_ids, 0, 1, FP32, CPU), CPU)
-    server = RequestServer(loop, "expert", KEY, None, service.serve)
+    server = RequestServer(loop, "expert", CREDENTIALS, None, service.serve)
     with serving(_without_gradients(loop.run_forever), loop.stop):
         yield server.address
     server.close()

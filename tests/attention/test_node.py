@@ -12,10 +12,11 @@ from attention.sizing import NodeSettings
 from manta.local import LocalModel
 from protos.dispatch_pb2 import Header, LayerRows
 from protos.generation_pb2 import FAILED, LENGTH, Sampling, Submit
-from tests.attention.node_setup import KEY, TIMEOUT_S, Gateway, Setup, start_node
+from tests.attention.node_setup import CREDENTIALS, TIMEOUT_S, Gateway, Setup, start_node
 from tests.local_driver import Wish, run
 from tests.random_checkpoint import make_checkpoint
 from transport.connection import Connection
+from transport.credentials import Credentials
 from transport.frames import MAGIC, MAX_BODY_BYTES, PREFIX, encode_head
 from transport.handshake import ClientHandshake
 
@@ -192,7 +193,7 @@ def test_strangers_are_shown_out(setup: Setup, what: str) -> None:
 
 
 def test_a_wrong_key_is_not_let_in(setup: Setup) -> None:
-    stranger = Gateway(setup.node.address, key=b"another key")
+    stranger = Gateway(setup.node.address, Credentials(b"the key of another service"))
     for _ in range(20):
         stranger.loop.run_once(0.01)
     assert not stranger.link.up
@@ -230,7 +231,7 @@ def _socket_of(gateway: Gateway) -> socket.socket:
 def test_a_frame_cut_short_harms_nobody(setup: Setup) -> None:
     """A gateway that dies in the middle of its second message: its first sequence is freed."""
     sock = raw_connection(setup)
-    handshake = ClientHandshake(KEY, "gateway")
+    handshake = ClientHandshake(CREDENTIALS, "gateway")
     sock.sendall(encode_head(handshake.start(), 0))
     head = sock.recv(65536)
     size = PREFIX.unpack_from(head)[1]

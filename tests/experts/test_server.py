@@ -15,7 +15,7 @@ import torch
 from experts.server import ExpertServer
 from protos.dispatch_pb2 import BFLOAT16, FLOAT32
 from tests.experts.shards import WIDTH, Shard, call, close, random_shard
-from tests.transport.driving import KEY, connected, turn_until
+from tests.transport.driving import CREDENTIALS, connected, turn_until
 from transport.base import Answer
 from transport.errors import CallError
 from transport.loop import Loop
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @contextmanager
 def running(shard: Shard, core: int | None = None) -> Iterator[ExpertServer]:
-    server = ExpertServer(shard.shard, CPU, KEY, None, core)
+    server = ExpertServer(shard.shard, CPU, CREDENTIALS, None, core)
     server.start()
     try:
         yield server

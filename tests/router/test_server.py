@@ -14,7 +14,7 @@ import torch
 from router.levels import TokenGates
 from router.server import RouterServer
 from tests.router.fleet import Weights, cut, random_weights, serve_shard
-from tests.transport.driving import KEY, connected, random_rows, turn_until
+from tests.transport.driving import CREDENTIALS, connected, random_rows, turn_until
 from transport.address import Address
 from transport.base import Answer, DegradedRows
 from transport.errors import CallError
@@ -29,7 +29,7 @@ class ExpertThread:
 
     def __init__(self, layers: list[Weights], entry: ShardEntry) -> None:
         self._loop = Loop()
-        self._server = RequestServer(self._loop, "expert", KEY, None, serve_shard(layers, entry))
+        self._server = RequestServer(self._loop, "expert", CREDENTIALS, None, serve_shard(layers, entry))
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
 
@@ -46,7 +46,9 @@ class ExpertThread:
 
 @contextmanager
 def running_router(layers: list[Weights], recovery_timeout_s: float, degrade: bool = False) -> Iterator[RouterServer]:
-    server = RouterServer(TokenGates([layer.gate_ED for layer in layers], 2), KEY, None, recovery_timeout_s, degrade)
+    server = RouterServer(
+        TokenGates([layer.gate_ED for layer in layers], 2), CREDENTIALS, None, recovery_timeout_s, degrade
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     try:

@@ -24,14 +24,15 @@ from protos.generation_pb2 import (
 from serving.generator import GenerationError
 from serving.nodes import NodeGenerator
 from transport.address import Address
+from transport.credentials import Credentials
 from transport.frames import Frame
 from transport.loop import Loop
 from transport.membership import Role, Snapshot
-from transport.socket import Session, SocketServer
+from transport.server import Session, SocketServer
 from transport.table import RoutingTable
 from transport.tries import MAX_DEATHS
 
-KEY = b"k" * 32
+CREDENTIALS = Credentials(b"k" * 32)
 LIMIT_S = 10.0
 
 
@@ -44,7 +45,7 @@ class FakeNode:
         self.cancelled: list[int] = []
         self._loop = Loop()
         self._sessions: list[Session] = []
-        self._server = SocketServer(self._loop, "node", KEY, None, self._frame)
+        self._server = SocketServer(self._loop, "node", CREDENTIALS, None, self._frame)
         self.address = self._server.address
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
@@ -94,8 +95,8 @@ class FakeMembership:
     on_table: Callable[[RoutingTable], None] = field(default=lambda table: None)
     on_stop: Callable[[], None] = field(default=lambda: None)
 
-    def key(self) -> bytes:
-        return KEY
+    def credentials(self) -> Credentials:
+        return CREDENTIALS
 
     def tcp_host(self) -> str | None:
         return None

@@ -10,13 +10,14 @@ from torch import Tensor
 from protos.dispatch_pb2 import ExpertRows, Header
 from transport.address import Address
 from transport.base import Answer, Request
+from transport.credentials import Credentials
 from transport.frames import Frame, FrameReader
 from transport.handshake import ClientHandshake
 from transport.loop import Loop
 from transport.socket import SocketPeer
 from transport.tensors import answer_header
 
-KEY = b"k" * 32
+CREDENTIALS = Credentials(b"k" * 32)
 
 Answers = list[Answer]
 
@@ -31,9 +32,9 @@ def turn_until(done: Callable[[], bool], *loops: Loop, timeout_s: float = 30.0) 
             loop.run_once(wait_s)
 
 
-def connected(loop: Loop, address: Address, key: bytes = KEY) -> SocketPeer:
+def connected(loop: Loop, address: Address, credentials: Credentials = CREDENTIALS) -> SocketPeer:
     """Returns a peer that is ready."""
-    peer = SocketPeer(loop, address, key, "test")
+    peer = SocketPeer(loop, address, credentials, "node")
     turn_until(lambda: peer.ready, loop)
     return peer
 
@@ -79,5 +80,5 @@ def dial(address: Address) -> socket.socket:
     return sock
 
 
-def start_handshake(key: bytes = KEY) -> ClientHandshake:
-    return ClientHandshake(key, "test")
+def start_handshake(credentials: Credentials = CREDENTIALS) -> ClientHandshake:
+    return ClientHandshake(credentials, "node")

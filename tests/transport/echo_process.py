@@ -9,7 +9,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
-from tests.transport.driving import KEY, echo
+from tests.transport.driving import CREDENTIALS, echo
 from transport.address import Address
 from transport.base import Request
 from transport.loop import Loop
@@ -27,7 +27,7 @@ def _hold(requests: list[Request]) -> None:
 def _serve(pipe: Connection, tcp_host: str | None, holds: bool) -> None:
     torch.set_num_threads(1)
     loop = Loop()
-    server = RequestServer(loop, "echo", KEY, tcp_host, _hold if holds else echo)
+    server = RequestServer(loop, "echo", CREDENTIALS, tcp_host, _hold if holds else echo)
     pipe.send(server.address)
     loop.run_forever()
 

@@ -127,12 +127,12 @@ def test_parts_as_long_as_the_limits_are_taken() -> None:
     assert len(feed(FrameReader(limit, 1000), stream, [])) == 1
 
 
-def test_limits_may_be_raised_between_two_frames_that_came_together() -> None:
+def test_limits_are_raised_between_two_frames_that_came_together() -> None:
     reader = FrameReader(100, 0)
     stream = make_frame(1, 3, 0) + make_frame(2, 3, 500)
     reader.space[: len(stream)] = stream
     assert reader.advance(len(stream)) is not None
-    reader.max_body_bytes = 500
+    reader.admit()
     second = reader.next_frame()
     assert second is not None
     assert len(second.body) == 500

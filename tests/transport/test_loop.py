@@ -5,7 +5,7 @@ import socket
 import threading
 import time
 
-from tests.transport.driving import KEY, connected, echo, expert_rows, random_rows, turn_until
+from tests.transport.driving import CREDENTIALS, connected, echo, expert_rows, random_rows, turn_until
 from transport.loop import READ, Loop
 from transport.socket import RequestServer
 
@@ -113,7 +113,7 @@ def test_what_was_closed_in_the_same_turn_is_not_called(loop: Loop) -> None:
 def test_asyncio_turns_the_loop_through_its_descriptor(loop: Loop, seed: int) -> None:
     """As the gateway does it: everything in one asyncio thread, no polling."""
     server_loop = Loop()
-    server = RequestServer(server_loop, "echo", KEY, None, echo)
+    server = RequestServer(server_loop, "echo", CREDENTIALS, None, echo)
     serving = threading.Thread(target=server_loop.run_forever)
     serving.start()
     peer = connected(loop, server.address)

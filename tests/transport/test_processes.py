@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.transport.driving import Answers, connected, expert_rows, random_rows, turn_until
+from tests.transport.driving import CREDENTIALS, Answers, connected, expert_rows, random_rows, turn_until
 from tests.transport.echo_process import echo_process
 from transport.errors import PeerLost
 from transport.loop import Loop
@@ -50,7 +50,7 @@ def test_the_death_of_a_process_is_noticed_at_once(loop: Loop, over_tcp: bool, s
 def test_calls_of_a_killed_replica_are_done_by_another(loop: Loop, seed: int) -> None:
     with echo_process(holds=True) as doomed, echo_process() as survivor:
         replicas = Replicas(
-            lambda address: SocketPeer(loop, address, b"k" * 32, "test", lambda: replicas.retry_waiting()),
+            lambda address: SocketPeer(loop, address, CREDENTIALS, "node", lambda: replicas.retry_waiting()),
             loop.call_later,
             recovery_timeout_s=30.0,
         )

@@ -16,11 +16,12 @@ import torch
 
 import transport.connection
 import transport.link
-import transport.socket
+import transport.listener
+import transport.server
 from protos.dispatch_pb2 import ExpertRows, Header, Hello, LayerRows, Rows
 from protos.generation_pb2 import Cancel
 from tests.transport.driving import (
-    KEY,
+    CREDENTIALS,
     Answers,
     connected,
     dial,
@@ -34,16 +35,18 @@ from tests.transport.driving import (
 )
 from transport.address import Address, listen
 from transport.base import DegradedRows, Request, Service
+from transport.credentials import Credentials
 from transport.errors import CallError, PeerLost
 from transport.frames import MAGIC, PREFIX, encode_head
 from transport.loop import Loop
+from transport.server import Session, SocketServer
 from transport.socket import RequestServer, SocketPeer
 from transport.tensors import MAX_REMEMBERED_BYTES, expert_header
 
 
 @contextlib.contextmanager
 def serving(loop: Loop, service: Service = echo, tcp_host: str | None = None) -> Iterator[RequestServer]:
-    server = RequestServer(loop, "echo", KEY, tcp_host, service)
+    server = RequestServer(loop, "echo", CREDENTIALS, tcp_host, service)
     try:
         yield server
     finally:
@@ -76,7 +79,7 @@ def listen_without_room(monkeypatch: pytest.MonkeyPatch, why: int) -> list[Full]
         made.append(Full(sock, why))
         return address, list(made)
 
-    monkeypatch.setattr(transport.socket, "listen", listen_full)
+    monkeypatch.setattr(transport.server, "listen", listen_full)
     return made
 
 
@@ -87,11 +90,11 @@ def test_without_descriptors_it_waits_a_moment_and_says_so_once(
     """What waits to be accepted stays ready: without a pause, the thread that serves would do nothing but try."""
     made = listen_without_room(monkeypatch, why)
     with serving(loop) as server:
-        peer = SocketPeer(loop, server.address, KEY, "test")
+        peer = SocketPeer(loop, server.address, CREDENTIALS, "node")
         (full,) = made
         turn_until(lambda: full.num_refused > 0, loop)
         begun_s, num_turns = time.monotonic(), 0
-        while time.monotonic() < begun_s + 3 * transport.socket.FULL_PAUSE_S:
+        while time.monotonic() < begun_s + 3 * transport.listener.FULL_PAUSE_S:
             loop.run_once(0.5)
             num_turns += 1
         assert full.num_refused <= 5
@@ -108,7 +111,7 @@ def test_a_listener_that_pauses_can_be_closed(loop: Loop, monkeypatch: pytest.Mo
         stranger = dial(server.address)
         turn_until(lambda: made[0].num_refused > 0, loop)
     begun_s = time.monotonic()
-    while time.monotonic() < begun_s + 2 * transport.socket.FULL_PAUSE_S:
+    while time.monotonic() < begun_s + 2 * transport.listener.FULL_PAUSE_S:
         loop.run_once(0.05)
     assert made[0].num_refused == 1
     stranger.close()
@@ -268,7 +271,7 @@ def test_a_malformed_call_fails_alone(loop: Loop, header: Header, message: str, 
 
 def test_a_call_without_a_connection_is_lost_at_once(loop: Loop, seed: int) -> None:
     with serving(loop) as server:
-        peer = SocketPeer(loop, server.address, KEY, "test")
+        peer = SocketPeer(loop, server.address, CREDENTIALS, "node")
         answers: Answers = []
         peer.call(expert_rows(random_rows(1, 2, seed)), random_rows(1, 2, seed), answers.append)
         assert isinstance(answers[0], PeerLost)
@@ -296,8 +299,8 @@ def test_closing_a_peer_gives_its_calls_back(loop: Loop, seed: int) -> None:
 def test_a_send_that_fails_between_two_turns_is_noticed(loop: Loop, seed: int) -> None:
     """The node's engine sends between turns and then waits without a time limit: it has to hear of the failure."""
     server_loop = Loop()
-    server = RequestServer(server_loop, "echo", KEY, None, echo)
-    peer = SocketPeer(loop, server.address, KEY, "test")
+    server = RequestServer(server_loop, "echo", CREDENTIALS, None, echo)
+    peer = SocketPeer(loop, server.address, CREDENTIALS, "node")
     turn_until(lambda: peer.ready, loop, server_loop)
     server.close()
     answers: Answers = []
@@ -347,7 +350,7 @@ def test_a_server_that_comes_back_at_the_same_path_is_found_again(
     changes: list[bool] = []
     with serving(loop) as server:
         address = server.address
-        peer = SocketPeer(loop, address, KEY, "test", lambda: changes.append(peer.ready))
+        peer = SocketPeer(loop, address, CREDENTIALS, "node", lambda: changes.append(peer.ready))
         turn_until(lambda: peer.ready, loop)
     turn_until(lambda: not peer.ready, loop)
     time.sleep(0.1)
@@ -358,7 +361,7 @@ def test_a_server_that_comes_back_at_the_same_path_is_found_again(
         sock.listen()
         return address, [sock]
 
-    monkeypatch.setattr(transport.socket, "listen", listen_there)
+    monkeypatch.setattr(transport.server, "listen", listen_there)
     with serving(loop):
         turn_until(lambda: peer.ready, loop)
         answers: Answers = []
@@ -371,11 +374,11 @@ def test_a_server_that_comes_back_at_the_same_path_is_found_again(
 
 
 def test_nobody_at_the_address_is_not_an_exception(loop: Loop, socket_folder: Path) -> None:
-    here = RequestServer(loop, "echo", KEY, None, echo)
+    here = RequestServer(loop, "echo", CREDENTIALS, None, echo)
     here.close()
     nowhere = [here.address, replace(here.address, host_id="elsewhere", tcp_host="127.0.0.1", tcp_port=1)]
     for address in [*nowhere, replace(here.address, host_id="elsewhere")]:
-        peer = SocketPeer(loop, address, KEY, "test")
+        peer = SocketPeer(loop, address, CREDENTIALS, "node")
         for _ in range(3):
             loop.run_once(0.1)
         assert not peer.ready
@@ -386,7 +389,7 @@ def test_a_host_that_does_not_answer_does_not_hold_up_the_loop(loop: Loop) -> No
     """TCP to an address that drops everything: connecting takes minutes, a turn must not."""
     address = Address("elsewhere", "none", "203.0.113.1", 9)  # reserved for documentation (RFC 5737)
     started_s = time.monotonic()
-    peer = SocketPeer(loop, address, KEY, "test")
+    peer = SocketPeer(loop, address, CREDENTIALS, "node")
     loop.run_once(0.0)
     assert time.monotonic() - started_s < 2.0
     peer.close()
@@ -425,7 +428,9 @@ def test_without_the_key_nothing_gets_through(loop: Loop, message: bytes) -> Non
 @pytest.mark.parametrize("knows", ["server", "client"])
 def test_two_services_do_not_talk(loop: Loop, knows: str) -> None:
     with serving(loop) as server:
-        peer = SocketPeer(loop, server.address, KEY if knows == "server" else b"another", "test")
+        peer = SocketPeer(
+            loop, server.address, CREDENTIALS if knows == "server" else Credentials(b"another service's"), "node"
+        )
         ready: list[bool] = []
         for _ in range(5):
             loop.run_once(0.05)
@@ -435,7 +440,7 @@ def test_two_services_do_not_talk(loop: Loop, knows: str) -> None:
 
 
 def test_a_peer_that_says_nothing_is_sent_away(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transport.socket, "HANDSHAKE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(transport.server, "PROOF_TIMEOUT_S", 0.05)
     with serving(loop) as server, dial(server.address) as stranger:
         assert ended(loop, stranger)
 
@@ -449,7 +454,7 @@ def test_a_server_that_says_nothing_is_left_and_tried_again(loop: Loop, monkeypa
         mute.bind(path)
         mute.listen()
         mute.setblocking(False)
-        peer = SocketPeer(loop, replace(server.address, unix_path=path), KEY, "test")
+        peer = SocketPeer(loop, replace(server.address, unix_path=path), CREDENTIALS, "node")
 
         def tried_twice() -> bool:
             with contextlib.suppress(BlockingIOError):
@@ -497,8 +502,8 @@ def test_a_bad_frame_closes_its_connection_and_nothing_else(
 
 
 def test_a_bad_frame_from_the_server_fails_the_calls_and_reconnects(loop: Loop, seed: int) -> None:
-    sessions: list[transport.socket.Session] = []
-    server = transport.socket.SocketServer(loop, "echo", KEY, None, lambda session, _: sessions.append(session))
+    sessions: list[Session] = []
+    server = SocketServer(loop, "echo", CREDENTIALS, None, lambda session, _: sessions.append(session))
     peer = connected(loop, server.address)
     answers: Answers = []
     peer.call(expert_rows(random_rows(1, 2, seed)), random_rows(1, 2, seed), answers.append)
@@ -514,9 +519,9 @@ def test_a_bad_frame_from_the_server_fails_the_calls_and_reconnects(loop: Loop, 
 
 def test_an_answer_whose_header_does_not_parse_fails_every_call(loop: Loop, seed: int) -> None:
     """Its own one too: the rows are then sent to another peer."""
-    waiting: list[tuple[transport.socket.Session, int]] = []
-    server = transport.socket.SocketServer(
-        loop, "echo", KEY, None, lambda session, frame: waiting.append((session, frame.call_id))
+    waiting: list[tuple[Session, int]] = []
+    server = SocketServer(
+        loop, "echo", CREDENTIALS, None, lambda session, frame: waiting.append((session, frame.call_id))
     )
     peer = connected(loop, server.address)
     answers: Answers = []
@@ -547,7 +552,7 @@ def test_calls_with_short_and_long_headers(loop: Loop, num_experts: int, seed: i
     rows_TD = random_rows(num_experts, 2, seed)
     header = expert_header(3, tuple((expert, 1) for expert in range(num_experts)), rows_TD)
     assert (len(header.SerializeToString()) > MAX_REMEMBERED_BYTES) == (num_experts == 500)
-    server = transport.socket.RequestServer(loop, "echo", KEY, None, service)
+    server = RequestServer(loop, "echo", CREDENTIALS, None, service)
     peer = connected(loop, server.address)
     answers: Answers = []
     for _ in range(2):
@@ -560,11 +565,9 @@ def test_calls_with_short_and_long_headers(loop: Loop, num_experts: int, seed: i
 
 
 def test_the_outbox_counts_what_the_other_side_has_not_taken(loop: Loop) -> None:
-    lost: list[transport.socket.Session] = []
-    sessions: list[transport.socket.Session] = []
-    server = transport.socket.SocketServer(
-        loop, "echo", KEY, None, lambda session, _: sessions.append(session), lost.append
-    )
+    lost: list[Session] = []
+    sessions: list[Session] = []
+    server = SocketServer(loop, "echo", CREDENTIALS, None, lambda session, _: sessions.append(session), lost.append)
     with authenticate(loop, server.address) as slow:
         slow.sendall(encode_head(Header(cancel=Cancel(sequence_ids=[1])), 0))
         turn_until(lambda: bool(sessions), loop)
