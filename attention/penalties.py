@@ -17,6 +17,8 @@ from protos.generation_pb2 import Sampling
 
 Ints: TypeAlias = npt.NDArray[np.int64]
 Floats: TypeAlias = npt.NDArray[np.float32]
+NO_IDS: Ints = np.zeros(0, dtype=np.int64)
+NO_BIAS: Floats = np.zeros(0, dtype=np.float32)
 
 
 class SeenTokens:
@@ -57,11 +59,12 @@ class SeenTokens:
 
 @dataclass(frozen=True)
 class LaneEdits:
-    """What one sequence asks for."""
+    """What one sequence asks for: `bias[i]` is added to the logit of `biased_ids[i]`."""
 
-    bias: dict[int, float]
+    biased_ids: Ints
+    bias: Floats
     min_tokens: int
-    forbidden_ids: tuple[int, ...]  # until `min_tokens` outputs
+    forbidden_ids: Ints  # until `min_tokens` outputs
     seen: SeenTokens | None
 
 
@@ -74,8 +77,15 @@ def edits_of(
     if not (penalised or sampling.logit_bias or sampling.min_tokens):
         return None
     seen = SeenTokens(sampling, prompt_ids, output_ids) if penalised else None
-    forbidden = tuple(sorted({*eos_token_ids, *sampling.stop_token_ids}))
-    return LaneEdits(dict(sampling.logit_bias), sampling.min_tokens, forbidden, seen)
+    forbidden_ids = np.array(sorted({*eos_token_ids, *sampling.stop_token_ids}), dtype=np.int64)
+    bias, num = sampling.logit_bias, len(sampling.logit_bias)
+    return LaneEdits(
+        biased_ids=np.fromiter(bias.keys(), dtype=np.int64, count=num),
+        bias=np.fromiter(bias.values(), dtype=np.float32, count=num),
+        min_tokens=sampling.min_tokens,
+        forbidden_ids=forbidden_ids,
+        seen=seen,
+    )
 
 
 class BatchEdits:
@@ -83,8 +93,9 @@ class BatchEdits:
 
     def __init__(self, edits_by_row: dict[int, LaneEdits], vocab_size: int) -> None:
         self._vocab_size = vocab_size
-        self._bias_entries = _entries({row: list(edits.bias) for row, edits in edits_by_row.items()}, vocab_size)
-        self._bias = np.array([bias for edits in edits_by_row.values() for bias in edits.bias.values()], np.float32)
+        biased = {row: edits for row, edits in edits_by_row.items() if len(edits.bias)}
+        self._bias_entries = _entries({row: edits.biased_ids for row, edits in biased.items()}, vocab_size)
+        self._bias = np.concatenate([NO_BIAS, *(edits.bias for edits in biased.values())])
         self._forbidding = {row: edits for row, edits in edits_by_row.items() if edits.min_tokens}
         self._seen = {row: edits.seen for row, edits in edits_by_row.items() if edits.seen is not None}
 
@@ -124,9 +135,9 @@ class BatchEdits:
         flat[entries_I] = logits_I - frequency_I * counts_I - presence_I * (counts_I > 0)
 
 
-def _entries(ids_by_row: Mapping[int, Sequence[int]], vocab_size: int) -> Ints:
+def _entries(ids_by_row: Mapping[int, Ints], vocab_size: int) -> Ints:
     """Where the named tokens lie in the flattened logits."""
-    return np.array([row * vocab_size + i for row, ids in ids_by_row.items() for i in ids], dtype=np.int64)
+    return np.concatenate([NO_IDS, *(row * vocab_size + ids for row, ids in ids_by_row.items())])
 
 
 def _to(values: npt.NDArray[np.generic], like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from protos.generation_pb2 import Sampling
 
 MAX_BIAS = 100.0  # as in OpenAI's API
 MAX_PENALTY = 2.0  # as in OpenAI's API
+MIN_REPETITION, MAX_REPETITION = 0.01, 100.0  # beyond, a product with a logit could leave float32's range
 
 
 class SamplingError(ValueError):
@@ -40,8 +41,9 @@ def _check_penalties(sampling: Sampling) -> None:
     _require(abs(presence) <= MAX_PENALTY, "presence_penalty", presence, allowed)
     _require(abs(frequency) <= MAX_PENALTY, "frequency_penalty", frequency, allowed)
     if sampling.HasField("repetition_penalty"):
-        given = sampling.repetition_penalty
-        _require(math.isfinite(given) and given > 0, "repetition_penalty", given, "a finite number greater than 0")
+        given, allowed = sampling.repetition_penalty, f"from {MIN_REPETITION:g} to {MAX_REPETITION:g}"
+        least = MIN_REPETITION * (1 - 1e-6)  # as float32 has it
+        _require(least <= given <= MAX_REPETITION, "repetition_penalty", given, allowed)
 
 
 def _check_token_ids(sampling: Sampling, vocab_size: int) -> None:

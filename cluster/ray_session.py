@@ -34,6 +34,10 @@ RAY_ENVIRONMENT = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    # The largest message between proxy and gateway: an answer, or all that has gathered of a stream for a client that
+    # reads slowly. At gRPC's default of 4 MiB the answer is lost, and a 500 takes its place, after all the work. What
+    # an answer may hold is bounded by `limits.request`.
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str((1 << 31) - 1),
     "RAY_SERVE_LOG_TO_STDERR": "0",
     # How often Serve's controller looks at its replicas; at its default of 0.1 s, that alone takes 2.5 % of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",

@@ -194,8 +194,6 @@ class RequestLimitsSpec(Section):
     """Prompts times `n`."""
     max_messages: Count = DEFAULTS.max_messages
     """The messages of a chat, their parts counted too."""
-    max_fields: Count = DEFAULTS.max_fields
-    """The fields of a body, of a message, or of `chat_template_kwargs`."""
     max_text_chars: Count = DEFAULTS.max_text_chars
     """The characters that are tokenized: all prompts together, or what the chat template makes of the messages."""
     max_stop_strings: CountOrZero = DEFAULTS.max_stop_strings

@@ -6,7 +6,7 @@ from typing import Literal
 
 from protos.generation_pb2 import LENGTH, STOP, SequenceOutput, TokenLogprob
 from serving.detokenizer import Detokenizer
-from serving.stopping import StopFinder
+from serving.stopping import StopFinder, StopTable
 
 FinishName = Literal["stop", "length"]
 
@@ -34,9 +34,9 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
-    """What of the text is shown, and what ends it. `stops`: stop strings, obeyed after `min_tokens` tokens."""
+    """What of the text is shown, and what ends it. `stops`: of the stop strings, obeyed after `min_tokens` tokens."""
 
-    stops: tuple[str, ...] = ()
+    stops: StopTable | None = None
     include_stop: bool = False
     min_tokens: int = 0
     eos_token_ids: frozenset[int] = frozenset()
@@ -54,7 +54,7 @@ class Choice:
         self.missing_experts: set[int] = set()
         self._detokenizer = detokenizer
         self._rules = rules
-        self._finder = StopFinder(rules.stops, rules.include_stop) if rules.stops else None
+        self._finder = StopFinder(rules.stops, rules.include_stop) if rules.stops is not None else None
 
     def push(self, output: SequenceOutput, delta: Delta) -> None:
         """Adds a message to `delta`, so that several waiting messages become one. Nothing may follow the end."""

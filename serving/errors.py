@@ -11,14 +11,17 @@ ApiError
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
+from itertools import islice
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.responses import Response
 
 from serving.generator import GenerationError
 
-MAX_SHOWN_CHARS = 80
+MAX_SHOWN_CHARS = 80  # of what a client has sent, in any message
 # Nothing that is known to the HTTP layer alone (timeouts, bad bodies) has a generation code.
 STATUS_OF_GENERATION_CODE: Mapping[str, int] = {
     "queue_full": 429,
@@ -85,7 +88,7 @@ def unknown_model(given: str, served: str) -> ApiError:
     """404: one gateway serves one model."""
     return ApiError(
         404,
-        f"The model '{given}' does not exist; this service serves '{served}'.",
+        f"The model {shown(given)} does not exist; this service serves '{served}'.",
         code="model_not_found",
         param="model",
     )
@@ -93,12 +96,14 @@ def unknown_model(given: str, served: str) -> ApiError:
 
 def too_large(limit_bytes: int) -> ApiError:
     """413: the body is refused before it is read whole."""
-    return ApiError(413, f"The request body exceeds the limit of {limit_bytes} bytes.", code="request_too_large")
+    message = f"The request body exceeds the limit of {limit_bytes} bytes (limits.request.max_body_bytes)."
+    return ApiError(413, message, code="request_too_large")
 
 
 def body_timeout(limit_s: float) -> ApiError:
     """408: the client stopped sending."""
-    return ApiError(408, f"The request body did not arrive within {limit_s:g} s.", code="request_timeout")
+    message = f"The request body did not arrive within {limit_s:g} s (limits.request.body_timeout_s)."
+    return ApiError(408, message, code="request_timeout")
 
 
 def generation_timeout(limit_s: float) -> ApiError:
@@ -117,12 +122,12 @@ def from_validation(error: ValidationError) -> ApiError:
     """The first of pydantic's findings as one sentence: which field, what is wrong, what was given."""
     findings = error.errors(include_url=False)
     first = findings[0]
-    param = ".".join(str(part) for part in first["loc"]) or None
+    param = short(".".join(short(str(part), MAX_SHOWN_CHARS // 2) for part in first["loc"])) or None
     if first["type"] == "json_invalid":
         return invalid(f"The request body is not valid JSON: {first['msg'].removeprefix('Invalid JSON: ')}.", None)
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     sentence = f"{param}: {message}" if param else message
-    if first["type"] not in ("missing", "value_error"):
+    if first["type"] not in ("missing", "value_error", "too_many"):
         sentence += f" (given: {shown(first['input'])})"
     if len(findings) > 1:
         sentence += f"; {len(findings) - 1} more problem(s) in this request"
@@ -130,6 +135,23 @@ def from_validation(error: ValidationError) -> ApiError:
 
 
 def shown(value: object) -> str:
-    """A short picture of what was given, safe to put into a message."""
-    text = repr(value)
-    return text if len(text) <= MAX_SHOWN_CHARS else text[: MAX_SHOWN_CHARS - 3] + "..."
+    """A short picture of what was given, safe to put into a message; it costs little however large the value is."""
+    return short(_Picture().repr(value))
+
+
+class _Picture(reprlib.Repr):
+    """A representation that looks at the beginning of what it represents only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlist = self.maxdict = 12
+        self.maxstring = self.maxlong = self.maxother = MAX_SHOWN_CHARS
+
+    def repr_dict(self, x: dict[Any, Any], level: int) -> str:
+        """Unlike the library's, without sorting all of the keys before the first few are picked."""
+        return super().repr_dict(dict(islice(x.items(), self.maxdict + 1)), level)
+
+
+def short(text: str, limit: int = MAX_SHOWN_CHARS) -> str:
+    """At most `limit` characters of a text; for names, which need no quotes."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,20 +1,18 @@
 """The two generating endpoints: body in, checks, job, answer."""
 
-import asyncio
 import dataclasses
 import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from protos.generation_pb2 import Submit
+from serving.bodies import BodyT, read_body
 from serving.choice import TextRules
-from serving.errors import body_timeout, from_validation, invalid, too_large, unknown_model
+from serving.errors import invalid, unknown_model
 from serving.generator import Generator
 from serving.metrics import GatewayMetrics
 from serving.prompts import Prompt, encode_chat, encode_prompts, split_prompts
@@ -23,11 +21,10 @@ from serving.responses import Delivery, GenerationResponse
 from serving.run import Job, Run
 from serving.sampling import DEFAULT_COMPLETION_TOKENS, build_sampling, build_submits, resolve_max_tokens
 from serving.schemas import Body, ChatBody, CompletionBody, GenerationBody
-from serving.settings import GatewaySettings, RequestLimits
+from serving.settings import GatewaySettings
+from serving.stopping import StopTable
 from serving.tokenizer import TextCodec
 from serving.unsupported import check_best_of, check_limit, check_stops, check_task, check_unsupported
-
-BodyT = TypeVar("BodyT", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -77,11 +74,7 @@ class Gateway:
 
     async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
         """The validated body, for the model that is served. Raises ApiError (400, 404, 408, 413)."""
-        data = await _read_limited(request, self.settings.limits)
-        try:
-            body = kind.model_validate_json(data)
-        except ValidationError as error:
-            raise from_validation(error) from error
+        body = await read_body(request, kind, self.settings.limits)
         if isinstance(body, Body) and body.model not in (None, self.settings.model_name):
             raise unknown_model(body.model or "", self.settings.model_name)
         return body
@@ -135,7 +128,7 @@ class Gateway:
 
     def _job(self, body: GenerationBody, prompts: Sequence[Prompt], submits: Sequence[Submit], arrival_s: float) -> Job:
         rules = TextRules(
-            stops=tuple(body.stop),
+            stops=StopTable(body.stop) if body.stop else None,
             include_stop=bool(body.include_stop_str_in_output),
             min_tokens=body.min_tokens or 0,
             eos_token_ids=frozenset(self.settings.eos_token_ids),
@@ -163,22 +156,3 @@ class Gateway:
         run = Run(answer.job, self.codec, self.generator, self.metrics)
         delivery = Delivery(run, answer, self.settings, self.metrics)
         return GenerationResponse(delivery.stream if body.stream else delivery.whole)
-
-
-async def _read_limited(request: Request, limits: RequestLimits) -> bytes:
-    limit_bytes, timeout_s = limits.max_body_bytes, limits.body_timeout_s
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit_bytes:
-        raise too_large(limit_bytes)
-    data = bytearray()
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for part in request.stream():
-                data += part
-                if len(data) > limit_bytes:
-                    raise too_large(limit_bytes)
-    except TimeoutError as error:
-        raise body_timeout(timeout_s) from error
-    except ClientDisconnect as error:
-        raise invalid("The client left before the request body was complete.") from error
-    return bytes(data)

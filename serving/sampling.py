@@ -12,6 +12,7 @@ from serving.settings import GatewaySettings
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
 DEFAULT_TEMPERATURE = 1.0
+LEAST_TOP_P = 2.0**-126  # a smaller one, which means the best token too, may be 0 as float32
 
 
 def resolve_max_tokens(num_prompt: int, asked: int | None, default: int | None, settings: GatewaySettings) -> int:
@@ -61,7 +62,7 @@ def build_sampling(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
         temperature=temperature,
-        top_p=body.top_p,
+        top_p=None if body.top_p is None else max(body.top_p, LEAST_TOP_P),
         top_k=body.top_k,
         min_p=body.min_p,
         presence_penalty=body.presence_penalty or 0.0,

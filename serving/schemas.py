@@ -6,10 +6,26 @@ one that is in neither place is refused.
 
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from serving.settings import RequestLimits
 
 REQUEST_ID = r"\A[A-Za-z0-9._:-]{1,128}\z"  # it goes into a header
 MAX_UINT32 = (1 << 32) - 1
+# Beyond these a product with a logit could leave float32's range; within, a token's odds go from sure to none already.
+MIN_REPETITION, MAX_REPETITION = 0.01, 100.0
+MAX_TEMPERATURE = 1e6  # all tokens are as likely as each other long before
+MAX_OPTIONS = 16  # fields of `stream_options`, those that there are not included
+TOO_MANY = "too_many"  # pydantic's type of an error that says the limit
 
 TokenId = Annotated[int, Field(ge=0, le=MAX_UINT32)]
 Count = Annotated[int, Field(ge=0, le=MAX_UINT32)]
@@ -27,6 +43,22 @@ def _top_k(value: object) -> object:
 
 def _choice_count(value: object) -> object:
     return 1 if value is None else value
+
+
+def _check_size(value: object, limit: int) -> object:
+    """Before the entries are looked at: an object does not fail at its first wrong one, as a list does."""
+    if isinstance(value, dict) and len(value) > limit:
+        numbers = {"given": len(value), "limit": limit}
+        raise PydanticCustomError(TOO_MANY, "{given} were asked for, at most {limit} are allowed", numbers)
+    return value
+
+
+def _few_biases(value: object, info: ValidationInfo) -> object:
+    return _check_size(value, info.context.max_logit_bias) if isinstance(info.context, RequestLimits) else value
+
+
+def _few_options(value: object) -> object:
+    return _check_size(value, MAX_OPTIONS)
 
 
 def _check_ending(add_generation_prompt: bool, continue_final_message: bool) -> None:
@@ -68,7 +100,7 @@ class GenerationBody(Body):
 
     stream: bool | None = False
     """Send tokens as they come, as server-sent events."""
-    stream_options: StreamOptions | None = None
+    stream_options: Annotated[StreamOptions | None, BeforeValidator(_few_options)] = None
     """Only with `stream`. `include_usage`: a chunk with the usage before the end; `continuous_usage_stats` (vLLM): the
     usage so far in each chunk; `include_obfuscation: true` is refused."""
     n: Annotated[int, Field(ge=1), BeforeValidator(_choice_count)] = 1
@@ -77,11 +109,11 @@ class GenerationBody(Body):
     """Allowed if it is `n`: the best of more are not picked."""
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
     """Fixes what is drawn; see [Seeds](#seeds)."""
-    stop: Annotated[list[Annotated[str, Field(min_length=1)]], BeforeValidator(_as_list)] = []
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True), BeforeValidator(_as_list)] = []
     """A text that ends the answer, or a list of them."""
     max_tokens: Count | None = None
     """The most tokens of a choice; 0 with `echo` only. Left out: 16 in completions; in chats what fits the context."""
-    temperature: Annotated[float, Field(ge=0)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] | None = None
     """0: always the best token. Left out: 1."""
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     """Draw from the best tokens that hold this share together."""
@@ -89,18 +121,20 @@ class GenerationBody(Body):
     """Taken from a token's logit for each time that it is in the output."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     """Taken from a token's logit once it is in the output."""
-    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[
+        dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None, BeforeValidator(_few_biases)
+    ] = None
     """Token id to what is added to its logit."""
     # vLLM's extensions
     top_k: Annotated[Annotated[int, Field(ge=1, le=MAX_UINT32)] | None, BeforeValidator(_top_k)] = None
     """Draw from so many of the best tokens; 0 or -1: all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Draw from tokens with at least this share of the best one's probability."""
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=MIN_REPETITION, le=MAX_REPETITION)] | None = None
     """Divides (or multiplies, below 0) the logits of tokens in prompt and output."""
     min_tokens: Count | None = None
     """Neither end-of-sequence nor a stop before so many tokens."""
-    stop_token_ids: list[TokenId] | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True)] | None = None
     """Tokens that end the answer."""
     ignore_eos: bool | None = False
     """Go on after end-of-sequence."""
@@ -147,7 +181,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     role: str
-    content: str | list[dict[str, Any]] | None = None
+    content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
 
 
 class ChatTemplateFields(BaseModel):
@@ -155,7 +189,7 @@ class ChatTemplateFields(BaseModel):
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     """The turns; see [Messages](#messages)."""
     add_generation_prompt: bool = True
     """End the prompt with what begins an answer."""
@@ -198,7 +232,7 @@ class TokenizeBody(Body):
     """POST /tokenize: a text, or messages."""
 
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)] | None = None
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
@@ -226,4 +260,4 @@ class TokenizeBody(Body):
 class DetokenizeBody(Body):
     """POST /detokenize."""
 
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]

@@ -20,7 +20,6 @@ class RequestLimits:
     max_prompts: int = 256
     max_sequences: int = 512  # prompts times n
     max_messages: int = 2048  # messages of a chat and their parts, together
-    max_fields: int = 256  # of one JSON object
     max_text_chars: int = 512 * KIB  # of all texts that are to be tokenized, chat templates applied
     max_stop_strings: int = 16
     max_stop_string_chars: int = 256
@@ -30,6 +29,11 @@ class RequestLimits:
     max_scored_tokens: int = 32 * KIB  # tokens whose log-probabilities are held at a time
     delivery_timeout_s: float = 60.0  # for the client to take what is ready
     max_unread_bytes: int = 16 * MIB  # ready, and not taken by the client
+
+    @property
+    def max_json_containers(self) -> int:
+        """Lists and objects of one body: what the other limits need (messages, their parts, prompts), and some more."""
+        return 4 * self.max_messages + self.max_prompts + 1024
 
 
 @dataclass(frozen=True)

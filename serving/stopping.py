@@ -8,6 +8,8 @@ Example, stop "END": pieces "a E", "N", "Dx" give "a ", "", and then a stop whos
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+START = 0  # the state in which no stop string has begun
+
 
 @dataclass(frozen=True, slots=True)
 class Stopped:
@@ -17,57 +19,79 @@ class Stopped:
     stop: str | None = None
 
 
+class StopTable:
+    """The automaton of Aho and Corasick for some stop strings; one is shared by all choices of a request.
+
+    A state is the longest end of a text that begins a stop string, so that a character costs the same however many stop
+    strings there are and however they begin. There are as many states as characters in all of them, plus one.
+    """
+
+    __slots__ = ("_behind", "_next", "depth", "first_chars", "stop")
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        """`stops` are not empty, and neither is any of them."""
+        self.first_chars = frozenset(stop[0] for stop in stops)
+        self.depth = [0]  # by state: the number of characters that it stands for
+        self.stop: list[str | None] = [None]  # by state: the longest stop string that ends here
+        self._next: dict[tuple[int, str], int] = {}  # (state, character) -> the state that is one longer
+        self._behind = [START]  # by state: the next shorter one that its text ends in
+        for stop in stops:
+            self._add(stop)
+        self._link()
+
+    def step(self, state: int, char: str) -> int:
+        """The state after one more character."""
+        while (following := self._next.get((state, char))) is None and state != START:
+            state = self._behind[state]
+        return START if following is None else following
+
+    def _add(self, stop: str) -> None:
+        state = START
+        for depth, char in enumerate(stop, start=1):
+            following = self._next.setdefault((state, char), len(self.depth))
+            if following == len(self.depth):
+                self.depth.append(depth)
+                self.stop.append(None)
+                self._behind.append(START)
+            state = following
+        self.stop[state] = stop
+
+    def _link(self) -> None:
+        """Shorter states first: what is behind a state is found from what is behind the one that it grew out of."""
+        for (state, char), following in sorted(self._next.items(), key=lambda edge: self.depth[edge[1]]):
+            if state != START:
+                self._behind[following] = self.step(self._behind[state], char)
+            if self.stop[following] is None:
+                self.stop[following] = self.stop[self._behind[following]]
+
+
 class StopFinder:
-    """Searches one growing text for `stops` (non-empty strings)."""
+    """Searches one growing text for the stop strings of a table."""
 
-    __slots__ = ("_held", "_include", "_lengths_by_last_char", "_stops")
+    __slots__ = ("_held", "_include", "_state", "_table")
 
-    def __init__(self, stops: Sequence[str], include_stop: bool = False) -> None:
-        self._stops = tuple(stops)
+    def __init__(self, table: StopTable, include_stop: bool = False) -> None:
+        self._table = table
         self._include = include_stop
         self._held = ""
-        self._lengths_by_last_char = _prefix_lengths_by_last_char(self._stops)
+        self._state = START
 
     def push(self, delta: str) -> Stopped:
         """Adds text; after a Stopped with `stop` set, nothing more may be pushed."""
+        table, state = self._table, self._state
+        if state == START and table.first_chars.isdisjoint(delta):
+            return Stopped(delta)
         text = self._held + delta
-        found = self._first_match(text)
-        if found is not None:
-            start, stop = found
-            return Stopped(text[: start + len(stop) if self._include else start], stop)
-        num_held = self._num_held(text)
-        self._held = text[len(text) - num_held :]
-        return Stopped(text[: len(text) - num_held])
+        for end, char in enumerate(delta, start=len(self._held) + 1):
+            state = table.step(state, char)
+            if (stop := table.stop[state]) is not None:
+                return Stopped(text[: end if self._include else end - len(stop)], stop)
+        self._state = state
+        num_shown = len(text) - table.depth[state]
+        self._held = text[num_shown:]
+        return Stopped(text[:num_shown])
 
     def finish(self) -> str:
         """The text held back for a stop string that never came."""
-        text, self._held = self._held, ""
+        text, self._held, self._state = self._held, "", START
         return text
-
-    def _first_match(self, text: str) -> tuple[int, str] | None:
-        matches = [(text.find(stop), stop) for stop in self._stops]
-        found = [(start + len(stop), start, stop) for start, stop in matches if start >= 0]
-        if not found:
-            return None
-        _, start, stop = min(found)
-        return start, stop
-
-    def _num_held(self, text: str) -> int:
-        if not text:
-            return 0
-        for length, prefix in self._lengths_by_last_char.get(text[-1], ()):
-            if text.endswith(prefix):
-                return length
-        return 0
-
-
-def _prefix_lengths_by_last_char(stops: Sequence[str]) -> dict[str, list[tuple[int, str]]]:
-    """Every proper prefix of every stop string by its last character, longest first.
-
-    Most text ends in a character that no prefix ends in, so that holding back costs one dictionary look-up.
-    """
-    prefixes = {stop[:length] for stop in stops for length in range(1, len(stop))}
-    table: dict[str, list[tuple[int, str]]] = {}
-    for prefix in sorted(prefixes, key=len, reverse=True):
-        table.setdefault(prefix[-1], []).append((len(prefix), prefix))
-    return table

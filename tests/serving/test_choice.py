@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from protos.generation_pb2 import LENGTH, STOP, SequenceOutput, TokenLogprob
 from serving.choice import Choice, Delta, TextRules
+from serving.stopping import StopTable
 from serving.tokenizer import TextCodec
 from tests.serving.small_tokenizers import train_byte_level
 
@@ -42,7 +43,7 @@ def test_cutting_changes_nothing(
     token_ids: list[int], eos: bool, cuts: list[int], stops: tuple[str, ...], min_tokens: int
 ) -> None:
     token_ids = [*token_ids, EOS] if eos else token_ids
-    rules = TextRules(stops=stops, min_tokens=min_tokens, eos_token_ids=frozenset({EOS}))
+    rules = TextRules(stops=StopTable(stops) if stops else None, min_tokens=min_tokens, eos_token_ids=frozenset({EOS}))
     one, many = feed(token_ids, [], rules), feed(token_ids, cuts, rules)
     for choice, delta in (one, many):
         assert choice.finish_reason == delta.finish_reason is not None
@@ -55,7 +56,7 @@ def test_cutting_changes_nothing(
 
 def test_tokens_after_a_stop_string_are_not_counted() -> None:
     [a] = encode("a")
-    choice, delta = feed([a] * 10, [], TextRules(stops=("aaa",)))
+    choice, delta = feed([a] * 10, [], TextRules(stops=StopTable(["aaa"])))
     assert (choice.num_tokens, delta.text, delta.stop_reason) == (3, "", "aaa")
 
 
@@ -71,7 +72,7 @@ def test_the_end_tells_every_missing_expert() -> None:
 
 def test_a_stop_string_is_an_end_that_tells_missing_experts() -> None:
     [a] = encode("a")
-    choice, delta = Choice(0, CODEC.detokenizer(continues=True), TextRules(stops=("aa",))), Delta()
+    choice, delta = Choice(0, CODEC.detokenizer(continues=True), TextRules(stops=StopTable(["aa"]))), Delta()
     choice.push(SequenceOutput(token_ids=[a, a, a], missing_experts=[2]), delta)
     assert (delta.finish_reason, delta.missing_experts) == ("stop", [2])
 

@@ -40,7 +40,7 @@ def post(served: Served, path: str, body: Any, **options: Any) -> tuple[int, dic
         ({"max_tokens": 0}, "max_tokens", "echo"),
         ({"min_tokens": 5}, "min_tokens", "min_tokens (5) exceeds max_tokens (4)"),
         ({"presence_penalty": 3}, "presence_penalty", "less than or equal to 2"),
-        ({"repetition_penalty": 0}, "repetition_penalty", "greater than 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty", "greater than or equal to 0.01"),
         ({"logit_bias": {"-1": 1}}, "logit_bias.-1.[key]", "greater than or equal to 0"),
         ({"logit_bias": {"9999": 1}}, "logit_bias", "ids go from 0 to 399"),
         ({"stop": [""]}, "stop.0", "at least 1 character"),

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.stopping import StopFinder
+from serving.stopping import StopFinder, StopTable
 
 
 def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
@@ -23,7 +23,7 @@ def naive(text: str, stops: list[str], include: bool) -> tuple[str, str | None]:
     st.booleans(),
 )
 def test_equals_a_search_of_the_whole_text(pieces: list[str], stops: list[str], include: bool) -> None:
-    finder = StopFinder(stops, include)
+    finder = StopFinder(StopTable(stops), include)
     shown, found = "", None
     for piece in pieces:
         stopped = finder.push(piece)
@@ -39,7 +39,7 @@ def test_equals_a_search_of_the_whole_text(pieces: list[str], stops: list[str], 
 @settings(max_examples=300, deadline=None)
 @given(st.text("ab", max_size=20), st.text("ab", min_size=1, max_size=5))
 def test_nothing_is_held_that_cannot_become_a_stop(text: str, stop: str) -> None:
-    finder = StopFinder([stop])
+    finder = StopFinder(StopTable([stop]))
     shown = ""
     for char in text:
         stopped = finder.push(char)
@@ -52,5 +52,5 @@ def test_nothing_is_held_that_cannot_become_a_stop(text: str, stop: str) -> None
 
 
 def test_the_docstrings_example() -> None:
-    finder = StopFinder(["END"])
+    finder = StopFinder(StopTable(["END"]))
     assert [finder.push(piece).text for piece in ("a E", "N", "Dx")] == ["a ", "", ""]

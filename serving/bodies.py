@@ -1,0 +1,68 @@
+"""Request bodies, read and parsed within limits: the first thing that is wrong ends the work.
+
+A body is parsed under the interpreter's lock, so that nobody else is served meanwhile. What that may take is bounded by
+the body's size, by how many lists and objects it holds (each is worth dozens of numbers in time and memory), and by
+giving up at the first finding (docs/decisions/010-cost-of-a-request.md).
+"""
+
+import asyncio
+from typing import TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from serving.errors import body_timeout, from_validation, invalid, too_large
+from serving.settings import RequestLimits
+
+BodyT = TypeVar("BodyT", bound=BaseModel)
+MAX_LENGTH_DIGITS = 18  # of a Content-Length: enough to tell
+QUOTE = ord('"')
+OPENINGS = (ord("["), ord("{"))
+
+
+async def read_body(request: Request, kind: type[BodyT], limits: RequestLimits) -> BodyT:
+    """The validated body. Raises ApiError (400, 408, 413)."""
+    return parse_body(await _read_limited(request, limits), kind, limits)
+
+
+def parse_body(data: bytes, kind: type[BodyT], limits: RequestLimits) -> BodyT:
+    """A body of at most `limits.max_body_bytes`, validated. Raises ApiError (400)."""
+    if count_openings(data, limits.max_json_containers) > limits.max_json_containers:
+        raise invalid(
+            f"The request body holds more than {limits.max_json_containers} lists and objects "
+            "(limits.request.max_messages and max_prompts): send several requests."
+        )
+    try:
+        return kind.model_validate_json(data, context=limits)
+    except ValidationError as error:
+        raise from_validation(error) from error
+
+
+def count_openings(data: bytes, enough: int) -> int:
+    """How many lists and objects a JSON text opens. Exact above `enough` only: below, strings may be counted too."""
+    crude = sum(map(data.count, (b"[", b"{")))
+    if crude <= enough:
+        return crude
+    plain = np.frombuffer(data.replace(b"\\\\", b"..").replace(b'\\"', b".."), dtype=np.uint8)
+    outside = np.bitwise_xor.accumulate(plain == QUOTE) == 0
+    return sum(int(np.count_nonzero(outside & (plain == opening))) for opening in OPENINGS)
+
+
+async def _read_limited(request: Request, limits: RequestLimits) -> bytes:
+    limit_bytes, timeout_s = limits.max_body_bytes, limits.body_timeout_s
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and int(declared[:MAX_LENGTH_DIGITS]) > limit_bytes:
+        raise too_large(limit_bytes)
+    data = bytearray()
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for part in request.stream():
+                data += part
+                if len(data) > limit_bytes:
+                    raise too_large(limit_bytes)
+    except TimeoutError as error:
+        raise body_timeout(timeout_s) from error
+    except ClientDisconnect as error:
+        raise invalid("The client left before the request body was complete.") from error
+    return bytes(data)
