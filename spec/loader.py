@@ -8,23 +8,62 @@ import yaml
 
 from spec.errors import Problem, SpecError
 
+MAX_FILE_BYTES = 1 << 20
+MAX_INTEGER_BITS = 1024  # Python would take longer ones, and then refuse to show them in an error
+MAX_NODES = 20_000  # values of a file, each counted as often as aliases (`*name`) repeat it
+
 
 def read_yaml(path: Path) -> object:
     """What a YAML file holds, as plain data.
 
     Raises:
-        SpecError: it cannot be read, is not YAML, or gives a key twice.
+        SpecError: it cannot be read, is not YAML, gives a key twice, or is larger, or its aliases make it larger, than
+            what describes anything.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+        return yaml.load(_text(path), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError([Problem("", f"cannot be read: {error}")], str(path)) from error
     except yaml.YAMLError as error:
         raise SpecError([Problem("", _problem(error))], str(path)) from error
+    except RecursionError as error:
+        raise SpecError(
+            [Problem("", "is nested too deeply; a section has one or two others around it.")], str(path)
+        ) from error
+
+
+def _text(path: Path) -> str:
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise yaml.YAMLError(f"it has more than {MAX_FILE_BYTES} bytes; is it the right file?")
+    return content.decode("utf-8")
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, except that a key given twice is an error: PyYAML would silently drop the first."""
+    """PyYAML's safe loader, made strict.
+
+    A key given twice is an error: PyYAML would silently drop the first. So is a value that does not fit its tag (a 13th
+    month, `!!int x`), for which PyYAML raises whatever int() and the like do. And aliases that repeat others by the
+    thousand are refused before anything is made of them.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            value: object = super().construct_object(node, deep)
+            if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
+                raise ValueError(f"it has more than {MAX_INTEGER_BITS} bits")
+            return value
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            kind = node.tag.rpartition(":")[2]
+            problem = f"this cannot be read as {kind} ({error}); put it in quotes if it is text"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -37,6 +76,28 @@ class _StrictLoader(yaml.SafeLoader):
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _count(node: yaml.Node, known: dict[yaml.Node, int]) -> int:
+    """How many values a node is, aliases counted as what they stand for. Raises ConstructorError above MAX_NODES."""
+    if node in known:
+        if not known[node]:
+            raise yaml.constructor.ConstructorError(problem="this contains itself", problem_mark=node.start_mark)
+        return known[node]
+    known[node] = 0  # being counted
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    elif isinstance(node, yaml.MappingNode):
+        inner = [each for pair in node.value for each in pair]
+    number = 1
+    for each in inner:
+        number += _count(each, known)
+        if number > MAX_NODES:
+            problem = f"from here on there are more than {MAX_NODES} values, aliases (*) counted as what they repeat"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+    known[node] = number
+    return number
 
 
 def _problem(error: yaml.YAMLError) -> str:

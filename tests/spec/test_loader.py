@@ -1,0 +1,70 @@
+"""YAML that PyYAML takes badly: each is refused in words that say where, and costs next to nothing."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from spec.errors import SpecError
+from spec.loader import MAX_FILE_BYTES, read_yaml
+
+
+def read(folder: Path, text: str) -> object:
+    path = folder / "file.yaml"
+    path.write_text(text, encoding="utf-8")
+    return read_yaml(path)
+
+
+def aliases(first: str, each: str, levels: int) -> str:
+    """Lists of lists: each level repeats the one before it nine times."""
+    lines = [f"k0: &k0 {first}"]
+    lines += [f"k{n}: &k{n} {each.replace('@', ', '.join([f'*k{n - 1}'] * 9))}" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "a: 2001-13-01",
+            r"line 1, column 4: this cannot be read as timestamp \(month must be in 1..12\); put it in quo",
+        ),
+        ("!!timestamp", "cannot be read as timestamp"),
+        ("a: !!int x", "cannot be read as int"),
+        ("a: !!float x", "cannot be read as float"),
+        ("a: !!bool x", "cannot be read as bool"),
+        ("a: " + "9" * 5000, "cannot be read as int"),
+        ("a: 0x" + "f" * 5000, "cannot be read as int .it has more than 1024 bits"),
+        ("a: " + ":".join(["1"] * 3000), "more than 1024 bits"),
+        ("&a [*a]", "line 1, column 1: this contains itself"),
+        ("a: &a {b: *a}", "line 1, column 4: this contains itself"),
+        ("[" * 2000, "nested too deeply"),
+        ("[" * 900 + "]" * 900, "nested too deeply"),
+        ("{a: " * 900 + "}" * 900, "nested too deeply"),
+        (aliases("[x, x, x]", "[@]", 9), "more than 20000 values"),
+        (aliases("{a: 1}", "{<<: [@]}", 9), "more than 20000 values"),
+        ("a: [" + "1, " * 20_000 + "]", "more than 20000 values"),
+        ("#" * (MAX_FILE_BYTES + 1), "more than 1048576 bytes; is it the right file"),
+    ],
+)
+def test_is_refused_at_once(tmp_path: Path, text: str, words: str) -> None:
+    began_s = time.process_time()
+    with pytest.raises(SpecError, match=words) as refused:
+        read(tmp_path, text)
+    assert time.process_time() - began_s < 10
+    assert len(str(refused.value)) < 1000
+
+
+def test_aliases_that_people_write_are_read(tmp_path: Path) -> None:
+    text = "one: &defaults {a: 1, b: [2, 3]}\ntwo: *defaults\nthree:\n  <<: *defaults\n  a: 4\n"
+    defaults = {"a": 1, "b": [2, 3]}
+    assert read(tmp_path, text) == {"one": defaults, "two": defaults, "three": {"a": 4, "b": [2, 3]}}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("a: 2001-12-01", "2001-12-01"), ("a: 0x7f", 127), ("a: 1e3", "1e3"), ("a: " + "9" * 300, None)]
+)
+def test_plain_values_are_what_they_were(tmp_path: Path, text: str, value: object) -> None:
+    found = read(tmp_path, text)
+    assert isinstance(found, dict)
+    assert (str(found["a"]) if isinstance(value, str) else found["a"]) == (int("9" * 300) if value is None else value)
