@@ -5,13 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test faults check format protos docs
+MINUTES ?= 10
+.PHONY: help install serve test faults fuzz check format protos docs
 
 help:
 	@echo "make install   create $(VENV) with the pinned dependencies"
 	@echo "make serve     install, then serve the bundled demo model on http://127.0.0.1:8000"
 	@echo "make test      install, make check, then every test"
 	@echo "make faults    every test on Ray: processes are killed, stopped, cut off and resized (half an hour)"
+	@echo "make fuzz      look for input that Manta does not stand, for MINUTES=10"
 	@echo "make check     style, formatting, types, import layers"
 	@echo "make format    rewrite the sources in the project's format"
 	@echo "make protos    generate the protobuf stubs again"
@@ -39,6 +41,10 @@ test: install check
 # The short form of it belongs to `make test`.
 faults: install
 	$(BIN)/python -m pytest tests/faults tests/integration --full
+
+# A minute of it belongs to `make test`.
+fuzz: install
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES)
 
 check: install
 	$(BIN)/ruff check .

@@ -1,0 +1,30 @@
+"""What a part of the campaign did and found."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong: in words, and where its smallest input is kept."""
+
+    words: str
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One target's or one property's run.
+
+    Args:
+        executions: Inputs that were tried.
+        coverage: What of the code, or of the inputs that there are, was reached; in words.
+        peak_mib: The most memory that its process held; None: not looked at.
+    """
+
+    name: str
+    executions: int
+    coverage: str
+    seconds: float
+    peak_mib: float | None = None
+    findings: tuple[Finding, ...] = ()
