@@ -25,7 +25,7 @@ from transport.pulse import Pulse
 from transport.replicas import Replicas
 from transport.server import Session, SocketServer
 from transport.socket import SocketPeer
-from transport.table import RoutingTable
+from transport.table import Newest, RoutingTable
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ class NodeServer:
         self._engine = Engine(model, cache, settings.limits(), settings.max_context, experts)
         self._server = SocketServer(self._loop, "node", credentials, tcp_host, self._frame, self._lost)
         self._sequences: dict[Session, set[int]] = {}
+        self._tables = Newest()
         self._ready = threading.Event()
         self._busy = BusyClock()
         self._pulse = Pulse(self._loop, self._busy)
@@ -73,7 +74,7 @@ class NodeServer:
         return self._server.address
 
     def update(self, table: RoutingTable) -> None:
-        """Takes over a new routing table; callable from any thread."""
+        """Takes over a routing table that is newer than all before; callable from any thread."""
         self._loop.post(lambda: self._update(table))
 
     def wait_ready(self, timeout_s: float) -> bool:
@@ -135,7 +136,8 @@ class NodeServer:
         self._routers.retry_waiting()
 
     def _update(self, table: RoutingTable) -> None:
-        self._routers.update({ROUTERS: table.routers})
+        if self._tables.is_newer(table):
+            self._routers.update({ROUTERS: table.routers})
 
     def _frame(self, session: Session, frame: Frame) -> None:
         header = frame.header

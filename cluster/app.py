@@ -7,7 +7,6 @@ serve run cluster.app:build model=PATH
 serve deploy deploy/serve.yaml
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -17,9 +16,11 @@ import yaml
 from ray.serve import Application
 
 from attention.deployment import AttentionNode, NodeDeploymentSettings
+from cluster.api_keys import keys_and_digest
+from cluster.fingerprint import fingerprint
 from cluster.hosts import present_room
 from cluster.membership import JoinService
-from cluster.resolve import SMALL_CPUS, Service, fingerprint, resolve
+from cluster.resolve import SMALL_CPUS, Service, resolve
 from cluster.serve_policy import autoscaling_config
 from cluster.spec import AttentionSpec, Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
 from router.deployment import RouterDeploymentSettings, RouterReplica
@@ -79,13 +80,14 @@ def build_service(service: Service, held: Mapping[str, int] = MappingProxyType({
         return {"autoscaling_config": autoscaling_config(spec.name, part, replicas, spec.autoscaling)}
 
     spec, join = service.spec, JoinService(service)
-    gateway, router, node = gateway_settings(service), _router_settings(service), _node_settings(service)
+    gateway, digest = _gateway_settings(service)
+    router, node = _router_settings(service), _node_settings(service)
     cpus, attention = service.room.share, spec.attention
     small = {"num_cpus": min(SMALL_CPUS, cpus), "num_gpus": 0}
     gateways = {"num_replicas": spec.api.replicas.num}
     routers = scaled("RouterReplica", "routers", spec.router.replicas)
     nodes = scaled("AttentionNode", "attention nodes", attention.replicas)
-    return _options(Gateway, service, gateways, gateway, small).bind(
+    return _options(Gateway, service, gateways, (gateway, digest), small).bind(
         gateway,
         join,
         _options(RouterReplica, service, routers, router, small).bind(router, join),
@@ -121,19 +123,18 @@ def _options(
         ray_actor_options=of_host,
     )
     # Serve replaces replicas of another version only; of itself, it would give each `serve.run` a random one.
-    return options.options(version=_version(settings), _internal=True)
-
-
-def _version(settings: object) -> str:
-    """Returns a name for a part's settings; of the API keys, which no settings show, a hash is part of it."""
-    keys = settings.gateway.api_keys if isinstance(settings, GatewayDeploymentSettings) else ()
-    hidden = [hashlib.sha256(key.encode()).hexdigest() for key in keys]
-    return fingerprint((settings, hidden))
+    return options.options(version=fingerprint(settings), _internal=True)
 
 
 def gateway_settings(service: Service) -> GatewayDeploymentSettings:
-    """Returns what a gateway needs."""
+    """Returns what a gateway needs, the API keys as this host has them."""
+    return _gateway_settings(service)[0]
+
+
+def _gateway_settings(service: Service) -> tuple[GatewayDeploymentSettings, str]:
+    """Returns what a gateway needs, and a digest of its API keys."""
     spec = service.spec
+    keys, digest = keys_and_digest(spec)
     settings = GatewaySettings(
         model_name=spec.model.served_name,
         max_context=service.max_context,
@@ -141,20 +142,10 @@ def gateway_settings(service: Service) -> GatewayDeploymentSettings:
         vocab_size=service.config.vocab_size,
         tasks=service.config.routing.tasks,
         request_timeout_s=spec.limits.request_timeout_s,
-        api_keys=_api_keys(spec),
+        api_keys=keys,
         limits=RequestLimits(**spec.limits.request.model_dump()),
     )
-    return GatewayDeploymentSettings(service.directory, settings, spec.limits.recovery_timeout_s)
-
-
-def _api_keys(spec: ServiceSpec) -> tuple[str, ...]:
-    if spec.api.keys_file is None:
-        return ()
-    lines = Path(spec.api.keys_file).read_text().splitlines()
-    keys = tuple(line.strip() for line in lines if line.strip())
-    if not keys:
-        raise ValueError(f"api.keys_file: {spec.api.keys_file} holds no key; write one a line, or leave the field out")
-    return keys
+    return GatewayDeploymentSettings(service.directory, settings, spec.limits.recovery_timeout_s), digest
 
 
 def _router_settings(service: Service) -> RouterDeploymentSettings:

@@ -21,6 +21,10 @@ NEW_EXPERTS = (
 )
 IN_TURN = "are replaced one after the other, each new one before an old one leaves"
 STREAMS_END = "a gateway that leaves ends its streams within limits.drain_timeout_s"
+OTHER_KEYS = (
+    f"it holds other keys now; gateways {IN_TURN}, and with the last old one the keys that were taken out stop being "
+    f"valid; {STREAMS_END}"
+)
 SHORTER_CACHE = (
     "a sequence that runs may be longer than the caches of new attention nodes then, and could not move there: only "
     "with a window that is not longer can the context be lowered while the service runs; serve it under another name "
@@ -79,7 +83,7 @@ class Change:
 
 
 def changes_between(before: Service, after: Service) -> tuple[Change, ...]:
-    """Returns every field that differs, in the order of the service file."""
+    """Returns every field that differs, in the order of the service file; then what differs in files that it names."""
     old, new = dict(_fields(before.spec.model_dump())), dict(_fields(after.spec.model_dump()))
     names = list(dict.fromkeys([*old, *new]))
     found = [_change(name, old.get(name), new.get(name)) for name in names if old.get(name) != new.get(name)]
@@ -87,6 +91,9 @@ def changes_between(before: Service, after: Service) -> tuple[Change, ...]:
     if before.config != after.config and not explained:
         note = f"its config.json is another one now; {ANOTHER_MODEL}"
         found.append(Change("model.path", str(before.directory), str(after.directory), "refused", note))
+    if before.keys_digest != after.keys_digest and "api.keys_file" not in {change.field for change in found}:
+        file = after.spec.api.keys_file
+        found.append(Change("api.keys_file", file, f"{file} (other keys)", "rolling", OTHER_KEYS))
     if _ring(after) < _ring(before):
         found = [_refused(one, SHORTER_CACHE) if one.field == "model.max_context" else one for one in found]
     return tuple(found)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
 
 from cluster.backoff import Backoff
 from cluster.causes import cause_of
@@ -86,7 +85,7 @@ class Controller:
         if self._restarted:
             self._event(f"the controller was restarted (pid {os.getpid()}); {self._goal()}", failed=True)
         self._settled = self._stopping = False
-        self._table = RoutingTable(version=int(time.time() * 1000))
+        self._table = RoutingTable(epoch=self._ledger.epoch)
         self._changed = asyncio.Condition()
         start = asyncio.get_event_loop().create_task
         self._keeping = start(self._guarded(self._keep_experts))
@@ -94,11 +93,11 @@ class Controller:
         self._watching = start(self._guarded(self._watch_members))
         self._scaling = start(self._guarded(self._scale_experts))
 
-    async def news(self, known_version: int, timeout_s: float) -> News:
-        """Answers as soon as the routing table's version differs from `known_version`, or after `timeout_s`."""
+    async def news(self, known: tuple[int, int], timeout_s: float) -> News:
+        """Answers as soon as the routing table is not the one that is `known` by its position, or after `timeout_s`."""
         async with self._changed:
             try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._has_news(known_version)), timeout_s)
+                await asyncio.wait_for(self._changed.wait_for(lambda: self._has_news(known)), timeout_s)
             except TimeoutError:
                 return News()
             return News(stopping=True) if self._stopping else News(self._table)
@@ -220,8 +219,8 @@ class Controller:
         """What is completely there, and what a change that fails goes back to."""
         return self._ledger.good
 
-    def _has_news(self, known_version: int) -> bool:
-        return self._stopping or (self._settled and self._table.version != known_version)
+    def _has_news(self, known: tuple[int, int]) -> bool:
+        return self._stopping or (self._settled and self._table.position != tuple(known))
 
     async def _guarded(self, task: Callable[[], Awaitable[None]]) -> None:
         """Runs one of the controller's tasks; if it fails, says why and runs it again."""
@@ -256,7 +255,8 @@ class Controller:
     def _sweep(self) -> None:
         try:
             self._fleet.sweep()
-        except RayError as error:  # what is left over then goes with the next change, or at the end
+        except Exception as error:  # what is left over then goes with the next change, or at the end
+            logger.exception("leftovers could not be ended")
             self._event(f"leftovers could not be ended: {cause_of(error)}", failed=True)
 
     @property
@@ -285,9 +285,16 @@ class Controller:
             await resize.run()
         finally:
             if not self._stopping:
-                self._ledger.end_change(resize.status.error if resize.status.state == "failed" else "")
+                self._end_change(resize.status)
                 self._scaler.forget()
                 self._sweep()
+
+    def _end_change(self, status: ResizeStatus) -> None:
+        try:
+            self._ledger.end_change(status.error if status.state == "failed" else "")
+        except Exception as error:  # a controller that is started anew goes on with the change, or finds it made
+            logger.exception("the end of a change could not be stored")
+            self._event(f"the end of the change could not be stored: {cause_of(error)}", failed=True)
 
     async def _watch_members(self) -> None:
         """Drops members that have fallen silent; ends the service when it has been without any for too long."""
@@ -316,7 +323,11 @@ class Controller:
         async with self._changed:
             routers, nodes = self._members.addresses("router"), self._members.addresses("node")
             self._table = routing_table(
-                self._table.version + 1, self._fleet.layout.version, self._fleet.in_use(), routers, nodes
+                (self._table.epoch, self._table.version + 1),
+                self._fleet.layout.version,
+                self._fleet.in_use(),
+                routers,
+                nodes,
             )
             self._changed.notify_all()
 

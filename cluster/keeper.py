@@ -140,12 +140,19 @@ class ExpertKeeper:
                 await self._serve()
             except Exception as error:
                 self._note_failure(error)
-            self._state, self.address = "replacing", None
-            self._host, self.core = "", None
-            # Told before it is killed: a process that hangs may take Ray seconds to end, and rows wait for it.
+            await self._let_go()
+            await asyncio.sleep(self._backoff.pause_s(self._worked_s()))
+
+    async def _let_go(self) -> None:
+        """Takes the replica out of the routing table and ends it. Never raises: it is to be replaced in any case."""
+        self._state, self.address = "replacing", None
+        self._host, self.core = "", None
+        try:  # told before it is killed: a process that hangs may take Ray seconds to end, and rows wait for it
             await self._publish()
             self._kill()
-            await asyncio.sleep(self._backoff.pause_s(self._worked_s()))
+        except Exception as error:
+            logger.exception("%s could not be let go of", self._name)
+            self._report(f"{self._name} could not be ended: {cause_of(error)}; it is tried again", failed=True)
 
     async def drain(self) -> None:
         """Waits until the replica has answered what it got before routers heard that it leaves; never raises."""
@@ -261,7 +268,7 @@ class ExpertKeeper:
         while True:
             try:
                 self._figures = await actor.snapshot.remote()
-            except RayError as error:
+            except Exception as error:  # nobody waits for this task: it must not end before the loading does
                 logger.info("%s does not answer: %s", self._name, cause_of(error))
             await asyncio.sleep(POLL_INTERVAL_S)
 

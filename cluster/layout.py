@@ -4,7 +4,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from cluster.resolve import Service, fingerprint
+from cluster.fingerprint import fingerprint
+from cluster.resolve import Service
 from cluster.spec import ShardPlan, shards
 from experts.actor import ExpertSettings
 

@@ -7,6 +7,8 @@ from cluster.members import Known
 from cluster.resolve import Service
 from cluster.stored import (
     forget_service,
+    next_epoch,
+    store_epoch,
     store_events,
     store_failure,
     store_known,
@@ -25,6 +27,7 @@ class Ledger:
     overtaken by then.
 
     Attributes:
+        epoch: The controller's place among all of the service's: its tables come after those of the ones before.
         found: Whether an earlier controller has left a service.
         good: What was completely there last.
         accepted: What is to be made; `good`, if no change is under way.
@@ -39,9 +42,11 @@ class Ledger:
 
     def __init__(self, service: Service, fresh: bool) -> None:
         self._name = service.name
+        self.epoch = next_epoch(self._name)
         good = None if fresh else stored_service(self._name, "good")
         if good is None:  # what else there is was left by one that could not forget all of it
             forget_service(self._name)
+        store_epoch(self._name, self.epoch)
         self.found = good is not None
         self.good = good or service
         self.accepted = stored_service(self._name, "accepted") or self.good

@@ -34,7 +34,7 @@ SNAPSHOTS_TIMEOUT_S = 5.0  # half of what Prometheus waits for a scrape unless t
 MAX_UNANSWERED = 2
 POLL_TIMEOUT_S = 20.0  # a long poll that long without news is asked again
 RETRY_S = 0.5
-NO_VERSION = -1  # of a routing table: differs from every table's
+NO_TABLE = (-1, -1)  # the position of none
 UNREACHABLE = (RayError, GetTimeoutError, ValueError)  # ValueError: Ray's, for an actor that has just gone
 
 
@@ -124,13 +124,12 @@ class ControllerMembership:
         self._left.wait(RETRY_S)
 
     def _watch(self, on_table: Callable[[RoutingTable], None], on_stop: Callable[[], None]) -> None:
-        version = NO_VERSION
+        known = NO_TABLE
         while not self._left.is_set():
             try:
-                call = self._controller().news.remote(version, POLL_TIMEOUT_S)
+                call = self._controller().news.remote(known, POLL_TIMEOUT_S)
                 news: News = ray.get(call, timeout=2 * POLL_TIMEOUT_S)
             except UNREACHABLE as error:
-                version = NO_VERSION  # a restarted controller counts anew
                 self._lost_controller(error, "going on with the last routing table")
                 continue
             if news.stopping:
@@ -138,7 +137,7 @@ class ControllerMembership:
                 on_stop()
                 return
             if news.table is not None and not self._left.is_set():
-                version = news.table.version
+                known = news.table.position
                 on_table(news.table)
 
     def _announce(

@@ -4,17 +4,21 @@ Make before break: what is added serves before anything leaves, so that going ba
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from cluster.api_keys import check_digest
 from cluster.application import application_state, hand_over, make_application, numbers_held
 from cluster.causes import cause_of
 from cluster.fleet import ExpertFleet
 from cluster.keeper import ExpertKeeper
 from cluster.layout import Layout, layout_of
 from cluster.resolve import Service
+
+logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
 # Serve takes an application over in its next turn (0.5 s, on a Ray of Manta's own); until then it tells of the old one.
@@ -93,13 +97,23 @@ class Resize:
             self.status.error = cause_of(error)
             await self._roll_back()
             return
-        self._stage(LEAVING)
-        leaving = [*await self._fleet.use(layout), *self._fleet.beyond(counts)]
-        await self._fleet.retire(leaving)
+        await self._let_go(layout, counts)
         self._end("done")
+
+    async def _let_go(self, layout: Layout, counts: dict[int, int]) -> None:
+        """Ends what is not wanted any more. Never raises: the change is made, whatever is left over."""
+        self._stage(LEAVING)
+        try:
+            leaving = [*await self._fleet.use(layout), *self._fleet.beyond(counts)]
+            await self._fleet.retire(leaving)
+        except Exception as error:
+            logger.exception("what leaves could not be ended")
+            self._note(f"what leaves could not be ended, and goes with the next change: {cause_of(error)}", True)
 
     async def _make(self, layout: Layout, counts: dict[int, int]) -> None:
         """Starts everything that is new, and waits until it serves."""
+        if self._concerns_serve:  # not on the way back: the file on this host need not hold the old keys any more
+            await asyncio.to_thread(check_digest, self._new.spec, self._new.keys_digest)
         self._fleet.take_service(self._new)
         self._stage(LOADING)
         self._added = self._fleet.grow(layout, counts)
@@ -156,19 +170,28 @@ class Resize:
             await asyncio.wait_for(asyncio.to_thread(hand_over, service), limit_s)
 
     async def _roll_back(self) -> None:
+        """Never raises: if it fails, the outcome says so."""
         self._note(f"the change failed: {self.status.error}; going back", True)
         self._stage(ROLLING_BACK)
-        await self._fleet.use(layout_of(self._old))
-        self._fleet.take_service(self._old)
         outcome: OutcomeState = "rolled back"
         try:
+            await self._fleet.use(layout_of(self._old))
+            self._fleet.take_service(self._old)
             if self._handed_over:
                 await self._exchange(self._old)
         except Exception as error:
+            logger.exception("going back failed")
             self.status.error += f"; and going back failed: {cause_of(error)}"
             outcome = "failed"
-        await self._fleet.retire(self._added)
+        await self._retire_added()
         self._end(outcome)
+
+    async def _retire_added(self) -> None:
+        try:
+            await self._fleet.retire(self._added)
+        except Exception as error:
+            logger.exception("what was added could not be ended")
+            self._note(f"what was added could not be ended, and goes with the next change: {cause_of(error)}", True)
 
     def _stage(self, stage: str) -> None:
         self.status.stage, self.status.done, self.status.total = stage, 0, 0
@@ -184,4 +207,5 @@ class Resize:
 def _of_application(service: Service) -> tuple[object, ...]:
     """Returns what the Serve application is made from: if it is the same, Serve has nothing to do."""
     spec = service.spec
-    return spec.model, spec.api, spec.attention, spec.router, spec.experts.on_missing, spec.limits, spec.autoscaling
+    on_missing, keys = spec.experts.on_missing, service.keys_digest
+    return spec.model, spec.api, spec.attention, spec.router, on_missing, spec.limits, spec.autoscaling, keys

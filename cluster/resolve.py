@@ -1,9 +1,10 @@
-"""From a service file and a checkpoint to what every part needs: each `auto` decided. Pure, and makes no Ray call."""
+"""From a service file and a checkpoint to what every part needs: each `auto` decided. Makes no Ray call."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cluster.api_keys import keys_and_digest
+from cluster.fingerprint import fingerprint
 from cluster.room import Room
 from cluster.spec import Problem, ServiceSpec, SpecError, shards
 from model.config import MixtralConfig, read_config
@@ -22,6 +23,7 @@ class Service:
         max_context: Positions of a sequence, prompt and output together.
         room: Where it was started; what was decided by it at the start stays decided.
         loopback: Whether every part is on this host, so that none needs to listen for others.
+        keys_digest: Tells the API keys apart from others (`cluster.api_keys`); empty: there are none.
     """
 
     spec: ServiceSpec
@@ -30,6 +32,7 @@ class Service:
     max_context: int
     room: Room
     loopback: bool
+    keys_digest: str = ""
 
     @property
     def name(self) -> str:
@@ -41,8 +44,8 @@ class Service:
 
     @property
     def version(self) -> str:
-        """Names this very spec: the same file gives the same version."""
-        return hashlib.sha256(self.spec.model_dump_json().encode()).hexdigest()[:12]
+        """Names this very spec and its API keys: the same files give the same version."""
+        return fingerprint((self.spec, self.keys_digest))
 
     @property
     def num_cpus(self) -> int:
@@ -63,7 +66,8 @@ def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
 
     Raises:
         ConfigError: The checkpoint is missing or not a Mixtral.
-        SpecError: `experts` does not fit the checkpoint's experts, or `router.routing` is not the checkpoint's.
+        SpecError: `experts` does not fit the checkpoint's experts, `router.routing` is not the checkpoint's, or
+            `api.keys_file` cannot be used.
         ValueError: `model.max_context` is more than the model has.
     """
     config = read_config(spec.model.directory)
@@ -82,6 +86,7 @@ def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
         max_context=max_context,
         room=room if room.replicas is not None else _room_of(spec, room),
         loopback=loopback,
+        keys_digest=keys_and_digest(spec)[1],
     )
     shards(spec, config.num_experts, service.num_cpus)
     return service
@@ -102,8 +107,3 @@ def _check_routing(spec: ServiceSpec, routing: Routing) -> None:
             f"Use auto or {routing.level}, or serve a checkpoint whose config.json says level {given} in {FIELD}."
         )
         raise SpecError([Problem("router.routing", text)])
-
-
-def fingerprint(settings: object) -> str:
-    """Returns a name for settings: the same for equal ones, in every process. They must be plain data."""
-    return hashlib.sha256(repr(settings).encode()).hexdigest()[:12]

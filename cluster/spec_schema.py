@@ -77,7 +77,7 @@ class ApiSpec(Section):
     grpc_port: Annotated[PortOrNull, NotYet("leave it out and use the HTTP API")] = None
     """The port of the public gRPC API."""
     keys_file: Annotated[TextOrNull, FileName()] = None
-    """A file with one API key a line, read by whoever starts or changes the service; null: no keys, loopback only."""
+    """A file of API keys of 16 characters or more, one a line; # starts a comment. Null: no keys, loopback only."""
     replicas: FixedReplicaCount = ONE
     """Gateways."""
 

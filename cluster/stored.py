@@ -5,6 +5,7 @@ In Ray's internal store, which guards it as it guards Ray's own state; only Ray'
 
 import json
 import pickle
+import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ from cluster.names import NAMESPACE, spec_name
 from cluster.resolve import Service
 
 Which = Literal["accepted", "good"]
-FAILURE, KNOWN, EVENTS = "failure", "known", "events"
+FAILURE, KNOWN, EVENTS, EPOCH = "failure", "known", "events", "epoch"
 
 
 def store_service(service: Service, which: Which) -> None:
@@ -69,7 +70,22 @@ def stored_events(name: str) -> list[dict[str, Any]]:
     return json.loads(data) if data else []
 
 
+def next_epoch(name: str) -> int:
+    """Returns what a controller that begins now puts before the versions of its tables: more than all before it.
+
+    It is the time in milliseconds, so that nothing has to be kept when the service is over; while it is not, what was
+    given out last counts too, whichever way the clock was set meanwhile.
+    """
+    last = _internal_kv_get(spec_name(name, EPOCH), namespace=NAMESPACE.encode())
+    return max(int(last or 0) + 1, time.time_ns() // 1_000_000)
+
+
+def store_epoch(name: str, epoch: int) -> None:
+    """Keeps the last one that was given out."""
+    _internal_kv_put(spec_name(name, EPOCH), str(epoch).encode(), overwrite=True, namespace=NAMESPACE.encode())
+
+
 def forget_service(name: str) -> None:
     """Forgets all of it; first what tells that there is a service, in case that this is interrupted."""
-    for which in ("good", "accepted", FAILURE, KNOWN, EVENTS):
+    for which in ("good", "accepted", FAILURE, KNOWN, EVENTS, EPOCH):
         _internal_kv_del(spec_name(name, which), namespace=NAMESPACE.encode())

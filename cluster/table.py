@@ -8,7 +8,7 @@ from transport.table import RoutingTable, ShardEntry
 
 
 def routing_table(
-    version: int,
+    position: tuple[int, int],
     layout: str,
     replicas: Iterable[tuple[ShardPlan, Address | None]],
     routers: tuple[Address, ...],
@@ -17,6 +17,7 @@ def routing_table(
     """Returns the table.
 
     Args:
+        position: Its epoch and version.
         layout: The version of the layout that the shards belong to.
         replicas: Every replica of every shard, and where it listens (None: it does not serve at present).
     """
@@ -27,4 +28,5 @@ def routing_table(
         if address is not None:
             serving += (address,)
         shards[shard.index] = ShardEntry(shard.expert_ids, shard.slice_index, shard.num_slices, serving, layout)
-    return RoutingTable(version, tuple(shards.values()), routers, nodes)
+    epoch, version = position
+    return RoutingTable(version, tuple(shards.values()), routers, nodes, epoch)

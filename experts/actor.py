@@ -171,8 +171,11 @@ class ExpertActor:
         while self._alone_s <= self._settings.orphan_timeout_s:
             await asyncio.sleep(TICK_S)
             self._alone_s += TICK_S
-            if await self._has_routers():
-                self._alone_s = 0.0
+            try:
+                if await self._has_routers():
+                    self._alone_s = 0.0
+            except Exception:  # nobody waits for this task; it ends with the process
+                logger.exception("cannot tell whether a router is connected")
         if self._server is not None:
             self._server.stop()
         os._exit(0)

@@ -1,5 +1,6 @@
 """The router's data-plane side: nodes' requests on one side, expert replicas on the other, in one thread."""
 
+import logging
 import threading
 from collections.abc import Mapping
 
@@ -12,7 +13,9 @@ from transport.loop import Loop
 from transport.pulse import Pulse
 from transport.replicas import Replicas
 from transport.socket import RequestServer, SocketPeer
-from transport.table import RoutingTable
+from transport.table import Newest, RoutingTable
+
+logger = logging.getLogger(__name__)
 
 
 class RouterServer:
@@ -38,6 +41,8 @@ class RouterServer:
         self._experts = Replicas(self._connect, self._loop.call_later, recovery_timeout_s)
         self._router = Router(gates, self._experts, degrade)
         self._server = RequestServer(self._loop, "router", credentials, tcp_host, self._router.serve)
+        self._tables = Newest()
+        self._refused = ""
         self._ready = threading.Event()
         self.degraded = False
         """Whether it can serve, but not with all experts; readable from any thread."""
@@ -49,9 +54,12 @@ class RouterServer:
         return self._server.address
 
     def update(self, table: RoutingTable) -> None:
-        """Takes over a new routing table; callable from any thread."""
+        """Takes over a routing table that is newer than all before; callable from any thread.
+
+        One whose shards do not cover the experts is refused: the one before is kept, and `snapshot` tells why.
+        """
         if table.shards:
-            self._loop.post(lambda: self._router.update(table.shards, self._note_state))
+            self._loop.post(lambda: self._update(table))
 
     def wait_ready(self, timeout_s: float) -> bool:
         """Waits until every shard has a connected replica; callable from any thread."""
@@ -71,6 +79,7 @@ class RouterServer:
             "rows_per_expert": list(self._router.rows_per_expert),
             "degraded_rows_total": self._router.num_degraded_rows,
             "utilization": self._busy.utilization(),
+            **({"refused_table": self._refused} if self._refused else {}),
         }
 
     def load(self) -> dict[str, float]:
@@ -88,6 +97,16 @@ class RouterServer:
         finally:
             self._server.close()
             self._experts.close()
+
+    def _update(self, table: RoutingTable) -> None:
+        if not self._tables.is_newer(table):
+            return
+        try:
+            self._router.update(table.shards, self._note_state)
+            self._refused = ""
+        except ValueError as error:  # ours to survive: every other router was sent the same table
+            self._refused = str(error)
+            logger.error("table %s is refused, and the one before kept: %s", table.position, error)
 
     def _connect(self, address: Address) -> SocketPeer:
         return SocketPeer(self._loop, address, self._credentials, "router", self._expert_changed, calls_expire=True)

@@ -19,7 +19,7 @@ from transport.frames import Frame
 from transport.link import Link
 from transport.loop import Loop
 from transport.membership import Membership
-from transport.table import RoutingTable
+from transport.table import Newest, RoutingTable
 from transport.tries import NO_TRIES
 
 
@@ -202,6 +202,7 @@ class NodeGenerator:
         self._recovery_timeout_s = recovery_timeout_s
         self._loop = Loop()
         self._nodes: dict[Address, _Node] = {}
+        self._tables = Newest()
         self._asyncio = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._ended = False
@@ -298,7 +299,7 @@ class NodeGenerator:
         self._change.set()
 
     def _update(self, table: RoutingTable) -> None:
-        if self._ended:
+        if self._ended or not self._tables.is_newer(table):
             return
         for address in set(table.nodes) - self._nodes.keys():
             self._nodes[address] = _Node(self, self._loop, address, self._credentials)

@@ -1,11 +1,11 @@
-"""The routing table: which process serves what, as the controller publishes it.
+"""The routing table: which process serves what, as the controller publishes it. Plain data."""
 
-Plain data, pickled only by Ray's control plane.
-"""
-
+import logging
 from dataclasses import dataclass
 
 from transport.address import Address
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, order=True)
@@ -48,9 +48,38 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class RoutingTable:
-    """Everything that the data plane needs to know about who is where. A higher `version` replaces a lower one."""
+    """Everything that the data plane needs to know about who is where.
+
+    Args:
+        version: Counts one controller's tables.
+        epoch: Counts a service's controllers: every table of a later one is newer than all of an earlier one.
+    """
 
     version: int = 0
     shards: tuple[ShardEntry, ...] = ()
     routers: tuple[Address, ...] = ()
     nodes: tuple[Address, ...] = ()
+    epoch: int = 0
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Its place among all tables of the service: (epoch, version)."""
+        return self.epoch, self.version
+
+
+class Newest:
+    """Lets each table through that is newer than all before: whoever receives tables asks it first.
+
+    A late answer, of a controller that was replaced meanwhile or out of turn, thus never undoes a newer table.
+    """
+
+    def __init__(self) -> None:
+        self._position: tuple[int, int] | None = None
+
+    def is_newer(self, table: RoutingTable) -> bool:
+        """Returns whether `table` is to be used; from then on it is what others are compared with."""
+        if self._position is not None and table.position <= self._position:
+            logger.info("table %s is older than %s, or the same: ignored", table.position, self._position)
+            return False
+        self._position = table.position
+        return True

@@ -179,8 +179,9 @@ def test_other_keys_in_the_same_file_make_another_version(model: Path, tmp_path:
         spec = spec_for_model(model, {"api.keys_file": str(keys)})
         return deployments(build_service(resolve(spec, ROOM)))["Gateway"].version
 
-    keys.write_text("one\n")
+    keys.write_text("one-one-one-one-one\n")
+    keys.chmod(0o600)
     before = version()
     assert version() == before
-    keys.write_text("two\n")
+    keys.write_text("two-two-two-two-two\n")
     assert version() != before

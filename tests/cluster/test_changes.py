@@ -81,7 +81,12 @@ def test_each_field_says_how_it_changes(
         {"limits": {"request": {"delivery_timeout_s": 1}}},
     ],
 )
-def test_whatever_replaces_gateways_says_that_streams_end(model: Path, sections: dict[str, Any]) -> None:
+def test_whatever_replaces_gateways_says_that_streams_end(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sections: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").write_text("0123456789abcdef\n")
+    (tmp_path / "keys").chmod(0o600)
     (change,) = changes_between(service(model), service(model, **sections))
     assert "a gateway that leaves ends its streams within limits.drain_timeout_s" in change.note
 

@@ -21,7 +21,7 @@ from transport.address import Address
 
 Actor: Any = Controller.__ray_metadata__.modified_class  # pyright: ignore[reportAttributeAccessIssue]
 NODE = Address("host", "node.sock", "", 0)
-UNKNOWN = -1  # version of a table
+UNKNOWN = (-1, -1)  # position of a table
 SAID = Announcement("node", NODE, 7, "ray-node", "app", "replica", {})
 
 

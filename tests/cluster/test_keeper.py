@@ -71,3 +71,32 @@ def test_a_replica_that_runs_already_keeps_its_core_until_it_is_replaced(
         running.cancel()
 
     asyncio.run(scenario())
+
+
+def test_a_replica_is_replaced_though_ray_fails_while_it_is_let_go_of(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task that keeps it is nobody's to wait for: if it ended, the shard would stay without this replica."""
+    actor = SimpleNamespace(place=answers(RuntimeError("it has just died")))
+    events: list[str] = []
+
+    def no_kill(actor: object, no_restart: bool) -> None:
+        raise ConnectionError("Ray does not answer")
+
+    monkeypatch.setattr("cluster.keeper.data_plane_key", lambda name: b"")
+    monkeypatch.setattr("cluster.backoff.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    monkeypatch.setattr(ray, "kill", no_kill)
+
+    async def run() -> None:
+        keeper = keeper_of(make())
+        monkeypatch.setattr(keeper, "_report", lambda text, failed=False: events.append(text))
+        monkeypatch.setattr(keeper, "_actor", actor)
+        running = asyncio.create_task(keeper.run())
+        while keeper.num_failures < 2:
+            assert not running.done()
+            await asyncio.sleep(0.01)
+        running.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 30.0))
+    assert any("Ray does not answer" in event for event in events)

@@ -143,6 +143,18 @@ def test_a_service_that_is_just_started_forgets_an_earlier_one_of_its_name(servi
     assert (second.failure, second.known, second.events.as_list()) == ("", Known(), [])
 
 
+@pytest.mark.parametrize("clock_s", [-1e6, 0.0, 1e6])
+def test_every_controller_has_a_later_epoch_whichever_way_the_clock_was_set(
+    services: tuple[Service, Service], monkeypatch: pytest.MonkeyPatch, clock_s: float
+) -> None:
+    service = services[0]
+    now_ns = time.time_ns()
+    first = Ledger(service, fresh=True).epoch
+    monkeypatch.setattr(time, "time_ns", lambda: now_ns + int(clock_s * 1e9))
+    later = [Ledger(service, fresh=fresh).epoch for fresh in (False, True, False)]
+    assert sorted({first, *later}) == [first, *later]
+
+
 @pytest.mark.parametrize("how", ["close", "forget"])
 def test_nothing_is_written_after_the_end(how: str, services: tuple[Service, Service], ray_store: Store) -> None:
     async def work() -> None:

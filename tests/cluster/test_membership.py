@@ -31,6 +31,7 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> FakeController:
     fake = FakeController()
     context = SimpleNamespace(get_node_id=lambda: "host", get_actor_name=lambda: "actor")
     monkeypatch.setattr(membership_module, "start_controller", lambda service: fake)
+    monkeypatch.setattr(membership_module, "data_plane_key", lambda name: b"k" * 32)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: fake)
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)

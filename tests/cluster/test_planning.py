@@ -15,8 +15,8 @@ ONE, TWO = Address("host", "1", "", 0), Address("host", "2", "", 0)
 
 def test_the_table_holds_every_shard_also_one_that_nobody_serves() -> None:
     first, second = ShardPlan(0, (0, 1), 0, 1), ShardPlan(1, (2, 3), 0, 1)
-    table = routing_table(5, "layout", [(first, ONE), (first, TWO), (second, None)], (ONE,), ())
-    assert table.version == 5
+    table = routing_table((7, 5), "layout", [(first, ONE), (first, TWO), (second, None)], (ONE,), ())
+    assert table.position == (7, 5)
     assert table.shards == (ShardEntry((0, 1), 0, 1, (ONE, TWO), "layout"), ShardEntry((2, 3), 0, 1, (), "layout"))
     assert (table.routers, table.nodes) == ((ONE,), ())
 

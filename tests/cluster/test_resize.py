@@ -108,6 +108,52 @@ class Serve:
         return ApplicationState(3, 3, settled=True)
 
 
+def test_a_change_is_done_whatever_becomes_of_what_leaves(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise `manta apply`, which follows the status, would wait for ever."""
+
+    async def run() -> None:
+        old, new = make(per_actor=2), make(per_actor=2, slices=2)
+        fleet, notes = fleet_of(old), list[str]()
+        fleet.grow(layout_of(old), {0: 1, 1: 1})
+
+        async def broken(keepers: object) -> None:
+            raise ConnectionError("Ray is gone")
+
+        monkeypatch.setattr(fleet, "retire", broken)
+        resize = Resize(fleet, old, new, lambda text, failed: notes.append(text), lambda: None, False)
+        await resize.run()
+        assert (resize.status.state, resize.status.error) == ("done", "")
+        assert any("Ray is gone" in note for note in notes)
+        await fleet.stop()
+
+    asyncio.run(run())
+
+
+def test_going_back_ends_too_if_nothing_can_be_ended(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        old, new = make(per_actor=2), make(per_actor=2, replicas=2)
+        fleet = fleet_of(old)
+        fleet.grow(layout_of(old), {0: 1, 1: 1})
+
+        async def broken(given: object) -> list[object]:
+            raise ConnectionError("Ray is gone")
+
+        monkeypatch.setattr(fleet, "retire", broken)
+        monkeypatch.setattr(fleet, "use", broken)
+        resize = change(fleet, old, new)
+        await resize.run()
+        assert resize.status.state == "failed"
+        assert "no room" in resize.status.error
+        assert "going back failed: Ray is gone" in resize.status.error
+        await fleet.stop()
+
+    asyncio.run(run())
+
+
 def test_after_going_back_has_failed_the_next_change_works(
     make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:

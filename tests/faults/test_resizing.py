@@ -117,7 +117,6 @@ def test_what_is_refused_changes_nothing(solo: RayService, changes: Changes) -> 
         pytest.param({"experts": {"num_cpus": 50}, **IMPATIENT}, "could not be placed", id="experts"),
         pytest.param({"attention": {"num_cpus": 50}, **IMPATIENT}, "no room", id="nodes", marks=pytest.mark.full),
         full({"attention": {"cache_tokens": 1}}, "AttentionNode did not start: .*cache_to"),
-        pytest.param({"api": {"keys_file": "/none"}}, "/none", id="no application", marks=pytest.mark.full),
     ],
 )
 def test_what_cannot_be_is_rolled_back(
@@ -134,6 +133,21 @@ def test_what_cannot_be_is_rolled_back(
     assert wanted(solo) == spec
     assert all(before[part] == after[part] for part in before)
     changes.make(experts=TWO)  # it can still be changed
+
+
+@pytest.mark.full
+def test_keys_that_were_changed_once_more_are_not_handed_out(
+    solo: RayService, changes: Changes, tmp_path: Path
+) -> None:
+    """Nor those of another host, which read the same there: the plan was about the ones that it has seen."""
+    before, spec, keys = processes(solo), wanted(solo), tmp_path / "keys"
+    keys.touch(mode=0o600)
+    keys.write_text("the-key-that-was-planned\n")
+    planned = changes.plan(api={"keys_file": str(keys)})
+    keys.write_text("another-key-since-then\n")
+    with pytest.raises(RuntimeError, match=r"rolled back.*holds other keys"):
+        changes.start(planned).wait()
+    assert (processes(solo), wanted(solo)) == (before, spec)
 
 
 def test_another_change_is_refused_meanwhile(solo: RayService, changes: Changes) -> None:

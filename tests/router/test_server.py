@@ -239,6 +239,39 @@ def test_another_layout_takes_over_while_rows_are_under_way(
     loop.close()
 
 
+def test_a_table_that_does_not_cover_the_experts_is_refused_and_the_one_before_kept(
+    layers: list[Weights], seed: int
+) -> None:
+    """Every router gets the same table: one that ended all of them would end the service."""
+    loop = Loop()
+    with ExitStack() as stack:
+        experts = {(entry.expert_ids[0], 0): [ExpertThread(layers, entry)] for entry in cut(4, 2, num_slices=1)}
+        for threads in experts.values():
+            stack.callback(threads[0].kill)
+        router = stack.enter_context(running_router(layers, recovery_timeout_s=20.0))
+        router.update(table_of(experts, 1, 1))
+        assert router.wait_ready(20.0)
+        node = connected(loop, router.address)
+
+        def exchange() -> None:
+            rows_TD, answers = random_rows(3, 8, seed), list[torch.Tensor | CallError]()
+            node.call(layer_header(0, rows_TD), rows_TD, answers.append)
+            turn_until(lambda: bool(answers), loop)
+            assert isinstance(answers[0], torch.Tensor), answers[0]
+            assert torch.allclose(answers[0], layers[0].naive(rows_TD, 2), atol=1e-5)
+
+        router.update(table_of({(0, 0): experts[0, 0]}, 2, 1))
+        exchange()
+        assert router.snapshot()["refused_table"] == "the shards hold experts [0, 1]; needed: each of 0 to 3, once"
+        router.update(table_of({(0, 0): [], (2, 0): []}, 1, 1))  # older: it would let go of every expert
+        exchange()
+        router.update(table_of(experts, 3, 1))
+        exchange()
+        assert "refused_table" not in router.snapshot()
+        node.close()
+    loop.close()
+
+
 def test_a_router_that_starts_while_the_layout_lacks_an_expert_is_ready_with_the_next_one(
     layers: list[Weights],
 ) -> None:

@@ -94,6 +94,7 @@ class FakeMembership:
 
     on_table: Callable[[RoutingTable], None] = field(default=lambda table: None)
     on_stop: Callable[[], None] = field(default=lambda: None)
+    version: int = 0
 
     def credentials(self) -> Credentials:
         return CREDENTIALS
@@ -123,7 +124,8 @@ class FakeMembership:
         return
 
     def publish(self, *nodes: FakeNode) -> None:
-        self.on_table(RoutingTable(nodes=tuple(node.address for node in nodes)))
+        self.version += 1
+        self.on_table(RoutingTable(self.version, nodes=tuple(node.address for node in nodes)))
 
 
 @pytest.fixture
