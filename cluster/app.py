@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import ray
 import yaml
 from ray.serve import Application
 
@@ -26,6 +27,7 @@ from cluster.spec import AttentionSpec, Replicas, ServiceSpec, load_spec, spec_f
 from router.deployment import RouterDeploymentSettings, RouterReplica
 from serving.deployment import Gateway, GatewayDeploymentSettings
 from serving.settings import GatewaySettings, RequestLimits
+from transport.strangers import open_allowed, refuse_open
 
 # Serve notices a dead replica at its next check: its defaults (10 s, 30 s) are made for slower services.
 HEALTH_CHECK_PERIOD_S = 1.0
@@ -47,8 +49,12 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         SpecError: They do not describe a service.
         ModelError: The checkpoint cannot be served.
+        OpenCluster: The cluster lets strangers in (`transport.strangers`). Where none has been joined yet, each part
+            finds that out before it does anything.
     """
-    return build_service(resolve(_spec(args), present_room()))
+    if ray.is_initialized():
+        refuse_open(ray.get_runtime_context().gcs_address)
+    return build_service(resolve(_spec(args), present_room()), refuses_open=not open_allowed())
 
 
 def _spec(args: dict[str, Any]) -> ServiceSpec:
@@ -67,11 +73,14 @@ def _value(given: Any) -> Any:
     return yaml.safe_load(given) if isinstance(given, str) else given
 
 
-def build_service(service: Service, held: Mapping[str, int] = MappingProxyType({})) -> Application:
+def build_service(
+    service: Service, held: Mapping[str, int] = MappingProxyType({}), refuses_open: bool = False
+) -> Application:
     """Returns the application of a resolved service.
 
     Args:
         held: How many replicas a deployment is to have for now, instead of what its range allows.
+        refuses_open: As for `JoinService`.
     """
 
     def scaled(deployment: str, part: str, replicas: Replicas) -> dict[str, Any]:
@@ -79,7 +88,7 @@ def build_service(service: Service, held: Mapping[str, int] = MappingProxyType({
         replicas = replicas if number is None else Replicas(min=number, max=number)
         return {"autoscaling_config": autoscaling_config(spec.name, part, replicas, spec.autoscaling)}
 
-    spec, join = service.spec, JoinService(service)
+    spec, join = service.spec, JoinService(service, refuses_open)
     gateway, digest = _gateway_settings(service)
     router, node = _router_settings(service), _node_settings(service)
     cpus, attention = service.room.share, spec.attention

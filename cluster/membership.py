@@ -24,6 +24,7 @@ from transport.address import Address
 from transport.credentials import Credentials
 from transport.hosts import interface_for_peers
 from transport.membership import Role, Snapshot
+from transport.strangers import refuse_open
 from transport.table import RoutingTable
 
 logger = logging.getLogger(__name__)
@@ -40,11 +41,18 @@ UNREACHABLE = (RayError, GetTimeoutError, ValueError)  # ValueError: Ray's, for 
 
 @dataclass(frozen=True)
 class JoinService:
-    """Implements `transport.membership.Join`."""
+    """Implements `transport.membership.Join`.
+
+    Args:
+        refuses_open: Whether to refuse a cluster that lets strangers in: nobody has looked before.
+    """
 
     service: Service
+    refuses_open: bool = False
 
     def __call__(self) -> "ControllerMembership":
+        if self.refuses_open:
+            refuse_open(ray.get_runtime_context().gcs_address)
         return ControllerMembership(self.service)
 
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 import ray
 from ray._private import ray_constants
-from ray._private.authentication import authentication_token_setup
 from ray._private.services import canonicalize_bootstrap_address
 
 from cluster.hosts import mark_own
 from cluster.names import NAMESPACE
+from cluster.ray_token import demand_token, present_token
 from transport.cores import available_cores
+from transport.strangers import refuse_open
 
 CONNECT_TIMEOUT_S = 5.0
 OBJECT_STORE_BYTES = 150 << 20  # Manta keeps no data in Ray's object store
@@ -56,15 +57,16 @@ SYSTEM_CONFIG = {"task_events_report_interval_ms": 0, "enable_metrics_collection
 
 
 def start_local_ray(num_cpus: int | None = None) -> None:
-    """Starts Ray on this machine, on loopback only; it ends with this process.
+    """Starts Ray on this machine, on loopback only and with a token; it ends with this process.
 
     Args:
         num_cpus: The CPUs that Ray may hand out; None: the cores that this process may use.
 
     Raises:
-        RuntimeError: Ray does not start, or this process has joined a cluster already.
+        RuntimeError: Ray does not start, its token cannot be kept, or this process has joined a cluster already.
     """
     os.environ.update(RAY_ENVIRONMENT)
+    demand_token()
     with _worker_environment(), _loopback_only(), _signals_kept():
         try:
             ray.init(
@@ -92,16 +94,15 @@ def join_ray(address: str) -> None:
 
     Raises:
         ConnectionError: There is none, or it does not answer.
+        ValueError: It lets strangers in (`transport.strangers`), or asks for a token that is not here.
     """
     if ray.is_initialized():
+        refuse_open(ray.get_runtime_context().gcs_address)
         return
     found = _find_cluster(address)
     _check_answers(found)
-    loopback = found.startswith("127.")
-    if loopback:  # a Ray of this machine's own asks for a token; Ray finds that out for `auto` alone
-        with _quiet(authentication_token_setup.__name__):
-            authentication_token_setup.maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
-    with _signals_kept(), _loopback_only() if loopback else nullcontext():
+    present_token(found)
+    with _signals_kept(), _loopback_only() if found.startswith("127.") else nullcontext():
         ray.init(address=found, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
 
 
@@ -113,8 +114,8 @@ def _find_cluster(address: str) -> str:
         found = canonicalize_bootstrap_address(address)
     if found is None:
         raise ConnectionError(
-            "no Ray cluster runs on this machine; start one with `manta serve` or `ray start --head`, or name one "
-            "with --address HOST:PORT"
+            "no Ray cluster runs on this machine; start one with `manta serve`, or with `RAY_AUTH_MODE=token ray start "
+            "--head`, or name one with --address HOST:PORT"
         )
     return found
 
@@ -161,6 +162,7 @@ def open_session(address: str | None) -> RaySession:
 
     Raises:
         ConnectionError: There is none at `address`.
+        ValueError: The one at `address` lets strangers in, or asks for a token that is not here.
         RuntimeError: Ray does not start, or `address` is None and this process has joined a cluster already.
     """
     if address is None:
@@ -179,16 +181,6 @@ def joined(address: str | None) -> Generator[None]:
         yield
     finally:
         session.close()
-
-
-@contextmanager
-def _quiet(logger: str) -> Generator[None]:
-    before = logging.getLogger(logger).level
-    logging.getLogger(logger).setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.getLogger(logger).setLevel(before)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import ray
 from spec.outcome import BAD_INPUT, INTERRUPTED, status_of, traceback_wanted, words_of
 from training.running import Watch, run_training
 from training.spec import load_training
+from transport.strangers import refuse_open
 
 
 def main(arguments: list[str]) -> int:
@@ -22,6 +23,7 @@ def main(arguments: list[str]) -> int:
     try:
         spec = load_training(arguments[0])
         ray.init(log_to_driver=False)
+        refuse_open(ray.get_runtime_context().gcs_address)
         finished = run_training(spec, Watch(on_record=print_record, on_waiting=partial(print, flush=True)))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

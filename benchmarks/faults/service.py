@@ -95,6 +95,8 @@ def attached(name: str, url: str, limits: TimeLimits) -> Generator[Target]:
         session = open_session("auto")
     except ConnectionError as error:
         raise ServiceError(f"no Ray runs on this host ({error}); leave --attach out to start a service") from error
+    except ValueError as error:  # one that lets strangers in, or asks for another token
+        raise ServiceError(str(error)) from error
     try:
         with _quiet_ray():
             yield Target(connect(url, None, limits.request_s), observe(name, limits))

@@ -7,6 +7,7 @@ import ray
 import torch
 
 from benchmarks.hop.echo import echo_requests
+from cluster.ray_token import demand_token
 from transport.ray import Bytes, serve_ray_call
 
 
@@ -26,6 +27,7 @@ class EchoActor:
 
 def start_actors(num_actors: int) -> list[Any]:
     """Starts a local Ray with as many echo actors, whatever the machine has; `ray.shutdown` ends it."""
+    demand_token()
     ray.init(
         address="local",
         num_cpus=num_actors,

@@ -15,6 +15,7 @@ from transformers import MixtralForCausalLM
 
 from cluster.names import NAMESPACE
 from cluster.ray_session import OBJECT_STORE_BYTES, RAY_ENVIRONMENT, WORKER_ENVIRONMENT
+from cluster.ray_token import demand_token
 from tests.faults.load import load
 from tests.faults.parts import MEMBERS, RECOVERY_S, left, wait_gone, wait_whole
 from tests.integration.ray_service import RayService, free_port, kill, running_service, wait_until
@@ -29,6 +30,7 @@ HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 500, 
 def main(directory: Path, seed: int) -> None:
     """Fails if a stream does, or if what was on the host is not replaced elsewhere."""
     os.environ.update({**RAY_ENVIRONMENT, **WORKER_ENVIRONMENT})
+    demand_token()
     oracle = Oracle(MixtralForCausalLM.from_pretrained(directory, experts_implementation="eager").eval())
     with tempfile.TemporaryDirectory(prefix="mh") as folder:
         cluster, hosts = start_hosts(folder)

@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from cluster.names import NAMESPACE
 from cluster.ray_session import RAY_ENVIRONMENT, WORKER_ENVIRONMENT
+from cluster.ray_token import demand_token
 from tests.faults.host_loss import start_hosts
 from tests.integration.ray_service import wait_until
 from tests.integration.training_runs import TRAINING_S, same_curve, spec_of, undisturbed, write_files
@@ -46,6 +47,7 @@ class Removing(threading.Thread):
 def main(folder: Path) -> None:
     """Fails if the run does not end with one worker and with the curve of an undisturbed run."""
     os.environ.update({**RAY_ENVIRONMENT, **WORKER_ENVIRONMENT})
+    demand_token()
     write_files(folder)
     parallel = {"workers": {"min": 1, "max": 2}, "expert_parallel": 2, "num_cpus": 2}  # a host has two
     sections: dict[str, dict[str, Any]] = {"schedule": {"steps": STEPS}, "limits": {"start_timeout_s": 20}}

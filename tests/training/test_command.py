@@ -1,6 +1,7 @@
 """`python -m training FILE`: what it prints, and how it ends."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, outcome: BaseException | Finished) -> 
         return outcome
 
     monkeypatch.setattr("ray.init", lambda **options: None)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:6379"))
+    monkeypatch.setattr("training.__main__.refuse_open", lambda address: None)
     monkeypatch.setattr("training.__main__.run_training", run_training)
 
 
