@@ -42,8 +42,9 @@ class DenseModel:
         self._final_norm_D = weights.final_norm_D.to(device)
         self._lm_head = make_linear(weights.lm_head_VD.to(device))
         self._rotary = RotaryTable(
-            config.head_dim, config.rope_theta, config.max_context, dtype=self.dtype, device=device
-        )
+            config.head_dim, config.rope_theta, config.max_context,
+            scaling=config.rope_scaling, dtype=self.dtype, device=device,
+        )  # fmt: skip
 
     def forward(self, batch: Batch, cache: RollingCache) -> Forward:
         """Runs a step as a generator, so that its caller decides how the experts are reached and what overlaps."""

@@ -2,6 +2,7 @@
 
 CheckpointError             a ModelError: the weights cannot be used as they are
 ├── MissingFile             the directory, the weights or one shard of them is not there
+├── UnreadableFile          the system does not let a file or the directory be read
 ├── TruncatedFile           a safetensors file is shorter (or longer) than its header says, or has no readable header
 ├── MissingTensor           no file holds a tensor that the model needs
 ├── ShapeMismatch           a tensor's shape is not what config.json implies
@@ -17,6 +18,10 @@ class CheckpointError(ModelError):
 
 class MissingFile(CheckpointError):
     """The checkpoint's directory, or a file that it needs, does not exist."""
+
+
+class UnreadableFile(CheckpointError):
+    """A file that is there and cannot be read: a folder in its place, no permission, a failing disk."""
 
 
 class TruncatedFile(CheckpointError):

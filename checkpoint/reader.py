@@ -1,9 +1,14 @@
 """Reads single tensors, or parts of them, from a safetensors checkpoint; nothing else of the files is read.
 
 A file is opened, and checked to be whole, when the first tensor in it is asked for. So a process that needs one expert
-touches only the shards that hold that expert.
+touches only the shards that hold that expert. Only where the index is wrong about a tensor are all headers read.
+
+A name may be stored in another spelling, as transformers allows: `mlp` for `block_sparse_moe` or the reverse, and
+without the `model.` that a bare MixtralModel leaves out.
 """
 
+from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
@@ -12,25 +17,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from checkpoint.errors import ForeignCheckpoint, MissingTensor, ShapeMismatch, TruncatedFile
-from checkpoint.files import find_weight_map, tensor_names
+from checkpoint.files import FLOAT_DTYPES, INDEX_FILE, SINGLE_FILE, find_weight_map
+from checkpoint.header import StoredTensor, read_header, unreadable
 
-# Number types of the safetensors format that can be turned into float32 or bfloat16 without a scale from elsewhere.
-_READABLE_DTYPES = ("F64", "F32", "F16", "BF16")
 Index = tuple[int | slice, ...]
 
 
 class CheckpointReader:
     """Tensors by name from `directory`/model.safetensors, or from the shards that model.safetensors.index.json lists.
 
-    Raises MissingFile, TruncatedFile or ForeignCheckpoint when the directory holds no readable weights. A context
-    manager: leaving it closes the files. Tensors stay valid afterwards, but map the files' memory: copy what is kept.
+    Raises MissingFile, UnreadableFile, TruncatedFile or ForeignCheckpoint when the directory holds no readable weights.
+    A context manager: leaving it closes the files. Tensors stay valid afterwards, but map the files' memory: copy what
+    is kept.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._files = find_weight_map(directory)
+        self._files = find_weight_map(directory)  # as an index has it, which may be wrong
         self._open: dict[str, Any] = {}  # file name -> safe_open, whose own type stub says Any for what it returns
-        self._names_in: dict[str, frozenset[str]] = {}
+        self._headers: dict[str, Mapping[str, StoredTensor]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -44,27 +49,38 @@ class CheckpointReader:
         """Close every file. Reading again opens them again."""
         self._open.clear()
 
-    @property
+    @cached_property
     def names(self) -> frozenset[str]:
-        """The names of all tensors in the checkpoint."""
+        """The names of all tensors, as the index has them."""
         return frozenset(self._files)
 
+    @cached_property
+    def _file_names(self) -> tuple[str, ...]:
+        return tuple(sorted(set(self._files.values())))
+
     def __contains__(self, name: str) -> bool:
-        return name in self._files
+        """Whether a file holds the tensor. May raise what `read` raises of the files."""
+        return self._find(name) is not None
 
     def verify(self) -> None:
-        """Check that every file exists, is whole and holds the tensors the index promises, without reading weights.
+        """Check that every file exists and is whole, without reading weights.
 
-        A few reads per file, so that a server can refuse a half-copied checkpoint before it starts anything.
-        Raises MissingFile, TruncatedFile or MissingTensor.
+        A few reads per file, so that a half-copied checkpoint can be refused before anything is started.
+        Raises MissingFile, UnreadableFile, TruncatedFile, or MissingTensor for one that only the index knows of.
         """
-        for name in self._files:
-            self._check_holds(name)
+        for name, file in self._files.items():
+            if name not in self._header(file) and self._find(name) is None:
+                raise self._missing(name)
+
+    def shape_of(self, name: str) -> tuple[int, ...] | None:
+        """The stored shape of the tensor; None: no file holds it. May raise what `read` raises of the files."""
+        found = self._find(name)
+        return None if found is None else self._header(found[0])[found[1]].shape
 
     def read(self, name: str, expected_shape: tuple[int, ...]) -> torch.Tensor:
         """The whole tensor `name` in its stored dtype, on the CPU.
 
-        Raises MissingFile, TruncatedFile, MissingTensor, ShapeMismatch or ForeignCheckpoint.
+        Raises MissingFile, UnreadableFile, TruncatedFile, MissingTensor, ShapeMismatch or ForeignCheckpoint.
         """
         return self.read_part(name, expected_shape, ())
 
@@ -73,38 +89,78 @@ class CheckpointReader:
 
         Raises what `read` raises.
         """
-        file = self._file_of(name)
-        stored = file.get_slice(name)
-        self._check_tensor(name, tuple(stored.get_shape()), expected_shape, stored.get_dtype())
-        return cast("torch.Tensor", stored[index or ...])
+        found = self._find(name)
+        if found is None:
+            raise self._missing(name)
+        file, stored_name = found
+        path = self.directory / file
+        _check_tensor(path, stored_name, self._header(file)[stored_name], expected_shape)
+        try:
+            stored = self._opened(file).get_slice(stored_name)
+            return cast("torch.Tensor", stored[index or ...])
+        except SafetensorError as error:
+            remedy = "The file has changed while it was read, or is damaged: copy it again."
+            raise TruncatedFile(str(path), f"tensor {stored_name} cannot be read ({error}).", remedy) from error
+        except OSError as error:
+            raise unreadable(path, error) from error
 
-    def _file_of(self, name: str) -> Any:
-        self._check_holds(name)
-        file = self._files[name]
+    def _opened(self, file: str) -> Any:
         if file not in self._open:
-            try:
-                self._open[file] = safe_open(self.directory / file, framework="pt", device="cpu")
-            except SafetensorError as error:
-                path, remedy = str(self.directory / file), "The file is damaged: copy it again."
-                raise TruncatedFile(path, f"its safetensors header does not hold together: {error}.", remedy) from error
+            self._open[file] = safe_open(self.directory / file, framework="pt", device="cpu")
         return self._open[file]
 
-    def _check_holds(self, name: str) -> None:
-        remedy = "The checkpoint is incomplete or of another architecture: copy it again, or give a Mixtral model."
-        if name not in self._files:
-            raise MissingTensor(str(self.directory), f"no file holds the tensor {name}.", remedy)
-        file = self._files[name]
-        if file not in self._names_in:
-            self._names_in[file] = frozenset(tensor_names(self.directory / file))
-        if name not in self._names_in[file]:
-            path = str(self.directory / file)
-            raise MissingTensor(path, f"the index says that tensor {name} is in this file, but it is not.", remedy)
+    def _header(self, file: str) -> Mapping[str, StoredTensor]:
+        if file not in self._headers:
+            self._headers[file] = read_header(self.directory / file)
+        return self._headers[file]
 
-    def _check_tensor(self, name: str, shape: tuple[int, ...], expected: tuple[int, ...], dtype: str) -> None:
-        path = str(self.directory / self._files[name])
-        if dtype not in _READABLE_DTYPES:
-            remedy = f"Only {', '.join(_READABLE_DTYPES)} weights are read; give the unquantized checkpoint."
-            raise ForeignCheckpoint(path, f"tensor {name} has dtype {dtype}.", remedy)
-        if shape != expected:
-            problem = f"tensor {name} has shape {list(shape)}, but config.json implies {list(expected)}."
-            raise ShapeMismatch(path, problem, "Give the config.json that belongs to these weights.")
+    def _find(self, name: str) -> tuple[str, str] | None:
+        """The file that holds the tensor, and its name there: by the index, or else by the files themselves."""
+        spellings = tuple(_spellings(name))
+        for stored_name in spellings:
+            file = self._files.get(stored_name)
+            if file is not None and stored_name in self._header(file):
+                return file, stored_name
+        for file in self._file_names:
+            for stored_name in spellings:
+                if stored_name in self._header(file):
+                    return file, stored_name
+        return None
+
+    def _missing(self, name: str) -> MissingTensor:
+        if (self.directory / SINGLE_FILE).exists() and (self.directory / INDEX_FILE).exists():
+            problem = f"the file does not hold the tensor {name}, and hides the shards that {INDEX_FILE} lists."
+            remedy = "If those are the model, move this file away: where it is, it alone is read."
+            return MissingTensor(str(self.directory / SINGLE_FILE), problem, remedy)
+        remedy = "The checkpoint is incomplete or of another architecture: copy it again, or give a Mixtral model."
+        said = self._files.get(name)
+        problem = f"no file holds the tensor {name}."
+        if said is not None:
+            problem = f"no file holds the tensor {name}, which the index says is in {said}."
+        return MissingTensor(str(self.directory), problem, remedy)
+
+
+def _spellings(name: str) -> Iterator[str]:
+    """`name`, and how else it may be stored."""
+    names = [name]
+    for one, other in ((".block_sparse_moe.", ".mlp."), (".mlp.", ".block_sparse_moe.")):
+        if one in name:
+            names.append(name.replace(one, other))
+    yield from names
+    yield from (each.removeprefix("model.") for each in names if each.startswith("model."))
+
+
+def _check_tensor(path: Path, name: str, tensor: StoredTensor, expected: tuple[int, ...]) -> None:
+    if tensor.dtype not in FLOAT_DTYPES:
+        remedy = f"Only {', '.join(FLOAT_DTYPES)} weights are read; give the unquantized checkpoint."
+        raise ForeignCheckpoint(str(path), f"tensor {name} has dtype {tensor.dtype}.", remedy)
+    if 0 in tensor.shape:
+        problem = f"tensor {name} is empty (shape {list(tensor.shape)})."
+        remedy = (
+            "The weights were saved while they lay elsewhere, as DeepSpeed's ZeRO-3 does unless told otherwise: gather "
+            "and save them again (stage3_gather_16bit_weights_on_model_save, or zero_to_fp32.py)."
+        )
+        raise ForeignCheckpoint(str(path), problem, remedy)
+    if tensor.shape != expected:
+        problem = f"tensor {name} has shape {list(tensor.shape)}, but config.json implies {list(expected)}."
+        raise ShapeMismatch(str(path), problem, "Give the config.json that belongs to these weights.")

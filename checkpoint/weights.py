@@ -6,15 +6,28 @@ task gate: tasks), N = (H + 2G) * S rows of the joint projection, M = H * S colu
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from checkpoint.errors import MissingTensor
-from checkpoint.experts import TensorPart, detect_naming, expert_parts, gate_name, task_gate_name
+from checkpoint.experts import (
+    EXPERTS,
+    HEADS,
+    HIDDEN,
+    KV_HEADS,
+    VOCABULARY,
+    TensorPart,
+    detect_naming,
+    expert_parts,
+    gate_name,
+    read_part,
+    task_gate_name,
+)
 from checkpoint.reader import CheckpointReader
 from model.config import MixtralConfig
 
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Progress = Callable[[int, int], None]  # (parts read so far, parts in all)
 
 
@@ -51,17 +64,19 @@ def read_attention_weights(
 ) -> AttentionWeights:
     """Embedding, attention, norms and LM head; no gate and no expert. `progress` is called after each layer.
 
-    Raises CheckpointError (see checkpoint/errors.py) naming the file and the tensor.
+    A model whose config.json ties embedding and LM head has one of them stored, or both; if both are and differ, they
+    are not tied (`as_tied`), as in transformers. Raises CheckpointError (see checkpoint/errors.py) naming the file and
+    the tensor.
     """
-    vocabulary = (config.vocab_size, config.hidden_size)
-    embedding_VD = _read(reader, dtype, TensorPart("model.embed_tokens.weight", vocabulary))
+    config = as_tied(reader, config)
+    embedding_VD = _read(reader, dtype, embedding_part(reader, config))
     layers: list[AttentionLayerWeights] = []
     for layer in range(config.num_layers):
         layers.append(_read_attention_layer(reader, config, dtype, layer))
         if progress is not None:
             progress(layer + 1, config.num_layers)
-    final_norm_D = _read(reader, dtype, TensorPart("model.norm.weight", (config.hidden_size,)))
-    lm_head_VD = embedding_VD if config.tie_embeddings else _read_lm_head(reader, config, dtype)
+    final_norm_D = _read(reader, dtype, final_norm_part(config))
+    lm_head_VD = embedding_VD if config.tie_embeddings else _read(reader, dtype, lm_head_part(reader, config))
     return AttentionWeights(embedding_VD, layers, final_norm_D, lm_head_VD)
 
 
@@ -78,9 +93,11 @@ def read_gates(
     gates: list[torch.Tensor] = []
     for layer in range(config.num_layers):
         if num_tasks:
-            part = TensorPart(task_gate_name(naming, layer), (num_tasks, config.num_experts))
+            shape, fields = (num_tasks, config.num_experts), ("the number of manta_routing.tasks", EXPERTS)
+            part = TensorPart(task_gate_name(naming, layer), shape, fields=fields)
         else:
-            part = TensorPart(gate_name(naming, layer), (config.num_experts, config.hidden_size))
+            shape = config.num_experts, config.hidden_size
+            part = TensorPart(gate_name(naming, layer), shape, fields=(EXPERTS, HIDDEN))
         gates.append(_read(reader, dtype, part))
         if progress is not None:
             progress(layer + 1, config.num_layers)
@@ -109,32 +126,77 @@ def read_expert_layer(
     return ExpertLayerWeights(_read(reader, dtype, gate, up), _read(reader, dtype, down))
 
 
-def _read_attention_layer(
-    reader: CheckpointReader, config: MixtralConfig, dtype: torch.dtype, layer: int
-) -> AttentionLayerWeights:
+def as_tied(reader: CheckpointReader, config: MixtralConfig) -> MixtralConfig:
+    """The config with `tie_embeddings` as the weights have it: both stored, and different, are not tied.
+
+    Raises CheckpointError naming the file and the tensor.
+    """
+    if not config.tie_embeddings or EMBEDDING not in reader or LM_HEAD not in reader:
+        return config
+    shape = config.vocab_size, config.hidden_size
+    both = (TensorPart(name, shape, fields=(VOCABULARY, HIDDEN)) for name in (EMBEDDING, LM_HEAD))
+    same = torch.equal(*(read_part(reader, part) for part in both))
+    return config if same else replace(config, tie_embeddings=False)
+
+
+def embedding_part(reader: CheckpointReader, config: MixtralConfig) -> TensorPart:
+    """Where the embedding lies; the LM head is it, too, where they are tied and only that is stored."""
+    name = LM_HEAD if config.tie_embeddings and EMBEDDING not in reader and LM_HEAD in reader else EMBEDDING
+    return TensorPart(name, (config.vocab_size, config.hidden_size), fields=(VOCABULARY, HIDDEN))
+
+
+def lm_head_part(reader: CheckpointReader, config: MixtralConfig) -> TensorPart:
+    """Where the LM head of a model lies that does not tie it.
+
+    Raises MissingTensor when there is none: most often the model is no causal language model.
+    """
+    if LM_HEAD not in reader:
+        remedy = (
+            "A model without one generates no text: give the MixtralForCausalLM itself, not its body (MixtralModel) or "
+            "a classifier made of it."
+        )
+        raise MissingTensor(str(reader.directory), f"no file holds the tensor {LM_HEAD}.", remedy)
+    return TensorPart(LM_HEAD, (config.vocab_size, config.hidden_size), fields=(VOCABULARY, HIDDEN))
+
+
+def attention_parts(config: MixtralConfig, layer: int) -> dict[str, TensorPart]:
+    """Where a layer's dense weights lie, by the names within the layer: all that it has besides gate and experts."""
     hidden, query, key_value = config.hidden_size, config.query_size, config.key_value_size
     prefix = f"model.layers.{layer}"
-    qkv = [
-        TensorPart(f"{prefix}.self_attn.{which}_proj.weight", (rows, hidden))
-        for which, rows in (("q", query), ("k", key_value), ("v", key_value))
-    ]
-    return AttentionLayerWeights(
-        input_norm_D=_read(reader, dtype, TensorPart(f"{prefix}.input_layernorm.weight", (hidden,))),
-        qkv_ND=_read(reader, dtype, *qkv),
-        output_DM=_read(reader, dtype, TensorPart(f"{prefix}.self_attn.o_proj.weight", (hidden, query))),
-        post_norm_D=_read(reader, dtype, TensorPart(f"{prefix}.post_attention_layernorm.weight", (hidden,))),
+
+    def part(name: str, shape: tuple[int, ...], fields: tuple[str, ...]) -> tuple[str, TensorPart]:
+        return name, TensorPart(f"{prefix}.{name}.weight", shape, fields=fields)
+
+    return dict(
+        (
+            part("input_layernorm", (hidden,), (HIDDEN,)),
+            part("self_attn.q_proj", (query, hidden), (HEADS, HIDDEN)),
+            part("self_attn.k_proj", (key_value, hidden), (KV_HEADS, HIDDEN)),
+            part("self_attn.v_proj", (key_value, hidden), (KV_HEADS, HIDDEN)),
+            part("self_attn.o_proj", (hidden, query), (HIDDEN, HEADS)),
+            part("post_attention_layernorm", (hidden,), (HIDDEN,)),
+        )
     )
 
 
-def _read_lm_head(reader: CheckpointReader, config: MixtralConfig, dtype: torch.dtype) -> torch.Tensor:
-    part = TensorPart("lm_head.weight", (config.vocab_size, config.hidden_size))
-    if part.name not in reader:
-        remedy = "If the model uses its embedding as LM head, set tie_word_embeddings to true in config.json."
-        raise MissingTensor(str(reader.directory), f"no file holds the tensor {part.name}.", remedy)
-    return _read(reader, dtype, part)
+def final_norm_part(config: MixtralConfig) -> TensorPart:
+    """Where the norm before the LM head lies."""
+    return TensorPart("model.norm.weight", (config.hidden_size,), fields=(HIDDEN,))
+
+
+def _read_attention_layer(
+    reader: CheckpointReader, config: MixtralConfig, dtype: torch.dtype, layer: int
+) -> AttentionLayerWeights:
+    parts = attention_parts(config, layer)
+    return AttentionLayerWeights(
+        input_norm_D=_read(reader, dtype, parts["input_layernorm"]),
+        qkv_ND=_read(reader, dtype, *(parts[f"self_attn.{which}_proj"] for which in "qkv")),
+        output_DM=_read(reader, dtype, parts["self_attn.o_proj"]),
+        post_norm_D=_read(reader, dtype, parts["post_attention_layernorm"]),
+    )
 
 
 def _read(reader: CheckpointReader, dtype: torch.dtype, *parts: TensorPart) -> torch.Tensor:
     """The parts stacked by rows, in memory of their own (what the reader returns may map the file)."""
-    tensors: Sequence[torch.Tensor] = [reader.read_part(part.name, part.shape, part.index) for part in parts]
+    tensors: Sequence[torch.Tensor] = [read_part(reader, part) for part in parts]
     return torch.cat([tensor.to(dtype) for tensor in tensors])

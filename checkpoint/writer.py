@@ -14,7 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.config import CONFIG_FILE, GENERATION_FILE, MixtralConfig
+from model.config import CONFIG_FILE, MixtralConfig
+from model.end_tokens import GENERATION_FILE
+from model.rope_scaling import rope_json
 from model.routing import FIELD, Routing
 
 MAX_FILE_BYTES = 5_000_000_000
@@ -118,8 +120,7 @@ def config_json(config: MixtralConfig, dtype_name: str) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "sliding_window": config.window,
         "max_position_embeddings": config.max_context,
-        "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        **rope_json(config.rope_theta, config.rope_scaling),
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": config.bos_token_id,

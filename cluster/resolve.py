@@ -8,6 +8,7 @@ from cluster.fingerprint import fingerprint
 from cluster.room import Room
 from cluster.spec import Problem, ServiceSpec, SpecError, shards
 from model.config import MixtralConfig, read_config
+from model.rope_scaling import beyond_context
 from model.routing import FIELD, Routing
 
 SMALL_CPUS = 0.1  # gateways, routers: they wait more than they compute
@@ -77,6 +78,7 @@ def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
     if max_context > config.max_context:
         raise ValueError(
             f"model.max_context: {max_context} was given; the checkpoint allows {config.max_context} at most"
+            f"{beyond_context(config.rope_scaling)}"
         )
     window = config.window if model.window == "auto" else model.window
     service = Service(

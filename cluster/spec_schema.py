@@ -48,7 +48,7 @@ class ModelSpec(Section):
     name: TextOrNull = None
     """The name clients use; null: the directory's."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], one_of("auto", "float32", "bfloat16")] = "auto"
-    """What weights and activations are held in; auto: the checkpoint's own."""
+    """What weights and activations are held in; auto: the checkpoint's own, and float32 for float16."""
     window: Window = "auto"
     """How many positions attention sees and the rolling cache keeps; auto: from the checkpoint."""
     max_context: AutoCount = "auto"

@@ -33,7 +33,9 @@ Address = Annotated[
 Name = Annotated[
     str | None, typer.Argument(help="The service's name. Without it: the one that runs.", show_default=False)
 ]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="What to compute in. auto: the checkpoint's own.")]
+DtypeOption = Annotated[
+    Dtype | None, typer.Option(help="What to compute in. auto: the checkpoint's own; float32 for float16.")
+]
 
 
 @app.command()
@@ -218,7 +220,9 @@ def extract(
     ],
     out: Annotated[Path, typer.Argument(help="The directory to write; new, or empty.", show_default=False)],
     task: Annotated[str, typer.Option(help="One of the model's tasks.", show_default=False)],
-    dtype: Annotated[Dtype, typer.Option(help="What the weights are stored in. auto: the model's own.")] = "auto",
+    dtype: Annotated[
+        Dtype, typer.Option(help="What the weights are stored in. auto: the model's own; float32 for float16.")
+    ] = "auto",
 ) -> None:
     """Write a plain, smaller Mixtral with the experts of one task only."""
     with plain_errors():

@@ -1,28 +1,39 @@
 """The shape of a Mixtral model, read from a checkpoint's config.json and checked.
 
 Reads the files of old transformers (`rope_theta`, `torch_dtype`, `rope_scaling`) and of new ones (`rope_parameters`,
-`dtype`). A field that may be left out gets the value that transformers would give it. No torch here: the gateway, which
-has to start fast, reads this too.
+`dtype`). A field that may be left out gets the value that transformers would give it, and of two that say the same the
+one counts that counts there. No torch here: the gateway, which has to start fast, reads this too.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from checkpoint.errors import CheckpointError
+from checkpoint.files import all_floats, stored_dtype
 from model.config_fields import ConfigFields
+from model.end_tokens import read_end_tokens
 from model.errors import ConfigError
+from model.rope_scaling import UNSCALED, RopeScaling, read_rope
 from model.routing import BY_TOKEN, Routing, read_routing
 
 CONFIG_FILE = "config.json"
-GENERATION_FILE = "generation_config.json"
 
-# float16 weights are computed in bfloat16, which has the same size and the wider range; no kernel here computes in
-# float16. Who wants every bit of a float16 checkpoint serves it with dtype float32.
-_COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "bfloat16"}
+# What each number type is computed in. float32 holds every float16 exactly; bfloat16, of the same size, would round
+# them to 8 bits and change what the model says. CPUs multiply float16 matrices at a quarter of float32's speed.
+_COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}
+_MAX_LAYERS, _MAX_EXPERTS = 1 << 12, 1 << 12
 
 
 @dataclass(frozen=True)
 class MixtralConfig:
-    """Sizes and constants of one Mixtral model. `window` None means full attention; `dtype` is the checkpoint's own."""
+    """Sizes and constants of one Mixtral model.
+
+    Args:
+        window: Positions that a query sees; None: all (full attention).
+        max_context: Positions that the model was trained for: `max_position_embeddings`.
+        eos_token_ids: The tokens that end a text.
+        dtype: What the model is computed in unless told otherwise: the weights' own; float32 for float16.
+    """
 
     hidden_size: int
     ffn_size: int
@@ -42,6 +53,7 @@ class MixtralConfig:
     eos_token_ids: tuple[int, ...]
     dtype: str
     routing: Routing = BY_TOKEN
+    rope_scaling: RopeScaling = UNSCALED
 
     @property
     def query_size(self) -> int:
@@ -63,12 +75,16 @@ def read_config(directory: Path) -> MixtralConfig:
     _check_supported(fields)
     hidden_size = fields.integer("hidden_size")
     num_heads = fields.integer("num_attention_heads")
-    num_experts = fields.integer("num_local_experts" if "num_local_experts" in fields else "num_experts", default=8)
+    # transformers sets one and then the other: `num_experts`, where it is given, stands.
+    experts_field = "num_experts" if "num_experts" in fields else "num_local_experts"
+    num_experts = fields.integer(experts_field, default=8, maximum=_MAX_EXPERTS)
     vocab_size = fields.integer("vocab_size")
+    max_context = fields.integer("max_position_embeddings", default=4096 * 32)
+    rope_theta, rope_scaling = read_rope(fields, max_context)
     return MixtralConfig(
         hidden_size=hidden_size,
         ffn_size=fields.integer("intermediate_size"),
-        num_layers=fields.integer("num_hidden_layers"),
+        num_layers=fields.integer("num_hidden_layers", maximum=_MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(fields, num_heads),
         head_dim=_head_dim(fields, hidden_size, num_heads),
@@ -76,28 +92,36 @@ def read_config(directory: Path) -> MixtralConfig:
         top_k=_top_k(fields, num_experts),
         vocab_size=vocab_size,
         window=fields.optional_integer("sliding_window"),
-        max_context=fields.integer("max_position_embeddings", default=4096 * 32),
-        rope_theta=_rope_theta(fields),
+        max_context=max_context,
+        rope_theta=rope_theta,
         norm_eps=fields.positive_number("rms_norm_eps", default=1e-5),
         tie_embeddings=fields.flag("tie_word_embeddings", default=False),
-        bos_token_id=_bos_token_id(fields, vocab_size),
-        eos_token_ids=_eos_token_ids(fields, vocab_size),
+        bos_token_id=_bos_token_id(fields),
+        eos_token_ids=read_end_tokens(fields, vocab_size),
         dtype=_dtype(fields),
         routing=read_routing(fields),
+        rope_scaling=rope_scaling,
     )
 
 
 def _config_path(directory: Path) -> Path:
     path = directory / CONFIG_FILE
-    if path.is_file():
-        return path
-    problem = f"there is no {CONFIG_FILE}." if directory.is_dir() else "this directory does not exist."
-    raise ConfigError(
-        str(directory),
-        problem,
-        f"Give a local directory that holds a Mixtral model in Hugging Face format: {CONFIG_FILE}, safetensors weights "
-        "and a tokenizer.",
-    )
+    try:
+        if path.is_file():
+            return path
+        problem = f"there is no {CONFIG_FILE}." if directory.is_dir() else "this directory does not exist."
+        snapshots = sorted(directory.glob(f"snapshots/*/{CONFIG_FILE}"))
+    except OSError as error:
+        remedy = "Let the user that Manta runs as read it and every folder above it."
+        raise ConfigError(str(directory), f"it cannot be read ({error.strerror}).", remedy) from error
+    if snapshots:
+        remedy = f"This is the hub's cache: give the folder of one of its snapshots, such as {snapshots[0].parent}."
+    else:
+        remedy = (
+            f"Give a local directory that holds a Mixtral model in Hugging Face format: {CONFIG_FILE}, safetensors "
+            "weights and a tokenizer."
+        )
+    raise ConfigError(str(directory), problem, remedy)
 
 
 def _check_supported(fields: ConfigFields) -> None:
@@ -107,8 +131,17 @@ def _check_supported(fields: ConfigFields) -> None:
     if fields.get("hidden_act") not in (None, "silu", "swish"):
         raise fields.refuse("hidden_act", '"silu"', "Models with another activation cannot be served.")
     if fields.get("quantization_config") is not None:
-        remedy = "Give the unquantized checkpoint (float32, bfloat16 or float16)."
-        raise fields.refuse("quantization_config", "absent or null", remedy)
+        raise fields.refuse("quantization_config", "absent or null", _remedy_of_quantization(fields.path.parent))
+
+
+def _remedy_of_quantization(directory: Path) -> str:
+    try:
+        whole = all_floats(directory)
+    except CheckpointError:  # said when the weights are wanted
+        whole = False
+    if whole:
+        return f"The weights here are plain numbers, not quantized: remove the field from {CONFIG_FILE}."
+    return "Give the unquantized checkpoint (float32, bfloat16 or float16)."
 
 
 def _num_kv_heads(fields: ConfigFields, num_heads: int) -> int:
@@ -138,48 +171,22 @@ def _top_k(fields: ConfigFields, num_experts: int) -> int:
     return top_k
 
 
-def _rope_theta(fields: ConfigFields) -> float:
-    theta = fields.positive_number("rope_theta", default=1e6)
-    for name in ("rope_scaling", "rope_parameters"):  # the old name and the new one
-        section = fields.section(name)
-        for kind in ("rope_type", "type"):
-            if section.get(kind) not in (None, "default"):
-                raise section.refuse(kind, '"default"', "Models with scaled rotary embeddings cannot be served.")
-        theta = section.positive_number("rope_theta", default=theta)
-        _check_whole_head_rotates(section)
-    _check_whole_head_rotates(fields)
-    return theta
-
-
-def _check_whole_head_rotates(fields: ConfigFields) -> None:
-    if fields.get("partial_rotary_factor") not in (None, 1):
-        raise fields.refuse("partial_rotary_factor", "absent or 1", "Partly rotated heads cannot be served.")
-
-
-def _bos_token_id(fields: ConfigFields, vocab_size: int) -> int | None:
+def _bos_token_id(fields: ConfigFields) -> int | None:
+    """As it stands, even outside the vocabulary: it is written again by exports, and nothing here reads it."""
     if "bos_token_id" not in fields:
         return 1
-    token = fields.optional_integer("bos_token_id", minimum=0)
-    if token is not None and token >= vocab_size:
-        raise fields.refuse("bos_token_id", f"null or a token id below vocab_size, which is {vocab_size}")
-    return token
-
-
-def _eos_token_ids(fields: ConfigFields, vocab_size: int) -> tuple[int, ...]:
-    """Every token that ends a text: config.json's, then those that only generation_config.json names."""
-    tokens = fields.token_ids("eos_token_id") if "eos_token_id" in fields else (2,)
-    generation_path = fields.path.with_name(GENERATION_FILE)
-    if generation_path.is_file():
-        tokens += ConfigFields.read(generation_path).token_ids("eos_token_id")
-    # One beyond the vocabulary (an added token that was never trained) cannot be drawn, so it ends nothing.
-    return tuple(dict.fromkeys(token for token in tokens if token < vocab_size))
+    value = fields.get("bos_token_id")
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+        raise fields.refuse("bos_token_id", "a token id or null")
+    return value
 
 
 def _dtype(fields: ConfigFields) -> str:
     name = "dtype" if fields.get("dtype") is not None else "torch_dtype"
     dtype = fields.get(name)
     if dtype is None:
-        return "float32"  # what transformers assumes
+        stored = stored_dtype(fields.path.parent)
+        return _COMPUTE_DTYPES.get(stored or "", "float32")
     if not isinstance(dtype, str) or dtype.removeprefix("torch.") not in _COMPUTE_DTYPES:
         remedy = "Convert the weights to one of these with transformers (from_pretrained(dtype=...), save_pretrained)."
         raise fields.refuse(name, " or ".join(f'"{known}"' for known in _COMPUTE_DTYPES), remedy)

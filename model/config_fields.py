@@ -2,11 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
 
 from model.errors import ConfigError
+from model.json_text import MAX_BYTES, JsonError, parse_object
+
+MAX_INTEGER = (1 << 31) - 1
 
 
 class ConfigFields:
@@ -21,15 +24,18 @@ class ConfigFields:
     def read(cls, path: Path) -> Self:
         """Parse the file at `path`. Raises ConfigError when it cannot be read or is not a JSON object."""
         try:
-            values: object = json.loads(path.read_text(encoding="utf-8"))
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
         except OSError as error:
             raise ConfigError(str(path), f"the file cannot be read ({error}).", "Check its permissions.") from error
-        except ValueError as error:
-            remedy = "Copy the file again from where the model came from."
-            raise ConfigError(str(path), f"the file is not valid JSON ({error}).", remedy) from error
-        if not isinstance(values, dict):
-            raise ConfigError(str(path), "the file does not hold a JSON object.", "Give a Mixtral model directory.")
-        return cls(path, cast("dict[str, object]", values))
+        if len(data) > MAX_BYTES:
+            problem = f"the file has more than {MAX_BYTES} bytes, which no configuration has."
+            raise ConfigError(str(path), problem, "Copy the file again from where the model came from.")
+        try:
+            values = parse_object(data)
+        except JsonError as error:
+            raise ConfigError(str(path), error.problem, error.remedy) from error
+        return cls(path, values)
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
@@ -37,6 +43,10 @@ class ConfigFields:
     def get(self, name: str) -> object:
         """The field's raw value; None when it is absent or null."""
         return self._values.get(name)
+
+    def items(self) -> Iterable[tuple[str, object]]:
+        """Every field's name and raw value."""
+        return self._values.items()
 
     def section(self, name: str) -> "ConfigFields":
         """The object inside field `name`; an empty one when it is absent or null."""
@@ -47,32 +57,51 @@ class ConfigFields:
             raise self.refuse(name, "an object or null")
         return ConfigFields(self.path, cast("dict[str, object]", value), f"{self._prefix}{name}.")
 
-    def integer(self, name: str, *, default: int | None = None, minimum: int = 1) -> int:
-        """An integer that is at least `minimum`. Raises ConfigError when it is absent and has no default."""
-        value = self.optional_integer(name, minimum=minimum)
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no field."""
+        return not self._values
+
+    def integer(self, name: str, *, default: int | None = None, maximum: int = MAX_INTEGER) -> int:
+        """An integer from 1 to `maximum`. Raises ConfigError when it is absent and has no default."""
+        value = self.optional_integer(name, maximum=maximum)
         if value is not None:
             return value
         if default is None:
-            raise self.refuse(name, f"an integer of at least {minimum}")
+            raise self.refuse(name, "an integer of at least 1")
         return default
 
-    def optional_integer(self, name: str, *, minimum: int = 1) -> int | None:
-        """An integer that is at least `minimum`, or None when it is absent."""
+    def optional_integer(self, name: str, *, maximum: int = MAX_INTEGER) -> int | None:
+        """An integer from 1 to `maximum`, or None when it is absent."""
         value = self.get(name)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.refuse(name, f"an integer of at least {minimum}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self.refuse(name, "an integer of at least 1")
+        if value > maximum:
+            raise self.refuse(name, f"an integer of at most {maximum}")
         return value
 
-    def positive_number(self, name: str, *, default: float) -> float:
-        """A finite number above zero."""
+    def positive_number(self, name: str, *, default: float | None = None) -> float:
+        """A finite number above zero. Raises ConfigError when it is absent and has no default."""
+        value = self.optional_number(name)
+        if value is None and default is not None:
+            return default
+        if not value:
+            raise self.refuse(name, "a finite number above 0")
+        return value
+
+    def optional_number(self, name: str) -> float | None:
+        """A finite number that is not negative, or None when it is absent."""
         value = self.get(name)
         if value is None:
-            return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise self.refuse(name, "a finite number above 0")
-        return float(value)
+            return None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise self.refuse(name, "a finite number, at least 0")
+        try:
+            return float(value)
+        except OverflowError:
+            raise self.refuse(name, "a finite number, at least 0") from None
 
     def flag(self, name: str, *, default: bool) -> bool:
         """A boolean."""
@@ -89,17 +118,17 @@ class ConfigFields:
         if value is None:
             return ()
         ids = cast("list[object]", value) if isinstance(value, list) else [value]
-        if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in ids):
             raise self.refuse(name, "a token id, a list of token ids, or null")
         return tuple(cast("list[int]", ids))
 
-    def choice(self, name: str, allowed: Sequence[str], *, default: str) -> str:
+    def choice(self, name: str, allowed: Sequence[str], *, default: str, remedy: str = "") -> str:
         """One of the words `allowed`."""
         value = self.get(name)
         if value is None:
             return default
         if not isinstance(value, str) or value not in allowed:
-            raise self.refuse(name, " or ".join(f'"{word}"' for word in allowed))
+            raise self.refuse(name, " or ".join(f'"{word}"' for word in allowed), remedy)
         return value
 
     def names(self, name: str) -> tuple[str, ...]:
@@ -115,6 +144,12 @@ class ConfigFields:
         """Raises ConfigError unless the field is absent or null."""
         if self.get(name) is not None:
             raise self.refuse(name, allowed)
+
+    def refuse_sections(self, allowed: str) -> None:
+        """Raises ConfigError when a field holds an object."""
+        for name, value in self._values.items():
+            if isinstance(value, dict):
+                raise self.refuse(name, allowed)
 
     def refuse_others(self, *known: str) -> None:
         """Raises ConfigError when there is a field that is not `known`: it may change what the model means."""

@@ -46,10 +46,12 @@ def make_checkpoint(
     fused_names: bool = False,
     max_shard_size: str | None = None,
     with_tokenizer: bool = True,
+    rope: dict[str, Any] | None = None,
 ) -> MixtralForCausalLM:
     """Write a random Mixtral model into `directory` and return it, in eval mode.
 
-    `fused_names` chooses the naming of the experts' tensors, `max_shard_size` ("100KB") cuts the weights in shards.
+    `fused_names` chooses the naming of the experts' tensors, `max_shard_size` ("100KB") cuts the weights in shards, and
+    `rope` is config.json's `rope_parameters` (some kinds need a `head_dim` there: transformers does not derive it).
     Raises ValueError when a tokenizer is wanted and `vocab_size` is too small for one (259).
     """
     config = MixtralConfig(
@@ -67,6 +69,7 @@ def make_checkpoint(
         tie_word_embeddings=tie,
         bos_token_id=0,
         eos_token_id=1,
+        rope_parameters=rope,
         **IMPLEMENTATIONS,
     )
     with torch.random.fork_rng(devices=[]):  # transformers initialises from the global generator; leave that alone

@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.optim import Optimizer
 
 from model.config import MixtralConfig
+from model.rope_scaling import UNSCALED
 from training.mesh import Mesh
 from training.model import TrainModel, is_expert
 from training.progress import (
@@ -207,6 +208,10 @@ def check_data(complete: Complete, data: str) -> None:
         )
 
 
+# What a model's weights do not depend on: it may be read otherwise by a newer version of Manta.
+DESCRIPTIVE = frozenset({"bos_token_id", "eos_token_ids", "dtype"})
+
+
 def check_fits(complete: Complete, config: MixtralConfig) -> None:
     """Does nothing if a checkpoint is of a model of these sizes.
 
@@ -214,9 +219,10 @@ def check_fits(complete: Complete, config: MixtralConfig) -> None:
         OtherRun: Names what differs.
     """
     now = json.loads(json.dumps(asdict(config)))
-    differing = [name for name in now if complete.config.get(name) != now[name]]
+    before = {"rope_scaling": asdict(UNSCALED)} | complete.config  # older runs know of no scaling
+    differing = [name for name in now if name not in DESCRIPTIVE and before.get(name) != now[name]]
     if differing:
-        words = ", ".join(f"{name} {complete.config.get(name)} (now {now[name]})" for name in differing)
+        words = ", ".join(f"{name} {before.get(name)} (now {now[name]})" for name in differing)
         raise OtherRun(
             f"{complete.directory} is of another model: {words}; give the run another name, or its model's settings"
         )

@@ -13,9 +13,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from checkpoint.experts import ExpertNaming, TensorPart, detect_naming, expert_parts, gate_name
+from checkpoint.experts import ExpertNaming, TensorPart, detect_naming, expert_parts, gate_name, read_part
 from checkpoint.reader import CheckpointReader
-from checkpoint.weights import read_gates
+from checkpoint.weights import (
+    EMBEDDING,
+    LM_HEAD,
+    as_tied,
+    attention_parts,
+    embedding_part,
+    final_norm_part,
+    lm_head_part,
+    read_gates,
+)
 from checkpoint.writer import write_checkpoint
 from model.config import CONFIG_FILE, MixtralConfig, read_config
 from model.dtypes import torch_dtype
@@ -46,7 +55,7 @@ def extract(model: Path, out: Path, task: str, dtype_name: str = "auto") -> tupl
         model: A Hugging Face directory whose model routes by task.
         out: The directory to write; new, or empty.
         task: The task's name, as config.json has it.
-        dtype_name: What the weights are stored in: `float32`, `bfloat16`, or `auto`, which is the model's own (bfloat16
+        dtype_name: What the weights are stored in: `float32`, `bfloat16`, or `auto`, which is the model's own (float32
             for float16, as when it is served). Which experts are kept, and g, do not depend on it.
 
     Raises:
@@ -59,9 +68,10 @@ def extract(model: Path, out: Path, task: str, dtype_name: str = "auto") -> tupl
     config = read_config(model)
     number = _task_number(model, config, task)
     stored_as = config.dtype if dtype_name == "auto" else dtype_name
-    small = replace(config, num_experts=config.top_k, routing=BY_TOKEN)
     with CheckpointReader(model) as reader:
         reader.verify()  # before hours of writing
+        config = as_tied(reader, config)
+        small = replace(config, num_experts=config.top_k, routing=BY_TOKEN)
         write_checkpoint(out, small, extracted(reader, config, number, torch_dtype(stored_as)), stored_as, model)
     return config, small
 
@@ -80,16 +90,17 @@ def extracted(
     """
     naming = detect_naming(reader)
     choices = _choices(reader, config, task)
-    yield _whole(reader, "model.embed_tokens.weight", (config.vocab_size, config.hidden_size), dtype)
+    yield EMBEDDING, _whole(reader, embedding_part(reader, config), dtype)
     for layer, choice in enumerate(choices):
-        for name, shape in _dense_shapes(config, layer):
-            yield _whole(reader, name, shape, dtype)
+        for part in attention_parts(config, layer).values():
+            yield part.name, _whole(reader, part, dtype)
         zeros_KD = torch.zeros(config.top_k, config.hidden_size, dtype=dtype)
         yield gate_name(ExpertNaming.PER_EXPERT, layer), zeros_KD
         yield from _experts(reader, naming, config, layer, choice, dtype)
-    yield _whole(reader, "model.norm.weight", (config.hidden_size,), dtype)
+    norm = final_norm_part(config)
+    yield norm.name, _whole(reader, norm, dtype)
     if not config.tie_embeddings:
-        yield _whole(reader, "lm_head.weight", (config.vocab_size, config.hidden_size), dtype)
+        yield LM_HEAD, _whole(reader, lm_head_part(reader, config), dtype)
 
 
 def _task_number(model: Path, config: MixtralConfig, task: str) -> int:
@@ -116,17 +127,6 @@ def _choices(reader: CheckpointReader, config: MixtralConfig, task: int) -> list
     return choices
 
 
-def _dense_shapes(config: MixtralConfig, layer: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of all that a layer has besides gate and experts."""
-    hidden, query, key_value = config.hidden_size, config.query_size, config.key_value_size
-    prefix = f"model.layers.{layer}"
-    yield f"{prefix}.input_layernorm.weight", (hidden,)
-    for which, rows in (("q", query), ("k", key_value), ("v", key_value)):
-        yield f"{prefix}.self_attn.{which}_proj.weight", (rows, hidden)
-    yield f"{prefix}.self_attn.o_proj.weight", (hidden, query)
-    yield f"{prefix}.post_attention_layernorm.weight", (hidden,)
-
-
 def _experts(
     reader: CheckpointReader,
     naming: ExpertNaming,
@@ -140,17 +140,12 @@ def _experts(
     for place, (expert, weight) in enumerate(zip(choice.experts, choice.weights, strict=True)):
         sources = expert_parts(naming, config, layer, expert, all_columns)
         names = [part.name for part in expert_parts(ExpertNaming.PER_EXPERT, config, layer, place, all_columns)]
-        gate, up, down = (_read(reader, part) for part in sources)
+        gate, up, down = (read_part(reader, part) for part in sources)
         yield names[0], gate.to(dtype, copy=True)
         yield names[1], up.to(dtype, copy=True)
         # In float64 the products of numbers of 24 bits are exact: the only rounding is the one to `dtype`.
         yield names[2], (down.double() * (config.top_k * weight)).to(dtype)
 
 
-def _whole(reader: CheckpointReader, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> tuple[str, Tensor]:
-    return name, _read(reader, TensorPart(name, shape)).to(dtype, copy=True)
-
-
-def _read(reader: CheckpointReader, part: TensorPart) -> Tensor:
-    """What the part holds, as stored; it may map the file."""
-    return reader.read_part(part.name, part.shape, part.index)
+def _whole(reader: CheckpointReader, part: TensorPart, dtype: torch.dtype) -> Tensor:
+    return read_part(reader, part).to(dtype, copy=True)

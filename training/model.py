@@ -99,8 +99,9 @@ class TrainModel(nn.Module):
         self.lm_head = None if config.tie_embeddings else nn.Parameter(weights.lm_head())
         self.to(mesh.device)
         self._rotary = RotaryTable(
-            config.head_dim, config.rope_theta, config.max_context, dtype=dtype, device=mesh.device
-        )
+            config.head_dim, config.rope_theta, config.max_context,
+            scaling=config.rope_scaling, dtype=dtype, device=mesh.device,
+        )  # fmt: skip
 
     def forward(self, batch: Batch, capacity: int | None = None, jitter: Jitter | None = None) -> Outcome:
         """Computes a batch's loss.

@@ -4,7 +4,10 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+from checkpoint.reader import CheckpointReader
+from checkpoint.weights import as_tied
 from model.config import MixtralConfig, read_config
+from model.rope_scaling import beyond_context
 from model.routing import Routing
 from training.encoding import special_ids
 from training.loop import Job
@@ -25,6 +28,7 @@ def model_of(spec: TrainingSpec) -> MixtralConfig:
 
     Raises:
         ConfigError: The checkpoint is no Mixtral that can be trained.
+        CheckpointError: Its weights cannot be read.
         EncodingError: The tokenizer cannot be read.
         SpecError: `parallel.expert_parallel` does not divide the checkpoint's experts.
     """
@@ -33,7 +37,9 @@ def model_of(spec: TrainingSpec) -> MixtralConfig:
         config = read_config(Path(str(spec.model.path)))
         check_experts(spec, config.num_experts)
         _check_fits(spec, config)
-        return replace(config, routing=_routing(spec))
+        with CheckpointReader(Path(str(spec.model.path))) as reader:
+            config = as_tied(reader, config)
+        return replace(config, routing=_routing(spec), eos_token_ids=_ends(spec, config))
     ids = special_ids(spec.model.tokenizer_directory)
     return MixtralConfig(
         hidden_size=wanted.hidden_size,
@@ -57,6 +63,12 @@ def model_of(spec: TrainingSpec) -> MixtralConfig:
     )
 
 
+def _ends(spec: TrainingSpec, config: MixtralConfig) -> tuple[int, ...]:
+    """Returns the tokens that end a text of the trained model: with the one that it learns to put there."""
+    learned = special_ids(spec.model.tokenizer_directory).eos_id
+    return config.eos_token_ids if learned in config.eos_token_ids else (learned, *config.eos_token_ids)
+
+
 def with_tasks(config: MixtralConfig, tasks: tuple[str, ...]) -> MixtralConfig:
     """Returns the model with the tasks of its data, in the order of their numbers there; of other levels, itself."""
     if config.routing.level != "task":
@@ -74,6 +86,7 @@ def _check_fits(spec: TrainingSpec, config: MixtralConfig) -> None:
     if spec.data.sequence_length > config.max_context:
         words = (
             f"{spec.data.sequence_length} was given; at most {config.max_context}, the checkpoint's context, is allowed"
+            f"{beyond_context(config.rope_scaling)}"
         )
         problems.append(Problem("data.sequence_length", words))
     if stored.level not in ("token", asked.level):

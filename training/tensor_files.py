@@ -27,7 +27,8 @@ from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, W
 from torch.futures import Future
 
 from checkpoint.errors import CheckpointError as FileError
-from checkpoint.files import tensor_names
+from checkpoint.errors import UnreadableFile
+from checkpoint.header import read_header
 from checkpoint.writer import save_tensors
 from training.manifest import MANIFEST_FILE, Part, StoredTensor, Tensors, manifest_text
 
@@ -176,7 +177,9 @@ def check_files(directory: Path, tensors: Tensors) -> None:
 
 def _check_file(path: Path, parts: Iterable[tuple[str, StoredTensor, Part]]) -> None:
     try:
-        names = frozenset(tensor_names(path))
+        names = frozenset(read_header(path))
+    except UnreadableFile as error:  # the storage may be back soon
+        raise OSError(str(error)) from error
     except FileError as error:
         raise DamagedFile(str(error)) from error
     with _opened(path) as opened:

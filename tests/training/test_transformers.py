@@ -1,6 +1,7 @@
 """Against transformers' own Mixtral, in float32: losses, every gradient, and what is exported."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,16 @@ from transformers import MixtralForCausalLM
 
 from checkpoint.experts import ExpertNaming
 from model.config import MixtralConfig, read_config
+from model.rope_scaling import RopeScaling
 from model.routing import Routing
 from tests.random_checkpoint import make_checkpoint
-from training.checkpoints import Saver
+from training.checkpoints import Saver, check_fits
 from training.export import config_of, export
 from training.losses import LossSettings, losses_of
 from training.mesh import lone_mesh
 from training.model import Batch, TrainModel
 from training.optimizer import make_optimizer
-from training.progress import Complete, Progress, newest_checkpoint
+from training.progress import Complete, OtherRun, Progress, newest_checkpoint
 from training.spec_schema import OptimizerSpec
 from training.starting import CheckpointWeights
 from training.step import StepSettings, train_step
@@ -51,6 +53,26 @@ def test_losses_and_gradients_are_those_of_transformers(
     fused_names: bool, window: int | None, tie: bool, tmp_path: Path, seed: int
 ) -> None:
     theirs = make_checkpoint(tmp_path / "model", seed=seed, window=window, tie=tie, fused_names=fused_names)
+    check_losses_and_gradients(theirs, tmp_path, seed)
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
+def test_so_are_those_of_scaled_rotary_embeddings(kind: str, tmp_path: Path, seed: int) -> None:
+    theirs = make_scaled(tmp_path / "model", kind, seed)
+    check_losses_and_gradients(theirs, tmp_path, seed)
+
+
+def make_scaled(directory: Path, kind: str, seed: int) -> MixtralForCausalLM:
+    """A model whose context was once 8 positions."""
+    rope: dict[str, object] = {"rope_type": kind, "rope_theta": 50.0, "factor": 4.0}
+    if kind in ("yarn", "llama3"):
+        rope["original_max_position_embeddings"] = 8
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    return make_checkpoint(directory, seed=seed, head_dim=16, max_context=32, rope=rope)
+
+
+def check_losses_and_gradients(theirs: MixtralForCausalLM, tmp_path: Path, seed: int) -> None:
     config = read_config(tmp_path / "model")
     ours = TrainModel(config, CheckpointWeights(tmp_path / "model", config, seed), lone_mesh(), torch.float32)
     batch = batch_of(config, seed)
@@ -115,6 +137,36 @@ def test_what_is_exported_is_what_was_trained(dtype: str, tmp_path: Path, seed: 
     assert (tmp_path / "out" / "tokenizer.json").is_file()
     again = read_config(tmp_path / "out")
     assert (again.window, again.dtype, again.rope_theta) == (config.window, dtype, config.rope_theta)
+
+
+@pytest.mark.parametrize("kind", ["linear", "dynamic", "yarn", "llama3"])
+def test_a_scaled_rotary_embedding_is_exported(kind: str, tmp_path: Path, seed: int) -> None:
+    theirs = make_scaled(tmp_path / "model", kind, seed)
+    config = read_config(tmp_path / "model")
+    model = TrainModel(config, CheckpointWeights(tmp_path / "model", config, seed), lone_mesh(), torch.float32)
+    saver = Saver(tmp_path / "checkpoints", 1, 60, lone_mesh())
+    saver.save(model, make_optimizer(model.parameters(), OptimizerSpec()), Progress(0, 0, "store"))
+    saver.finish()
+    export(newest_in(tmp_path), tmp_path / "out", "float32", None)
+    assert read_config(tmp_path / "out") == config
+    again = MixtralForCausalLM.from_pretrained(tmp_path / "out").eval()
+    batch = batch_of(config, seed)
+    with torch.no_grad():
+        logits = theirs(input_ids=batch.ids_BL).logits
+        assert close(F.linear(model.rows(batch)[0], model.head_VD).view(2, 20, -1), logits)
+        assert close(again(input_ids=batch.ids_BL).logits, logits)
+
+
+def test_a_run_from_before_scaling_was_known_goes_on(tmp_path: Path, seed: int) -> None:
+    make_checkpoint(tmp_path / "model", seed=seed)
+    config = read_config(tmp_path / "model")
+    said = json.loads(json.dumps(asdict(config)))
+    del said["rope_scaling"]
+    old = Complete(tmp_path, Progress(1, 2, "store"), said)
+    assert config_of(old) == config
+    check_fits(old, replace(config, eos_token_ids=(7,), dtype="bfloat16"))
+    with pytest.raises(OtherRun, match="rope_scaling.*'kind': 'default'.*'kind': 'linear'"):
+        check_fits(old, replace(config, rope_scaling=RopeScaling("linear", 2.0)))
 
 
 @pytest.mark.parametrize("routing", [Routing("sentence", 4), Routing("task", 0, ("one", "two"))], ids=str)

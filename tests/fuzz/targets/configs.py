@@ -1,6 +1,7 @@
 """config.json and the tokenizer's files are read, or refused by the errors that a start reports."""
 
-from model.config import CONFIG_FILE, GENERATION_FILE, read_config
+from model.config import CONFIG_FILE, read_config
+from model.end_tokens import GENERATION_FILE
 from model.errors import ModelError
 from serving.tokenizer import TOKENIZER_FILE, TextCodec, TokenizerError
 from tests.fuzz.folder import Folder
@@ -21,7 +22,10 @@ WORDS = tuple(
     )
 )  # fmt: skip
 TOKENIZER = build_metaspace().to_str().encode()
-MODEL = b'{"hidden_size":8,"intermediate_size":8,"num_hidden_layers":1,"num_attention_heads":1,"vocab_size":9}'
+MODEL = (
+    b'{"model_type":"mixtral","hidden_size":8,"intermediate_size":8,"num_hidden_layers":1,"num_attention_heads":1,'
+    b'"num_key_value_heads":1,"vocab_size":9}'
+)
 _folder = Folder()
 
 
