@@ -194,8 +194,10 @@ class RequestLimitsSpec(Section):
     """Prompts times `n`."""
     max_messages: Count = DEFAULTS.max_messages
     """The messages of a chat, their parts counted too."""
-    max_text_chars: Count = DEFAULTS.max_text_chars
-    """The characters that are tokenized: all prompts together, or what the chat template makes of the messages."""
+    max_text_bytes: Count = DEFAULTS.max_text_bytes
+    """The size of a text that is tokenized: of each prompt, or of what the chat template makes of the messages."""
+    max_prompt_tokens: Count = DEFAULTS.max_prompt_tokens
+    """The tokens of all prompts together."""
     max_stop_strings: CountOrZero = DEFAULTS.max_stop_strings
     """`stop`: how many strings."""
     max_stop_string_chars: Count = DEFAULTS.max_stop_string_chars
@@ -208,6 +210,8 @@ class RequestLimitsSpec(Section):
     """`logprobs` and `top_logprobs`: how many alternatives of each token."""
     max_scored_tokens: Count = DEFAULTS.max_scored_tokens
     """Tokens answered at once with log-probabilities: of prompts (`echo`), and of outputs that are not streamed."""
+    max_output_tokens: Count = DEFAULTS.max_output_tokens
+    """The tokens of all sequences of an answer that is not streamed; left open by the request, they are cut to it."""
     delivery_timeout_s: Seconds = DEFAULTS.delivery_timeout_s
     """How long a client may leave unread what is ready for it; then its request is given up."""
     max_unread_bytes: Count = DEFAULTS.max_unread_bytes

@@ -6,23 +6,24 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from serving import tokenization
 from serving.access import KeyGuard
-from serving.errors import ApiError, invalid, unknown_model
+from serving.errors import ApiError, short, unknown_model
 from serving.exposition import merge_and_render
 from serving.gateway import Gateway
 from serving.generator import Generator
 from serving.metrics import GatewayMetrics
-from serving.prompts import check_ids, encode_chat, encode_text
+from serving.openapi import body_docs, describe_bodies
 from serving.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from serving.settings import GatewaySettings
-from serving.tokenizer import NoTokenizer, TextCodec
-from serving.unsupported import check_unsupported
+from serving.tokenizer import TextCodec
 
 LOG = logging.getLogger(__name__)
 PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+BODIES = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
 
 ReadyCheck = Callable[[], Awaitable[bool]]
 
@@ -49,55 +50,27 @@ def build_app(
     _add_models(app, settings)
     _add_observation(app, gateway, ready)
     _add_errors(app, gateway.metrics)
+    describe_bodies(app, BODIES)
     if settings.api_keys:
         app.add_middleware(KeyGuard, api_keys=settings.api_keys, metrics=gateway.metrics)
     return app
 
 
-def _body_docs(kind: type[BaseModel]) -> dict[str, Any]:
-    """Bodies are read by hand (limits, one-sentence errors), so /docs must be told their schema."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
-    definitions = schema.pop("$defs", {})
-    return {
-        "requestBody": {"required": True, "content": {"application/json": {"schema": schema | {"$defs": definitions}}}}
-    }
-
-
 def _add_generation(app: FastAPI, gateway: Gateway) -> None:
-    app.post("/v1/completions", openapi_extra=_body_docs(CompletionBody))(gateway.complete)
-    app.post("/v1/chat/completions", openapi_extra=_body_docs(ChatBody))(gateway.chat)
+    app.post("/v1/completions", openapi_extra=body_docs(CompletionBody))(gateway.complete)
+    app.post("/v1/chat/completions", openapi_extra=body_docs(ChatBody))(gateway.chat)
 
 
 def _add_tokenization(app: FastAPI, gateway: Gateway) -> None:
-    settings, codec = gateway.settings, gateway.codec
-
-    @app.post("/tokenize", openapi_extra=_body_docs(TokenizeBody))
+    @app.post("/tokenize", openapi_extra=body_docs(TokenizeBody))
     async def tokenize(request: Request) -> Response:
         """Token ids of a text or a chat, and how many the model can take."""
-        body = await gateway.read(request, TokenizeBody)
-        check_unsupported(body)
-        if body.messages is not None:
-            token_ids = (await encode_chat(body.chat(), codec, settings)).token_ids
-        else:
-            token_ids = await encode_text(body.prompt or "", codec, body.add_special_tokens is not False, "prompt")
-        answer: dict[str, Any] = {
-            "count": len(token_ids),
-            "max_model_len": settings.max_context,
-            "tokens": token_ids,
-            "token_strs": [codec.token_name(i) for i in token_ids] if body.return_token_strs else None,
-        }
-        return JSONResponse(answer)
+        return await tokenization.tokenize(gateway, request)
 
-    @app.post("/detokenize", openapi_extra=_body_docs(DetokenizeBody))
+    @app.post("/detokenize", openapi_extra=body_docs(DetokenizeBody))
     async def detokenize(request: Request) -> Response:
         """The text of token ids, special tokens included."""
-        body = await gateway.read(request, DetokenizeBody)
-        check_unsupported(body)
-        check_ids(body.tokens, settings, "tokens")
-        try:
-            return JSONResponse({"prompt": codec.decode(body.tokens, skip_special_tokens=False)})
-        except NoTokenizer as error:
-            raise invalid(f"{error}.", "tokens") from error
+        return await tokenization.detokenize(gateway, request)
 
 
 def _add_models(app: FastAPI, settings: GatewaySettings) -> None:
@@ -170,7 +143,7 @@ def _add_errors(app: FastAPI, metrics: GatewayMetrics) -> None:
 
     async def http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path}: {error.detail}."
+        message = f"{short(request.method, 20)} {short(request.url.path)}: {error.detail}."
         code = "not_found" if error.status_code == 404 else "http_error"
         response = ApiError(error.status_code, message, code=code).response()
         response.headers.update(error.headers or {})

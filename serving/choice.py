@@ -8,14 +8,16 @@ from protos.generation_pb2 import LENGTH, STOP, SequenceOutput, TokenLogprob
 from serving.detokenizer import Detokenizer
 from serving.stopping import StopFinder, StopTable
 
+MAX_PARTS = 64  # of a text; each takes 50 bytes more than it says
 FinishName = Literal["stop", "length"]
 
 
 @dataclass(slots=True)
 class Delta:
-    """What is new. `stop_reason` is the stop string or stop token that ended it; None for end-of-sequence.
+    """What is new; of its token ids only if somebody asked for them.
 
-    `missing_experts` comes with the end: all that any part of the choice was computed without, ascending.
+    `stop_reason` is the stop string or stop token that ended it; None for end-of-sequence. `missing_experts` comes with
+    the end: all that any part of the choice was computed without, ascending.
     """
 
     parts: list[str] = field(default_factory=list[str])
@@ -26,6 +28,12 @@ class Delta:
     stop_reason: str | int | None = None
     missing_experts: Sequence[int] = ()
 
+    def add_text(self, text: str) -> None:
+        """Adds a part; many become one, as each takes more memory than what it says."""
+        self.parts.append(text)
+        if len(self.parts) >= MAX_PARTS:
+            self.parts = [self.text]
+
     @property
     def text(self) -> str:
         """The text of all parts."""
@@ -34,12 +42,16 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
-    """What of the text is shown, and what ends it. `stops`: of the stop strings, obeyed after `min_tokens` tokens."""
+    """What of the text is shown, and what ends it. `stops`: of the stop strings, obeyed after `min_tokens` tokens.
+
+    `keeps_ids`: whether deltas hold token ids.
+    """
 
     stops: StopTable | None = None
     include_stop: bool = False
     min_tokens: int = 0
     eos_token_ids: frozenset[int] = frozenset()
+    keeps_ids: bool = True
 
 
 class Choice:
@@ -71,7 +83,8 @@ class Choice:
             num_used = len(token_ids)
             self._end(output, delta)
         self.num_tokens += num_used
-        delta.token_ids.extend(token_ids[:num_used])
+        if self._rules.keeps_ids:
+            delta.token_ids.extend(token_ids[:num_used])
         if output.logprobs:
             delta.logprobs.extend(output.logprobs[:num_used])
         if self.missing_experts and self.finish_reason is not None:
@@ -80,19 +93,19 @@ class Choice:
     def _add_text(self, token_ids: Sequence[int], delta: Delta) -> int:
         """Adds the text of the tokens; the number of them that were used (fewer after a stop string)."""
         if self._finder is None:
-            delta.parts.append(self._detokenizer.push(token_ids))
+            delta.add_text(self._detokenizer.push(token_ids))
             return len(token_ids)
         for num_used, token_id in enumerate(token_ids, start=1):
             text = self._detokenizer.push((token_id,))
             if self.num_tokens + num_used <= self._rules.min_tokens:
-                delta.parts.append(text)
+                delta.add_text(text)
             elif self._find_stop(self._finder, text, delta):
                 return num_used
         return len(token_ids)
 
     def _find_stop(self, finder: StopFinder, text: str, delta: Delta) -> bool:
         stopped = finder.push(text)
-        delta.parts.append(stopped.text)
+        delta.add_text(stopped.text)
         if stopped.stop is None:
             return False
         self.finish_reason = delta.finish_reason = "stop"
@@ -105,11 +118,11 @@ class Choice:
             return
         rest = self._detokenizer.finish()
         if self._finder is None:
-            delta.parts.append(rest)
+            delta.add_text(rest)
         elif self._find_stop(self._finder, rest, delta):
             return
         else:
-            delta.parts.append(self._finder.finish())
+            delta.add_text(self._finder.finish())
         self.finish_reason = delta.finish_reason = "stop" if output.finish_reason == STOP else "length"
         if output.HasField("stop_token_id") and output.stop_token_id not in self._rules.eos_token_ids:
             delta.stop_reason = output.stop_token_id

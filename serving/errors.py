@@ -94,6 +94,18 @@ def unknown_model(given: str, served: str) -> ApiError:
     )
 
 
+def context_exceeded(num_prompt: int, asked: int | None, max_context: int) -> ApiError:
+    """400: prompt and output do not fit the context; `asked`: the most tokens of output, where the client said."""
+    wish = "at least 1 token of output" if asked is None else f"max_tokens = {asked}"
+    return invalid(
+        f"This model's maximum context length is {max_context} tokens; the prompt has {num_prompt} tokens and the "
+        f"request asks for {wish}, which is {num_prompt + (1 if asked is None else asked)} in all. Shorten the "
+        "prompt or lower max_tokens.",
+        "max_tokens" if num_prompt < max_context else "prompt",
+        "context_length_exceeded",
+    )
+
+
 def too_large(limit_bytes: int) -> ApiError:
     """413: the body is refused before it is read whole."""
     message = f"The request body exceeds the limit of {limit_bytes} bytes (limits.request.max_body_bytes)."

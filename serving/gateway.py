@@ -1,6 +1,5 @@
 """The two generating endpoints: body in, checks, job, answer."""
 
-import dataclasses
 import secrets
 import time
 from collections.abc import Sequence
@@ -9,17 +8,18 @@ from dataclasses import dataclass
 from starlette.requests import Request
 from starlette.responses import Response
 
-from protos.generation_pb2 import Submit
+from protos.generation_pb2 import Sampling, Submit
 from serving.bodies import BodyT, read_body
 from serving.choice import TextRules
+from serving.costs import most_output_tokens
 from serving.errors import invalid, unknown_model
 from serving.generator import Generator
 from serving.metrics import GatewayMetrics
-from serving.prompts import Prompt, encode_chat, encode_prompts, split_prompts
+from serving.prompts import Prompt, encode_chat, encode_prompts, split_prompts, with_texts
 from serving.rendering import CHAT, COMPLETION, Answer, RenderLogprobs, Shape, chat_logprobs, legacy_logprobs
 from serving.responses import Delivery, GenerationResponse
 from serving.run import Job, Run
-from serving.sampling import DEFAULT_COMPLETION_TOKENS, build_sampling, build_submits, resolve_max_tokens
+from serving.sampling import DEFAULT_COMPLETION_TOKENS, Submits, build_sampling, resolve_max_tokens
 from serving.schemas import Body, ChatBody, CompletionBody, GenerationBody
 from serving.settings import GatewaySettings
 from serving.stopping import StopTable
@@ -43,16 +43,16 @@ class Gateway:
         self._check(body)
         settings = self.settings
         check_limit("logprobs", body.logprobs or 0, settings.limits.max_logprobs)
-        raw_prompts = split_prompts(body.prompt)
+        raw_prompts = split_prompts(body.prompt, settings.limits)
         self._check_counts(len(raw_prompts), body.n)
         prompts = await encode_prompts(raw_prompts, self.codec, settings, body.add_special_tokens is not False)
         echo = bool(body.echo)
         if echo:
-            prompts = [self._with_text(prompt, body) for prompt in prompts]
+            prompts = await with_texts(prompts, self.codec, body.skip_special_tokens is not False)
         elif body.max_tokens == 0:
             raise invalid("max_tokens: 0 is allowed with echo only; ask for at least 1.", "max_tokens")
         submits = self._submits(body, prompts, DEFAULT_COMPLETION_TOKENS, body.logprobs, scores_prompt=echo)
-        job = self._job(body, prompts, submits, arrival_s)
+        job = self._job(body, prompts, submits, body.logprobs, arrival_s)
         logprobs = None if body.logprobs is None else await legacy_logprobs(job, self.codec, echo)
         return self._respond(body, self._answer(COMPLETION, body, job, logprobs, echo))
 
@@ -68,7 +68,7 @@ class Gateway:
             raise invalid("max_completion_tokens: 0 is not allowed; ask for at least 1.", "max_completion_tokens")
         prompts = [await encode_chat(body, self.codec, self.settings)]
         submits = self._submits(body, prompts, None, num_top if body.logprobs else None)
-        job = self._job(body, prompts, submits, arrival_s)
+        job = self._job(body, prompts, submits, num_top if body.logprobs else None, arrival_s)
         logprobs = chat_logprobs(self.codec.token_bytes, num_top) if body.logprobs else None
         return self._respond(body, self._answer(CHAT, body, job, logprobs))
 
@@ -96,12 +96,6 @@ class Gateway:
                 "n",
             )
 
-    def _with_text(self, prompt: Prompt, body: GenerationBody) -> Prompt:
-        if prompt.text is not None or not self.codec.has_tokenizer:
-            return prompt
-        text = self.codec.decode(prompt.token_ids, body.skip_special_tokens is not False)
-        return dataclasses.replace(prompt, text=text)
-
     def _submits(
         self,
         body: GenerationBody,
@@ -109,29 +103,42 @@ class Gateway:
         default_max_tokens: int | None,
         logprobs: int | None,
         scores_prompt: bool = False,
-    ) -> list[Submit]:
+    ) -> Sequence[Submit]:
         """Every prompt is checked before the first is submitted. Empty when there is nothing to compute."""
-        submits: list[Submit] = []
+        settings, scores = self.settings, logprobs is not None
+        most = most_output_tokens(
+            prompts,
+            body.n,
+            settings,
+            scores_prompts=scores_prompt and scores,
+            scores_outputs=scores,
+            stream=bool(body.stream),
+        )
+        samplings: list[Sampling] = []
         for prompt in prompts:
-            max_tokens = resolve_max_tokens(len(prompt.token_ids), body.output_limit, default_max_tokens, self.settings)
-            if max_tokens == 0 and logprobs is None:
-                continue
-            sampling = build_sampling(
-                body,
-                max_tokens,
-                self.settings,
-                logprobs=logprobs,
-                prompt_logprobs=scores_prompt and logprobs is not None,
+            num_prompt = len(prompt.token_ids)
+            max_tokens = resolve_max_tokens(num_prompt, body.output_limit, default_max_tokens, most, settings)
+            if max_tokens == 0 and not scores:
+                return ()  # as for the others: it is what the client asked for
+            samplings.append(
+                build_sampling(body, max_tokens, settings, logprobs=logprobs, prompt_logprobs=scores_prompt and scores)
             )
-            submits += build_submits(prompt, sampling, body.n, body.seed, check_task(body.task, self.settings.tasks))
-        return submits
+        return Submits(prompts, samplings, body.n, body.seed, check_task(body.task, settings.tasks))
 
-    def _job(self, body: GenerationBody, prompts: Sequence[Prompt], submits: Sequence[Submit], arrival_s: float) -> Job:
+    def _job(
+        self,
+        body: GenerationBody,
+        prompts: Sequence[Prompt],
+        submits: Sequence[Submit],
+        logprobs: int | None,
+        arrival_s: float,
+    ) -> Job:
         rules = TextRules(
             stops=StopTable(body.stop) if body.stop else None,
             include_stop=bool(body.include_stop_str_in_output),
             min_tokens=body.min_tokens or 0,
             eos_token_ids=frozenset(self.settings.eos_token_ids),
+            keeps_ids=bool(body.return_token_ids) or logprobs is not None,
         )
         return Job(prompts, body.n, submits, rules, arrival_s, body.skip_special_tokens is not False)
 

@@ -7,6 +7,7 @@ node refuses, because its queue is full (of what other gateways sent, say), is o
 import asyncio
 import random
 import time
+from array import array
 from collections.abc import AsyncIterator, Container
 
 from protos.dispatch_pb2 import Header
@@ -86,7 +87,7 @@ class Progress:
 
     def __init__(self, submit: Submit) -> None:
         self._submit = submit
-        self._emitted: list[int] = []
+        self._emitted = array("I")  # a ninth of what a list of them takes
         self._prompt_logprobs: list[TokenLogprob] = []  # of a long prompt they come in several messages
         self._started = False
         self._tries = NO_TRIES  # without a token in between
@@ -112,6 +113,7 @@ class Progress:
         if not self._started:
             self._started = True
             output.prompt_logprobs.extend(self._prompt_logprobs)
+            self._prompt_logprobs.clear()
         self._emitted.extend(output.token_ids)
         self._tries = NO_TRIES
         return True

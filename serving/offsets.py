@@ -1,14 +1,11 @@
 """Where tokens begin in the text that a client gets: `text_offset` of /v1/completions, in characters."""
 
-import asyncio
 from collections.abc import Sequence
 
+from serving.beside import beside
 from serving.detokenizer import REPLACEMENT, Detokenizer
 from serving.prompts import Prompt
 from serving.tokenizer import TextCodec
-
-# Below this in all, it takes about a millisecond: the event loop need not go on beside it.
-THREAD_FROM_TOKENS = 1024
 
 
 class OutputOffsets:
@@ -45,9 +42,7 @@ async def echoed_offsets(prompts: Sequence[Prompt], codec: TextCodec, skip_speci
     def find() -> list[list[int]]:
         return [prompt_offsets(prompt, codec, skip_special_tokens) for prompt in prompts]
 
-    if sum(len(prompt.token_ids) for prompt in prompts) < THREAD_FROM_TOKENS:
-        return find()
-    return await asyncio.to_thread(find)
+    return await beside(find, sum(len(prompt.token_ids) for prompt in prompts))
 
 
 def prompt_offsets(prompt: Prompt, codec: TextCodec, skip_special_tokens: bool) -> list[int]:

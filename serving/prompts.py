@@ -1,18 +1,23 @@
 """What the client wrote, as token ids: texts, ids, lists of either, or a chat."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from serving.beside import beside
 from serving.chat_template import ChatTemplateError
-from serving.errors import invalid, shown
-from serving.schemas import ChatMessage, ChatTemplateFields
-from serving.settings import GatewaySettings
+from serving.errors import ApiError, context_exceeded, invalid, short, shown
+from serving.schemas import MAX_UINT32, ChatMessage, ChatTemplateFields
+from serving.settings import GatewaySettings, RequestLimits
 from serving.tokenizer import NoTokenizer, TextCodec
+from serving.unsupported import check_limit
 
 PROMPT_FORMS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
 REFUSED_MESSAGE_KEYS = ("tool_calls", "function_call", "audio", "tool_call_id")
 ROLES = ("system", "developer", "user", "assistant")
+MESSAGE_TOKENS = 16  # what rendering a message costs, in tokens of other work
+MAX_TEMPLATE_CHARS = 200  # of what a template says when it refuses messages; they may be part of it
 ROLE_OF = {"developer": "system"}  # for templates that name but the older one
 
 
@@ -24,55 +29,115 @@ class Prompt:
     text: str | None = None
 
 
-def split_prompts(prompt: object) -> list[str] | list[list[int]]:
-    """The prompts of a completion request. Raises ApiError (400) naming `prompt` for any other form."""
+def split_prompts(prompt: object, limits: RequestLimits) -> list[str] | list[list[int]]:
+    """The prompts of a completion request; ids are looked at by `encode_prompts`.
+
+    Raises ApiError (400) naming `prompt` for any other form, and for too many of them.
+    """
     if isinstance(prompt, str):
         return [prompt]
     if isinstance(prompt, list) and prompt:
         items = cast("list[Any]", prompt)
-        if all(isinstance(item, str) for item in items):
-            return cast("list[str]", items)
-        if _are_ids(items):
+        if isinstance(items[0], str | list):
+            check_limit("prompt", len(items), limits.max_prompts)
+        kinds = set(map(type, items))  # `type`: True and False are ints to isinstance
+        if kinds == {int}:
             return [cast("list[int]", items)]
-        if all(isinstance(item, list) and item and _are_ids(item) for item in items):
-            return cast("list[list[int]]", items)
-    raise invalid(f"prompt: it must be {PROMPT_FORMS}, and not empty (given: {shown(prompt)}).", "prompt")
+        if kinds == {str} or (kinds == {list} and all(items)):
+            return items
+    raise _bad_form(prompt)
 
 
-def _are_ids(items: list[Any]) -> bool:
-    # `type(...) is int`: True and False are ints to isinstance.
-    return all(type(item) is int and 0 <= item < (1 << 32) for item in items)
+def _bad_form(prompt: object) -> ApiError:
+    return invalid(f"prompt: it must be {PROMPT_FORMS}, and not empty (given: {shown(prompt)}).", "prompt")
 
 
 async def encode_prompts(
     prompts: Sequence[str] | Sequence[list[int]], codec: TextCodec, settings: GatewaySettings, add_special_tokens: bool
 ) -> list[Prompt]:
-    """Token ids of every prompt. Raises ApiError (400)."""
+    """Token ids of every prompt, which fit the context alone. Raises ApiError (400) at the first that does not."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # all of them, or none
+    budget = _TokenBudget(settings)
     if texts:
-        token_ids = await encode_texts(texts, codec, add_special_tokens, "prompt")
-        encoded = [Prompt(ids, text) for ids, text in zip(token_ids, texts, strict=True)]
-    else:
-        encoded = [Prompt(prompt) for prompt in prompts if not isinstance(prompt, str)]
-    for prompt in encoded:
-        check_ids(prompt.token_ids, settings, "prompt")
-        if not prompt.token_ids:
-            raise invalid("prompt: it holds no tokens; give at least one character or id.", "prompt")
+        token_ids = await encode_texts(texts, codec, settings, add_special_tokens, "prompt", budget.take)
+        return [Prompt(ids, text) for ids, text in zip(token_ids, texts, strict=True)]
+    encoded: list[Prompt] = []
+    for prompt in prompts:
+        assert isinstance(prompt, list)
+        budget.count(len(prompt))
+        if set(map(type, prompt)) != {int} or min(prompt) < 0 or max(prompt) > MAX_UINT32:
+            raise _bad_form(prompts if len(prompts) > 1 else prompt)
+        check_ids(prompt, settings, "prompt")
+        encoded.append(Prompt(prompt))
+        await asyncio.sleep(0)  # a context of ids takes milliseconds
     return encoded
 
 
-async def encode_text(text: str, codec: TextCodec, add_special_tokens: bool, param: str) -> list[int]:
-    """Token ids of a text. Raises ApiError (400) when the model has no tokenizer."""
-    [token_ids] = await encode_texts([text], codec, add_special_tokens, param)
+class _TokenBudget:
+    """Counts the tokens of a request's prompts while they are encoded. Each method raises ApiError (400)."""
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._settings = settings
+        self._left = settings.limits.max_prompt_tokens
+
+    def count(self, num_tokens: int) -> None:
+        """One more prompt."""
+        if num_tokens > self._settings.max_context:
+            raise context_exceeded(num_tokens, None, self._settings.max_context)
+        self._left -= num_tokens
+        if self._left < 0:
+            limit = self._settings.limits.max_prompt_tokens
+            message = f"prompt: all prompts of a request may have {limit} tokens (limits.request.max_prompt_tokens)."
+            raise invalid(message, "prompt")
+
+    def take(self, token_ids: list[int]) -> None:
+        """One more prompt, made of a text."""
+        self.count(len(token_ids))
+        if not token_ids:
+            raise invalid("prompt: it holds no tokens; give at least one character or id.", "prompt")
+        check_ids(token_ids, self._settings, "prompt")
+
+
+async def encode_text(
+    text: str, codec: TextCodec, settings: GatewaySettings, add_special_tokens: bool, param: str
+) -> list[int]:
+    """Token ids of a text. Raises ApiError (400) when it is too long, or the model has no tokenizer."""
+    [token_ids] = await encode_texts([text], codec, settings, add_special_tokens, param)
     return token_ids
 
 
-async def encode_texts(texts: Sequence[str], codec: TextCodec, add_special_tokens: bool, param: str) -> list[list[int]]:
-    """Token ids of several texts; see `encode_text`."""
+async def encode_texts(
+    texts: Sequence[str],
+    codec: TextCodec,
+    settings: GatewaySettings,
+    add_special_tokens: bool,
+    param: str,
+    check: Callable[[list[int]], None] | None = None,
+) -> list[list[int]]:
+    """Token ids of several texts; see `encode_text`. `check` sees those of each text, and may raise ApiError."""
+    limit = settings.limits.max_text_bytes
+    for text in texts:  # before any is encoded: that takes a hundred times the memory
+        size = len(text) if text.isascii() else len(text.encode())
+        if size > limit:
+            raise invalid(
+                f"{param}: a text has {size} bytes, at most {limit} are allowed (limits.request.max_text_bytes).", param
+            )
     try:
-        return await codec.encode_all(texts, add_special_tokens)
+        return await codec.encode_all(texts, add_special_tokens, check)
     except NoTokenizer as error:
         raise invalid(f"{error}.", param) from error
+
+
+async def with_texts(prompts: Sequence[Prompt], codec: TextCodec, skip_special_tokens: bool) -> list[Prompt]:
+    """The same prompts, those of ids with the text that they stand for (if the model has a tokenizer)."""
+    if not codec.has_tokenizer or all(prompt.text is not None for prompt in prompts):
+        return list(prompts)
+
+    def add() -> list[Prompt]:
+        texts = (prompt.text or codec.decode(prompt.token_ids, skip_special_tokens) for prompt in prompts)
+        return [replace(prompt, text=text) for prompt, text in zip(prompts, texts, strict=True)]
+
+    return await beside(add, sum(len(prompt.token_ids) for prompt in prompts))
 
 
 def check_ids(token_ids: Sequence[int], settings: GatewaySettings, param: str) -> None:
@@ -88,8 +153,10 @@ def check_ids(token_ids: Sequence[int], settings: GatewaySettings, param: str) -
 
 async def encode_chat(body: ChatTemplateFields, codec: TextCodec, settings: GatewaySettings) -> Prompt:
     """The chat as the template writes it. Raises ApiError (400)."""
-    text = render_chat(body, codec)
-    token_ids = await encode_text(text, codec, bool(body.add_special_tokens), "messages")
+    num_parts = sum(len(each.content) for each in body.messages if isinstance(each.content, list))
+    check_limit("messages", len(body.messages) + num_parts, settings.limits.max_messages)
+    text = await beside(lambda: render_chat(body, codec), MESSAGE_TOKENS * (len(body.messages) + num_parts))
+    token_ids = await encode_text(text, codec, settings, bool(body.add_special_tokens), "messages")
     check_ids(token_ids, settings, "messages")
     if not token_ids:
         raise invalid("messages: the chat template made an empty prompt of them.", "messages")
@@ -116,7 +183,7 @@ def render_chat(body: ChatTemplateFields, codec: TextCodec) -> str:
             extra=body.chat_template_kwargs,
         )
     except ChatTemplateError as error:
-        raise invalid(f"messages: {error}.", "messages") from error
+        raise invalid(f"messages: {short(str(error), MAX_TEMPLATE_CHARS)}.", "messages") from error
 
 
 def _plain_message(message: ChatMessage, index: int) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import hashlib
 import secrets
 from collections.abc import Sequence
+from typing import overload
 
 from protos.generation_pb2 import Sampling, Submit
-from serving.errors import ApiError, invalid
+from serving.costs import too_many_held
+from serving.errors import context_exceeded, invalid
 from serving.prompts import Prompt, check_ids
 from serving.schemas import GenerationBody
 from serving.settings import GatewaySettings
@@ -15,29 +17,22 @@ DEFAULT_TEMPERATURE = 1.0
 LEAST_TOP_P = 2.0**-126  # a smaller one, which means the best token too, may be 0 as float32
 
 
-def resolve_max_tokens(num_prompt: int, asked: int | None, default: int | None, settings: GatewaySettings) -> int:
+def resolve_max_tokens(
+    num_prompt: int, asked: int | None, default: int | None, most: int, settings: GatewaySettings
+) -> int:
     """How many tokens one prompt's outputs may have at most.
 
-    A client's own number must fit into the context together with the prompt; the default is cut to fit.
-    Raises ApiError (400) that states the limit, the prompt's length and max_tokens.
+    A client's own number must fit into the context together with the prompt, and into what an answer may hold (`most`);
+    the default is cut to fit. Raises ApiError (400) that states the limit, the prompt's length and max_tokens.
     """
     room = settings.max_context - num_prompt
     if room < (1 if asked is None else asked):
-        raise _context_exceeded(num_prompt, asked, settings.max_context)
+        raise context_exceeded(num_prompt, asked, settings.max_context)
+    if most < (1 if asked is None else asked):
+        raise too_many_held(asked, most)
     if asked is not None:
         return asked
-    return room if default is None else min(default, room)
-
-
-def _context_exceeded(num_prompt: int, asked: int | None, max_context: int) -> ApiError:
-    wish = "at least 1 token of output" if asked is None else f"max_tokens = {asked}"
-    return invalid(
-        f"This model's maximum context length is {max_context} tokens; the prompt has {num_prompt} tokens and the "
-        f"request asks for {wish}, which is {num_prompt + (1 if asked is None else asked)} in all. Shorten the "
-        "prompt or lower max_tokens.",
-        "max_tokens" if num_prompt < max_context else "prompt",
-        "context_length_exceeded",
-    )
+    return min(room, most) if default is None else min(default, room, most)
 
 
 def build_sampling(
@@ -76,15 +71,38 @@ def build_sampling(
     )
 
 
-def build_submits(prompt: Prompt, sampling: Sampling, n: int, seed: int | None, task: str) -> Sequence[Submit]:
-    """The n sequences of one prompt; the first draws from `seed` itself, each further one from a seed of its own."""
-    first = secrets.randbits(63) if seed is None else seed % (1 << 64)
-    submits: list[Submit] = []
-    for index in range(n):
-        submit = Submit(prompt_ids=prompt.token_ids, sampling=sampling, task=task)
-        submit.sampling.seed = choice_seed(first, index)
-        submits.append(submit)
-    return submits
+class Submits(Sequence[Submit]):
+    """The n sequences of each prompt, prompt by prompt: made when they are asked for, as only some are open at a time.
+
+    The first sequence of a prompt draws from `seed` itself (None: from one of its own), each further one from another.
+    """
+
+    def __init__(
+        self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], n: int, seed: int | None, task: str
+    ) -> None:
+        self._prompts = prompts
+        self._samplings = samplings
+        self._n = n
+        self._seeds = [secrets.randbits(63) if seed is None else seed % (1 << 64) for _ in prompts]
+        self._task = task
+
+    def __len__(self) -> int:
+        return len(self._prompts) * self._n
+
+    @overload
+    def __getitem__(self, index: int) -> Submit: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Submit]: ...
+
+    def __getitem__(self, index: int | slice) -> Submit | list[Submit]:
+        """Returns a fresh message, or several."""
+        if isinstance(index, slice):
+            return [self[each] for each in range(*index.indices(len(self)))]
+        prompt, choice = divmod(range(len(self))[index], self._n)
+        submit = Submit(prompt_ids=self._prompts[prompt].token_ids, sampling=self._samplings[prompt], task=self._task)
+        submit.sampling.seed = choice_seed(self._seeds[prompt], choice)
+        return submit
 
 
 def choice_seed(seed: int, index: int) -> int:

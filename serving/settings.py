@@ -20,13 +20,15 @@ class RequestLimits:
     max_prompts: int = 256
     max_sequences: int = 512  # prompts times n
     max_messages: int = 2048  # messages of a chat and their parts, together
-    max_text_chars: int = 512 * KIB  # of all texts that are to be tokenized, chat templates applied
+    max_text_bytes: int = 256 * KIB  # UTF-8, of one text that is to be tokenized, chat template applied
+    max_prompt_tokens: int = 256 * KIB  # of all prompts
     max_stop_strings: int = 16
     max_stop_string_chars: int = 256
     max_stop_token_ids: int = 64
     max_logit_bias: int = 300  # OpenAI's
     max_logprobs: int = 20
     max_scored_tokens: int = 32 * KIB  # tokens whose log-probabilities are held at a time
+    max_output_tokens: int = MIB  # of all sequences of an answer that is not streamed
     delivery_timeout_s: float = 60.0  # for the client to take what is ready
     max_unread_bytes: int = 16 * MIB  # ready, and not taken by the client
 

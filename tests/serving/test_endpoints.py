@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -54,9 +56,24 @@ def test_health_follows_the_check(serve: Serve) -> None:
 
 def test_the_docs_know_the_bodies(serve: Serve) -> None:
     served = serve(FakeGenerator())
-    paths = httpx.get(served.url + "/openapi.json").json()["paths"]
-    content = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]
-    assert "messages" in content["application/json"]["schema"]["properties"]
+    described = httpx.get(served.url + "/openapi.json").json()
+
+    def found(reference: str) -> Any:
+        value = described
+        for part in reference.removeprefix("#/").split("/"):
+            value = value[part]
+        return value
+
+    def references(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            yield from [value["$ref"]] if "$ref" in value else []
+            value = list(value.values())
+        for part in value if isinstance(value, list) else ():
+            yield from references(part)
+
+    assert len([found(reference) for reference in references(described)]) >= 6
+    content = described["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]
+    assert "messages" in found(content["application/json"]["schema"]["$ref"])["properties"]
 
 
 def test_the_gateway_starts_without_torch_ray_and_transformers() -> None:

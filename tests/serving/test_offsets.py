@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, normalizers, processors
 
-from serving.offsets import THREAD_FROM_TOKENS, OutputOffsets, echoed_offsets, prompt_offsets
+from serving.beside import THREAD_FROM_TOKENS
+from serving.offsets import OutputOffsets, echoed_offsets, prompt_offsets
 from serving.prompts import Prompt
 from serving.tokenizer import TextCodec
 from tests.serving.small_tokenizers import build_metaspace, build_sentencepiece_like, train_byte_level

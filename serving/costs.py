@@ -1,0 +1,45 @@
+"""What an answer may cost in memory: the tokens that it holds at a time, before any of it is sent."""
+
+from collections.abc import Sequence
+
+from serving.errors import ApiError, invalid
+from serving.prompts import Prompt
+from serving.settings import GatewaySettings
+
+
+def most_output_tokens(
+    prompts: Sequence[Prompt],
+    n: int,
+    settings: GatewaySettings,
+    *,
+    scores_prompts: bool,
+    scores_outputs: bool,
+    stream: bool,
+) -> int:
+    """The most tokens that each sequence may have.
+
+    A stream is sent as it comes, but what is scored of prompts comes at once. Raises ApiError (400) when that alone is
+    too much.
+    """
+    limits, num_sequences = settings.limits, len(prompts) * n
+    num_scored = n * sum(len(prompt.token_ids) for prompt in prompts) if scores_prompts else 0
+    if num_scored > limits.max_scored_tokens:
+        raise invalid(
+            f"logprobs: {num_scored} tokens of prompts (each choice has its own) would be scored; at most "
+            f"{limits.max_scored_tokens} are allowed in one request (limits.request.max_scored_tokens).",
+            "logprobs",
+        )
+    if stream:
+        return settings.max_context
+    most = limits.max_output_tokens // num_sequences
+    return min(most, (limits.max_scored_tokens - num_scored) // num_sequences) if scores_outputs else most
+
+
+def too_many_held(asked: int | None, most: int) -> ApiError:
+    """400: an answer that is not streamed would hold too much. `asked`: max_tokens, where the client said."""
+    wish = "leaves open how many tokens" if asked is None else f"asks for {asked} tokens (max_tokens)"
+    return invalid(
+        f"max_tokens: the request {wish} each choice has; without stream, so many choices may have {most} each "
+        "(limits.request.max_output_tokens, with logprobs max_scored_tokens). Set stream, or ask for less.",
+        "max_tokens",
+    )
