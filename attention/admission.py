@@ -36,7 +36,7 @@ def make_sequence(key: Hashable, submit: Submit, config: MixtralConfig, max_cont
     max_context = _allowed_context(submit, config, max_context)
     _check_length(len(prompt), len(output), sampling, max_context)
     try:
-        validate_sampling(sampling, config.vocab_size)
+        validate_sampling(sampling, config.vocab_size, config.eos_token_ids)
     except SamplingError as error:
         raise SubmitError("invalid_request", str(error)) from error
     room = max_context - len(prompt)
@@ -52,6 +52,7 @@ def make_sequence(key: Hashable, submit: Submit, config: MixtralConfig, max_cont
         arrival_s=arrival_s,
         stop_ids=frozenset(stop_ids),
         task=task,
+        priority=submit.priority,
     )
 
 

@@ -192,7 +192,7 @@ class Engine:
                     sequence.prompt_logprobs.clear()
                 if following:
                     logits_TV = self._model.logits(rows_TD[start : start + len(following)])
-                    scores = prompt_logprobs(logits_TV, following, sequence.sampling.logprobs)
+                    scores = prompt_logprobs(logits_TV, following, _num_prompt_alternatives(sequence))
                     sequence.prompt_logprobs.extend(scores)
             start += chunk.count
 
@@ -217,7 +217,8 @@ class Engine:
             if sequence.cancelled:
                 continue
             if row in sampled.failed:
-                self._fail(sequence, "internal", sampled.failed[row], result)
+                failure = sampled.failed[row]
+                self._fail(sequence, failure.code, failure.message, result)
                 continue
             logprob = sampled.logprobs.get(row) if sampled.logprobs else None
             sequence.ids.append(token_id)
@@ -254,6 +255,11 @@ class Engine:
 def _public_code(error: CallError) -> str:
     """Returns the code that a client sees: whatever went wrong between our own processes is not the request's fault."""
     return error.code if error.code == "expert_unavailable" else "internal"
+
+
+def _num_prompt_alternatives(sequence: Sequence) -> int:
+    sampling = sequence.sampling
+    return sampling.prompt_alternatives if sampling.HasField("prompt_alternatives") else sampling.logprobs
 
 
 def _end(output: SequenceOutput, sequence: Sequence, token_id: int) -> None:

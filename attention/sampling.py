@@ -1,8 +1,8 @@
 """Chooses the next token of every sequence of a step.
 
-The order is that of vLLM and OpenAI: logit bias, forbidden tokens, repetition, presence and frequency penalties; then
-the best token if the temperature is 0, else temperature, min-p, top-k, top-p and one draw. Legend: B rows, R rows of
-a group, V vocabulary.
+The order is that of vLLM and OpenAI: logit bias, repetition, presence and frequency penalties, and whatever is
+forbidden (which nothing before could undo); then the best token if the temperature is 0, else temperature, min-p,
+top-k, top-p and one draw. Legend: B rows, R rows of a group, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -24,10 +24,21 @@ __all__ = ["Sampled", "Sampler", "SamplingError", "prompt_logprobs", "validate_s
 
 MAX_KEPT_BATCHES = 8  # steps with a finished prompt sample other lanes than those between; each set is kept
 
-FAILURE = (
+
+@dataclass(frozen=True)
+class Failure:
+    """Why no token was drawn; `code` as in protos/generation.proto, GenerationFailure."""
+
+    code: str
+    message: str
+
+
+NOT_FINITE = Failure(
+    "internal",
     "the model's logits for this token have no finite largest value (a NaN, an infinity, or every token forbidden); "
-    "no token was drawn"
+    "no token was drawn",
 )
+FORBIDDEN = Failure("invalid_request", "allowed_token_ids, bad_words and min_tokens leave no token that could follow")
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,7 @@ class Sampled:
 
     token_ids: list[int]
     logprobs: dict[int, TokenLogprob] | None  # by row; only rows that asked, None where none did
-    failed: dict[int, str] = field(default_factory=dict[int, str])
+    failed: dict[int, Failure] = field(default_factory=dict[int, Failure])
 
 
 class Sampler:
@@ -73,17 +84,21 @@ class Sampler:
         batch = self._batch(lanes)
         ids_B = self._choose(batch, logits_BV)
         token_ids: list[int] = ids_B.tolist()
-        failed = dict.fromkeys(np.flatnonzero(ids_B == FAILED).tolist(), FAILURE) if min(token_ids) < 0 else {}
+        failed = _failures(batch, logits_BV, ids_B) if min(token_ids) < 0 else {}
         self._lanes.positions_L[batch.lanes_B] += ids_B != FAILED
         if batch.edits is not None:
             batch.edits.record(token_ids)
+        if batch.masks is not None:
+            batch.masks.record(ids_B)
         logprobs = _logprobs(batch, logits_BV, token_ids) if batch.num_logprobs else None
         return Sampled(token_ids, logprobs, failed)
 
     def _choose(self, batch: Batch, logits_BV: Tensor) -> Ints:
-        positions_B = self._lanes.positions_L[batch.lanes_B]
+        positions_B, raw_BV = self._lanes.positions_L[batch.lanes_B], logits_BV
         if batch.edits is not None:
             logits_BV = batch.edits.apply(logits_BV, positions_B)
+        if batch.masks is not None:
+            logits_BV = batch.masks.apply(logits_BV, owned=logits_BV is not raw_BV)
         if batch.greedy_rows is None:
             return _greedy(logits_BV)
         ids_B = np.empty(len(batch.lanes_B), dtype=np.int64)
@@ -123,8 +138,21 @@ def _uniforms(group: Group, positions_B: Ints) -> Doubles:
     return uniforms(group.states_R, positions_B[_rows(group)])
 
 
+def _failures(batch: Batch, logits_BV: Tensor, ids_B: Ints) -> dict[int, Failure]:
+    """Why rows drew nothing: a row whose own logits are fine has forbidden every token itself."""
+    failed_R = np.flatnonzero(ids_B == FAILED)
+    fine_R = np.isfinite(best_tokens(select_rows(logits_BV, failed_R))[1])
+    masked = batch.masks.rows if batch.masks is not None else frozenset[int]()
+    return {
+        row: FORBIDDEN if fine and row in masked else NOT_FINITE
+        for row, fine in zip(failed_R.tolist(), fine_R.tolist(), strict=True)
+    }
+
+
 def _logprobs(batch: Batch, logits_BV: Tensor, token_ids: list[int]) -> dict[int, TokenLogprob]:
     rows = [row for row in batch.num_logprobs if token_ids[row] != FAILED]
     chosen_RV = select_rows(logits_BV, None if len(rows) == len(token_ids) else np.array(rows, dtype=np.int64))
-    scores = score(chosen_RV, [token_ids[row] for row in rows], [batch.num_logprobs[row] for row in rows])
+    listed = {place: batch.logprob_ids[row] for place, row in enumerate(rows) if row in batch.logprob_ids}
+    nums = [batch.num_logprobs[row] for row in rows]
+    scores = score(chosen_RV, [token_ids[row] for row in rows], nums, listed)
     return dict(zip(rows, scores, strict=True))

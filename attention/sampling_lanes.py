@@ -12,7 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from attention.bad_words import Tails
 from attention.drawing import Filters
+from attention.masks import BatchMasks, LaneMasks, masks_of
 from attention.penalties import BatchEdits, LaneEdits, edits_of
 from attention.randomness import Words, stream_state
 from protos.generation_pb2 import Sampling
@@ -46,7 +48,9 @@ class Batch:
     unfiltered: Group | None
     filtered: Group | None
     edits: BatchEdits | None
+    masks: BatchMasks | None
     num_logprobs: dict[int, int]  # row -> number of alternatives; only rows that asked
+    logprob_ids: dict[int, Ints]  # row -> the alternatives; only rows that named theirs
 
 
 class SamplingLanes:
@@ -67,11 +71,17 @@ class SamplingLanes:
         self._states_L: Words = np.zeros(max_sequences, dtype=np.uint64)
         self._num_logprobs_L = np.full(max_sequences, NO_LOGPROBS, dtype=np.int64)
         self._edits: dict[int, LaneEdits] = {}
+        self._masks: dict[int, LaneMasks] = {}
+        self._logprob_ids: dict[int, Ints] = {}
+        self._tails = Tails(max_sequences)
 
     def add(self, lane: int, sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int]) -> None:
         """Fills a free lane."""
         assert not self._live_L[lane], f"lane {lane} is taken"
-        greedy = sampling.temperature < COLDEST or (sampling.HasField("top_k") and sampling.top_k == 1)
+        only_best = (sampling.HasField("top_k") and sampling.top_k == 1) or (
+            sampling.HasField("top_p") and sampling.top_p == 0
+        )
+        greedy = sampling.temperature < COLDEST or only_best
         self._live_L[lane] = True
         self.positions_L[lane] = len(output_ids)
         self._temperature_L[lane] = 0.0 if greedy else sampling.temperature
@@ -83,12 +93,19 @@ class SamplingLanes:
         edits = edits_of(sampling, prompt_ids, output_ids, self._eos_token_ids)
         if edits is not None:
             self._edits[lane] = edits
+        masks = masks_of(sampling)
+        if masks is not None:
+            self._masks[lane] = masks
+            self._tails.start(lane, output_ids)
+        if sampling.logprob_token_ids:
+            self._logprob_ids[lane] = np.array(sampling.logprob_token_ids, dtype=np.int64)
 
     def remove(self, lane: int) -> None:
         """Frees a lane."""
         assert self._live_L[lane], f"lane {lane} is free"
         self._live_L[lane] = False
-        self._edits.pop(lane, None)
+        for kept in (self._edits, self._masks, self._logprob_ids):
+            kept.pop(lane, None)
 
     def batch(self, lanes: Sequence[int]) -> Batch:
         """Everything about a list of distinct live lanes that does not change from step to step."""
@@ -100,13 +117,16 @@ class SamplingLanes:
         truncated_B |= (self._top_p_L[lanes_B] < 1.0) | (self._min_p_L[lanes_B] > 0.0)
         logprob_rows = np.flatnonzero(self._num_logprobs_L[lanes_B] != NO_LOGPROBS).tolist()
         edits_by_row = {row: self._edits[lane] for row, lane in enumerate(lanes) if lane in self._edits}
+        masks_by_row = {row: self._masks[lane] for row, lane in enumerate(lanes) if lane in self._masks}
         return Batch(
             lanes_B=lanes_B,
             greedy_rows=None if greedy_B.all() else np.flatnonzero(greedy_B),
             unfiltered=self._group(lanes_B, ~greedy_B & ~truncated_B),
             filtered=self._group(lanes_B, ~greedy_B & truncated_B),
             edits=BatchEdits(edits_by_row, self._vocab_size) if edits_by_row else None,
+            masks=BatchMasks(masks_by_row, lanes_B, self._vocab_size, self._tails) if masks_by_row else None,
             num_logprobs={row: int(self._num_logprobs_L[lanes[row]]) for row in logprob_rows},
+            logprob_ids={row: self._logprob_ids[lanes[row]] for row in logprob_rows if lanes[row] in self._logprob_ids},
         )
 
     def _group(self, lanes_B: Ints, chosen_B: npt.NDArray[np.bool_]) -> Group | None:

@@ -4,12 +4,12 @@ Each step takes one token of every decoding sequence, then prefill chunks, first
 so that a long prompt advances by a chunk a step and never stalls the others.
 """
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from attention.sequence import NO_LANE, Sequence
+from attention.waiting import WaitingQueue
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Scheduler:
         self.limits = limits
         self._memory = memory
         self._blocks_for = blocks_for
-        self.waiting: deque[Sequence] = deque()
+        self.waiting = WaitingQueue()
         self.running: list[Sequence] = []
         self._free_lanes = list(range(limits.max_sequences - 1, -1, -1))
         self.num_preemptions = 0
@@ -89,7 +89,7 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         """Queues a sequence."""
-        self.waiting.append(sequence)
+        self.waiting.add(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Takes a sequence out, wherever it is, and frees what it held."""
@@ -123,31 +123,34 @@ class Scheduler:
             self._blocks_for(len(sequence.ids)) - self._memory.num_held(sequence.lane) for sequence in self.running
         )
         while self.waiting and self._free_lanes:
-            needed = self._blocks_for(len(self.waiting[0].ids) + 1)
+            needed = self._blocks_for(len(self.waiting.first.ids) + 1)
             if promised + needed > self._memory.num_free_blocks:
                 return
             promised += needed
-            sequence = self.waiting.popleft()
+            sequence = self.waiting.pop_first()
             sequence.lane = self._free_lanes.pop()
             self.running.append(sequence)
 
     def _grow(self, sequence: Sequence, count: int) -> bool:
-        """Makes room for `count` more tokens, preempting the sequences that were admitted last, if need be."""
+        """Makes room for `count` more tokens, preempting others if need be.
+
+        Those of the highest priority value go first, of one value the last admitted.
+        """
         if sequence.lane == NO_LANE:
             return False
         while not self._memory.grow(sequence.lane, sequence.num_cached + count):
-            victim = self.running[-1]
+            victim = max(reversed(self.running), key=lambda running: running.priority)
             self._preempt(victim)
             if victim is sequence:
                 return False
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Puts a sequence back to the head of the queue; it is computed again, output included, when there is room."""
+        """Puts a sequence back, before all others of its priority, to be computed again, output included."""
         self.running.remove(sequence)
         self._free_lane(sequence)
         sequence.num_cached = 0
-        self.waiting.appendleft(sequence)
+        self.waiting.put_back(sequence)
         self.num_preemptions += 1
 
     def _free_lane(self, sequence: Sequence) -> None:

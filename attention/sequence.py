@@ -19,6 +19,7 @@ class Sequence:
         max_output: Outputs after which it ends.
         arrival_s: When it arrived, and `admitted_s` when it first got a lane (monotonic clock).
         stop_ids: Tokens that end it once it has `sampling.min_tokens` outputs.
+        priority: Of those that wait, the ones with the lowest value are admitted first.
         task: The number of its task, where the model routes by task.
         num_cached: Tokens whose keys and values have been computed.
         announced: Whether its first message has been sent.
@@ -33,6 +34,7 @@ class Sequence:
     arrival_s: float
     stop_ids: frozenset[int] = frozenset()
     task: int = 0
+    priority: int = 0
     lane: int = NO_LANE
     num_cached: int = 0
     admitted_s: float | None = None

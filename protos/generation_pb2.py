@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/generation.proto\x12\x13manta.generation.v1\"\x8d\x04\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x04\x88\x01\x01\x12@\n\nlogit_bias\x18\n \x03(\x0b\x32,.manta.generation.v1.Sampling.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x15\n\x08logprobs\x18\r \x01(\rH\x05\x88\x01\x01\x12\x17\n\x0fprompt_logprobs\x18\x0e \x01(\x08\x12\x0c\n\x04seed\x18\x0f \x01(\x04\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobs\"\x95\x01\n\x06Submit\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x12\n\noutput_ids\x18\x03 \x03(\r\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.manta.generation.v1.Sampling\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x0f\n\x07resumed\x18\x06 \x01(\x08\"\x1e\n\x06\x43\x61ncel\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x04\"\t\n\x07Leaving\"v\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x17\n\x0f\x61lternative_ids\x18\x04 \x03(\r\x12\x1c\n\x14\x61lternative_logprobs\x18\x05 \x03(\x02\"2\n\x11GenerationFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xf4\x02\n\x0eSequenceOutput\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x33\n\x08logprobs\x18\x03 \x03(\x0b\x32!.manta.generation.v1.TokenLogprob\x12:\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32!.manta.generation.v1.TokenLogprob\x12\x38\n\rfinish_reason\x18\x05 \x01(\x0e\x32!.manta.generation.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x37\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32&.manta.generation.v1.GenerationFailure\x12\x0f\n\x07queue_s\x18\x08 \x01(\x01\x12\x17\n\x0fmissing_experts\x18\t \x03(\rB\x10\n\x0e_stop_token_id\"k\n\nStepOutput\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x34\n\x07outputs\x18\x03 \x03(\x0b\x32#.manta.generation.v1.SequenceOutput*@\n\x0c\x46inishReason\x12\x0e\n\nUNFINISHED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protos/generation.proto\x12\x13manta.generation.v1\"\xb1\x05\n\x08Sampling\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x12\n\nmin_tokens\x18\x02 \x01(\r\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\x12\n\x05top_p\x18\x04 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x05 \x01(\rH\x02\x88\x01\x01\x12\x12\n\x05min_p\x18\x06 \x01(\x02H\x03\x88\x01\x01\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x04\x88\x01\x01\x12@\n\nlogit_bias\x18\n \x03(\x0b\x32,.manta.generation.v1.Sampling.LogitBiasEntry\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x15\n\x08logprobs\x18\r \x01(\rH\x05\x88\x01\x01\x12\x17\n\x0fprompt_logprobs\x18\x0e \x01(\x08\x12\x0c\n\x04seed\x18\x0f \x01(\x04\x12\x19\n\x11\x61llowed_token_ids\x18\x10 \x03(\r\x12\x14\n\x0c\x62\x61\x64_word_ids\x18\x11 \x03(\r\x12\x1c\n\x14num_ids_per_bad_word\x18\x14 \x03(\r\x12\x19\n\x11logprob_token_ids\x18\x12 \x03(\r\x12 \n\x13prompt_alternatives\x18\x13 \x01(\rH\x06\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\r\n\x0b_max_tokensB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobsB\x16\n\x14_prompt_alternatives\"\xa7\x01\n\x06Submit\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x12\n\noutput_ids\x18\x03 \x03(\r\x12/\n\x08sampling\x18\x04 \x01(\x0b\x32\x1d.manta.generation.v1.Sampling\x12\x0c\n\x04task\x18\x05 \x01(\t\x12\x0f\n\x07resumed\x18\x06 \x01(\x08\x12\x10\n\x08priority\x18\x07 \x01(\x12\"\x1e\n\x06\x43\x61ncel\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x04\"\t\n\x07Leaving\"v\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x17\n\x0f\x61lternative_ids\x18\x04 \x03(\r\x12\x1c\n\x14\x61lternative_logprobs\x18\x05 \x03(\x02\"2\n\x11GenerationFailure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xf4\x02\n\x0eSequenceOutput\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x33\n\x08logprobs\x18\x03 \x03(\x0b\x32!.manta.generation.v1.TokenLogprob\x12:\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32!.manta.generation.v1.TokenLogprob\x12\x38\n\rfinish_reason\x18\x05 \x01(\x0e\x32!.manta.generation.v1.FinishReason\x12\x1a\n\rstop_token_id\x18\x06 \x01(\rH\x00\x88\x01\x01\x12\x37\n\x07\x66\x61ilure\x18\x07 \x01(\x0b\x32&.manta.generation.v1.GenerationFailure\x12\x0f\n\x07queue_s\x18\x08 \x01(\x01\x12\x17\n\x0fmissing_experts\x18\t \x03(\rB\x10\n\x0e_stop_token_id\"k\n\nStepOutput\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x34\n\x07outputs\x18\x03 \x03(\x0b\x32#.manta.generation.v1.SequenceOutput*@\n\x0c\x46inishReason\x12\x0e\n\nUNFINISHED\x10\x00\x12\x08\n\x04STOP\x10\x01\x12\n\n\x06LENGTH\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,24 +33,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1427
-  _globals['_FINISHREASON']._serialized_end=1491
+  _globals['_FINISHREASON']._serialized_start=1609
+  _globals['_FINISHREASON']._serialized_end=1673
   _globals['_SAMPLING']._serialized_start=49
-  _globals['_SAMPLING']._serialized_end=574
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=445
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=493
-  _globals['_SUBMIT']._serialized_start=577
-  _globals['_SUBMIT']._serialized_end=726
-  _globals['_CANCEL']._serialized_start=728
-  _globals['_CANCEL']._serialized_end=758
-  _globals['_LEAVING']._serialized_start=760
-  _globals['_LEAVING']._serialized_end=769
-  _globals['_TOKENLOGPROB']._serialized_start=771
-  _globals['_TOKENLOGPROB']._serialized_end=889
-  _globals['_GENERATIONFAILURE']._serialized_start=891
-  _globals['_GENERATIONFAILURE']._serialized_end=941
-  _globals['_SEQUENCEOUTPUT']._serialized_start=944
-  _globals['_SEQUENCEOUTPUT']._serialized_end=1316
-  _globals['_STEPOUTPUT']._serialized_start=1318
-  _globals['_STEPOUTPUT']._serialized_end=1425
+  _globals['_SAMPLING']._serialized_end=738
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=585
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=633
+  _globals['_SUBMIT']._serialized_start=741
+  _globals['_SUBMIT']._serialized_end=908
+  _globals['_CANCEL']._serialized_start=910
+  _globals['_CANCEL']._serialized_end=940
+  _globals['_LEAVING']._serialized_start=942
+  _globals['_LEAVING']._serialized_end=951
+  _globals['_TOKENLOGPROB']._serialized_start=953
+  _globals['_TOKENLOGPROB']._serialized_end=1071
+  _globals['_GENERATIONFAILURE']._serialized_start=1073
+  _globals['_GENERATIONFAILURE']._serialized_end=1123
+  _globals['_SEQUENCEOUTPUT']._serialized_start=1126
+  _globals['_SEQUENCEOUTPUT']._serialized_end=1498
+  _globals['_STEPOUTPUT']._serialized_start=1500
+  _globals['_STEPOUTPUT']._serialized_end=1607
 # @@protoc_insertion_point(module_scope)

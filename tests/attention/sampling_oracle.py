@@ -15,7 +15,7 @@ def edited(
     output_ids: Sequence[int],
     eos_token_ids: Sequence[int],
 ) -> npt.NDArray[np.float64]:
-    """Bias, forbidden tokens, penalties, in this order."""
+    """Bias, tokens forbidden for a while, penalties, those forbidden altogether, in this order."""
     logits = logits.copy()
     for token_id, bias in sampling.logit_bias.items():
         logits[token_id] += bias
@@ -28,6 +28,14 @@ def edited(
     for token_id in set(output_ids):
         logits[token_id] -= sampling.presence_penalty
         logits[token_id] -= sampling.frequency_penalty * list(output_ids).count(token_id)
+    if sampling.allowed_token_ids:
+        logits[[token_id not in sampling.allowed_token_ids for token_id in range(len(logits))]] = -np.inf
+    left = list(sampling.bad_word_ids)
+    for length in sampling.num_ids_per_bad_word:
+        *before, last = left[:length]
+        del left[:length]
+        if list(output_ids)[len(output_ids) - len(before) :] == before and len(before) <= len(output_ids):
+            logits[last] = -np.inf
     return logits
 
 

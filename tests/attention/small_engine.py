@@ -1,5 +1,8 @@
 """A tiny engine with random weights and no checkpoint; a function of the rows alone stands in for the experts."""
 
+from itertools import chain
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -72,6 +75,11 @@ def make_engine(
     return Engine(model, cache, limits, MAX_CONTEXT, lambda plan: experts)
 
 
+def bad_words(*words: list[int]) -> dict[str, Any]:
+    """The fields of a Sampling that forbid these words."""
+    return {"bad_word_ids": [*chain(*words)], "num_ids_per_bad_word": [len(word) for word in words]}
+
+
 def submit(engine: Engine, key: int, prompt: list[int], **sampling: object) -> None:
     """Queues a sequence."""
     engine.submit(key, Submit(prompt_ids=prompt, sampling=Sampling(**sampling)))
@@ -100,3 +108,10 @@ def finish(engine: Engine, max_steps: int = 500) -> dict[int, SequenceOutput]:
         if not engine.has_work:
             return outputs
     raise AssertionError(f"sequences are left after {max_steps} steps")
+
+
+def outputs_of(seed: int, prompt: list[int], **sampling: object) -> list[int]:
+    """What a sequence gets alone on an engine."""
+    engine = make_engine(seed)
+    submit(engine, 0, prompt, **sampling)
+    return list(finish(engine)[0].token_ids)

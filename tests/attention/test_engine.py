@@ -15,6 +15,7 @@ from tests.attention.small_engine import (
     finish,
     make_engine,
     mild_experts,
+    outputs_of,
     random_weights,
     step,
     submit,
@@ -23,13 +24,6 @@ from transport.base import DegradedRows
 from transport.errors import CallError
 
 ALWAYS_EOS = {EOS: 100.0}
-
-
-def outputs_of(seed: int, prompt: list[int], **sampling: object) -> list[int]:
-    """What a sequence gets alone on an engine."""
-    engine = make_engine(seed)
-    submit(engine, 0, prompt, **sampling)
-    return list(finish(engine)[0].token_ids)
 
 
 def test_end_of_sequence_stops(seed: int) -> None:

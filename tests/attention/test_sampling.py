@@ -134,6 +134,14 @@ def test_greedy_and_top_k_of_one_are_argmax(dtype: torch.dtype) -> None:
     assert torch.equal(logits, before)
 
 
+def test_a_top_p_of_zero_is_greedy() -> None:
+    logits = make_logits(3, 4, 300)
+    sampler = Sampler(300, 4, EOS, CPU)
+    for lane in range(4):
+        sampler.add(lane, Sampling(temperature=1.0 + lane, top_p=0.0, seed=lane), [], [])
+    assert sampler.sample(logits, range(4)).token_ids == logits.argmax(-1).tolist()
+
+
 def test_a_tiny_temperature_is_greedy_and_a_small_one_does_not_overflow() -> None:
     logits = make_logits(4, 2, 100) * 1000
     sampler = Sampler(100, 2, EOS, CPU)
@@ -188,7 +196,8 @@ def test_a_row_without_a_finite_maximum_fails_alone(bad: float, sampling: Sampli
     sampled = sampler.sample(logits, [0, 1, 2])
     others = healthy.sample(logits[[0, 2]], [0, 2])
     assert list(sampled.failed) == [1]
-    assert "finite" in sampled.failed[1]
+    assert "finite" in sampled.failed[1].message
+    assert sampled.failed[1].code == "internal"
     assert [sampled.token_ids[0], sampled.token_ids[2]] == others.token_ids
     if sampling.HasField("logprobs"):
         assert sampled.logprobs is not None

@@ -37,6 +37,23 @@ def test_only_rows_that_ask_and_of_the_raw_logits(dtype: torch.dtype) -> None:
     assert sampler.sample(logits[2:3], [2]).logprobs is None
 
 
+def test_alternatives_that_are_named() -> None:
+    logits = torch.randn(3, 200, generator=torch.Generator().manual_seed(0)) * 4
+    sampler = Sampler(200, 3, (0,), torch.device("cpu"))
+    named = {0: [7, 199, 7], 2: [3]}
+    sampler.add(0, Sampling(logprobs=5, logprob_token_ids=named[0]), [], [])
+    sampler.add(1, Sampling(logprobs=2), [], [])
+    sampler.add(2, Sampling(logprobs=0, logprob_token_ids=named[2]), [], [])
+    sampled = sampler.sample(logits, [0, 1, 2])
+    assert sampled.logprobs is not None
+    check(sampled.logprobs[1], logits[1], sampled.token_ids[1], 2)
+    for row, ids in named.items():
+        score, wanted = sampled.logprobs[row], torch.log_softmax(logits[row].double(), dim=-1)
+        assert score.logprob == pytest.approx(wanted[sampled.token_ids[row]].item(), abs=1e-5)
+        assert list(score.alternative_ids) == ids
+        assert list(score.alternative_logprobs) == pytest.approx(wanted[ids].tolist(), abs=1e-5)
+
+
 @pytest.mark.parametrize("num_alternatives", [0, 3])
 def test_prompt_logprobs_over_several_chunks(num_alternatives: int) -> None:
     num_tokens, vocab_size = CHUNK_ROWS + 9, 90

@@ -206,11 +206,40 @@ def test_the_last_admitted_is_preempted_and_returns_first() -> None:
     while not scheduler.num_preemptions:
         simulation.step()
     assert scheduler.running[0].key == 0
-    assert scheduler.waiting[0].key == len(scheduler.running), "the one preempted goes before those that never ran"
-    assert scheduler.waiting[0].num_cached == 0
+    assert scheduler.waiting.first.key == len(scheduler.running), "the one preempted goes before those that never ran"
+    assert scheduler.waiting.first.num_cached == 0
     while simulation.live:
         simulation.step()
     assert simulation.finished == {0, 1, 2, 3}
+
+
+def test_the_lowest_priority_value_is_admitted_first() -> None:
+    simulation = Simulation(SchedulerLimits(8, 32, 1, 10), 100)
+    for key, priority in enumerate([0, 5, -1, 0, -1, 5]):
+        sequence = make_sequence(key, 4, 2)
+        sequence.priority = priority
+        simulation.add(sequence)
+    while simulation.live:
+        simulation.step()
+    assert simulation.admitted == [2, 4, 0, 3, 1, 5]
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_the_highest_priority_value_is_preempted_first(late: int) -> None:
+    """Of three that grow until the memory is full, the one with the highest value leaves, whenever it came."""
+    simulation = Simulation(SchedulerLimits(8, 32, 3, 10), 9)
+    scheduler = simulation.scheduler
+    for key in range(3):
+        sequence = make_sequence(key, 8, 20)
+        sequence.priority = 1 if key == late else 0
+        simulation.add(sequence)
+    while not scheduler.num_preemptions:
+        scheduler.next_step()
+        for sequence in scheduler.running:
+            sequence.num_cached = len(sequence.ids)
+            sequence.ids.append(0)
+    assert [sequence.key for sequence in scheduler.waiting] == [late]
+    scheduler.check_integrity()
 
 
 @pytest.mark.parametrize("num_blocks", range(12, 18))

@@ -22,7 +22,7 @@ def test_prompt_scores_of_several_messages_come_with_the_first_token() -> None:
 
 
 def test_a_resume_asks_for_what_is_left() -> None:
-    submit = Submit(prompt_ids=[1, 2], sampling=Sampling(prompt_logprobs=True, max_tokens=4), task="prose")
+    submit = Submit(prompt_ids=[1, 2], sampling=Sampling(prompt_logprobs=True, max_tokens=4), task="prose", priority=-7)
     progress = Progress(submit)
     progress.take(scores(2))
     assert not progress.request().resumed
@@ -36,6 +36,7 @@ def test_a_resume_asks_for_what_is_left() -> None:
     request = progress.request()
     assert list(request.output_ids) == [7, 8]
     assert request.task == "prose"
+    assert request.priority == -7
     assert not request.sampling.prompt_logprobs
     assert submit.sampling.prompt_logprobs, "the caller's message is left alone"
 
