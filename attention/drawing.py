@@ -125,7 +125,8 @@ def _floors(blocked: BlockedLogits, best_R: Doubles, totals_R: Doubles, filters:
     vocab_size = blocked.logits_RV.shape[1]
     nucleus_R = (1.0 - filters.top_p_R) * totals_R / vocab_size
     lightest_R = np.maximum(nucleus_R, filters.min_p_R) * (1.0 - SLACK)
-    with np.errstate(divide="ignore", invalid="ignore"):  # log(0): no floor; rows that are not finite
+    # log(0), or beyond float32: no floor; rows that are not finite.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         floors_R = best_R + filters.temperature_R * np.log(lightest_R)
         floors_R = (floors_R - SLACK * np.abs(floors_R)).astype(np.float32)
     rows = np.flatnonzero(filters.top_k_R < vocab_size)
