@@ -83,6 +83,26 @@ def gpu_cache_bytes(memory: GpuMemory, share: float) -> int:
     return max(0, allowed - memory.own_peak)
 
 
+class CacheTooSmall(ValueError):
+    """A cache has no room for one sequence.
+
+    Args:
+        held: Positions that it would hold.
+        needed: Positions of one full sequence.
+    """
+
+    def __init__(self, held: int, needed: int) -> None:
+        super().__init__(held, needed)
+        self.held = held
+        self.needed = needed
+
+    def __str__(self) -> str:
+        return (
+            f"the cache would hold {self.held} positions, but one sequence needs {self.needed}; raise "
+            "attention.cache_tokens, or lower model.max_context or model.window, in a service file"
+        )
+
+
 def cache_shape(settings: NodeSettings, config: MixtralConfig) -> CacheShape:
     """Returns the shape of a node's cache."""
     window = min(settings.window or settings.max_context, settings.max_context)
@@ -100,7 +120,7 @@ def make_cache(
             far: `attention.warming.rehearse` comes first.
 
     Raises:
-        ValueError: `cache_tokens` (given, or what the memory allows) cannot hold one full sequence.
+        CacheTooSmall: `cache_tokens` (given, or what the memory allows) cannot hold one full sequence.
     """
     shape = cache_shape(settings, config)
     block_size, wanted = shape.block_size, settings.max_sequences * shape.blocks_per_sequence
@@ -110,11 +130,7 @@ def make_cache(
         budget_bytes = _memory_budget_bytes(device, gpu_share)
         num_blocks = min(wanted, budget_bytes // (shape.bytes_per_position(dtype) * block_size))
     if num_blocks < shape.blocks_per_sequence:
-        raise ValueError(
-            f"the cache would hold {num_blocks * block_size} positions, but one sequence needs "
-            f"{shape.blocks_per_sequence * block_size}; raise attention.cache_tokens, or lower model.max_context or "
-            "model.window"
-        )
+        raise CacheTooSmall(num_blocks * block_size, shape.blocks_per_sequence * block_size)
     return RollingCache(shape, num_blocks, settings.max_sequences, dtype, device)
 
 

@@ -132,7 +132,10 @@ class CheckpointReader:
             problem = f"the file does not hold the tensor {name}, and hides the shards that {INDEX_FILE} lists."
             remedy = "If those are the model, move this file away: where it is, it alone is read."
             return MissingTensor(str(self.directory / SINGLE_FILE), problem, remedy)
-        remedy = "The checkpoint is incomplete or of another architecture: copy it again, or give a Mixtral model."
+        remedy = (
+            "The checkpoint is incomplete, of another architecture, or has fewer layers or experts than config.json "
+            "says: copy it again, or give a Mixtral model."
+        )
         said = self._files.get(name)
         problem = f"no file holds the tensor {name}."
         if said is not None:

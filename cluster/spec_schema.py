@@ -1,5 +1,6 @@
 """The service file as typed, frozen data: one class for each section, one line of documentation for each field."""
 
+import os
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -40,13 +41,28 @@ DEMO = "demo"  # the model.path that means the bundled model
 SUBJECT = "the service"  # what such a file describes, in errors
 
 
+def name_of(directory: Path) -> str:
+    """The name of a model's directory as it was given: of a link, the link's own.
+
+    A snapshot in the hub's cache is called by a hash; its model's name is two folders above.
+
+    >>> name_of(Path("/models/mixtral")), name_of(Path("/hub/models--mistralai--Mixtral-8x7B-v0.1/snapshots/985aa05"))
+    ('mixtral', 'mistralai/Mixtral-8x7B-v0.1')
+    """
+    whole = Path(os.path.abspath(directory))  # not resolve(): what a link leads to is nobody's name for it
+    folder, above = whole.parent, whole.parent.parent.name
+    if folder.name == "snapshots" and above.startswith("models--"):
+        return above.removeprefix("models--").replace("--", "/")
+    return whole.name or "model"
+
+
 class ModelSpec(Section):
     """The checkpoint to serve."""
 
     path: Annotated[Text, FileName(keep=(DEMO,))]
     """A Hugging Face directory, or `demo` for the bundled model. Relative paths start at the service file's folder."""
     name: TextOrNull = None
-    """The name clients use; null: the directory's."""
+    """The name clients use; null: the directory's, or, of a snapshot in the hub's cache, the model's name there."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16"], one_of("auto", "float32", "bfloat16")] = "auto"
     """What weights and activations are held in; auto: the checkpoint's own, and float32 for float16."""
     window: Window = "auto"
@@ -62,7 +78,7 @@ class ModelSpec(Section):
     @property
     def served_name(self) -> str:
         """The name clients use."""
-        return self.name or self.directory.resolve().name
+        return self.name or name_of(self.directory)
 
 
 class ApiSpec(Section):

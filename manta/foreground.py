@@ -12,8 +12,8 @@ from cluster.lifecycle import serve
 from cluster.spec import ModelSpec, ServiceSpec
 from manta.outcome import sigterm_is_ctrl_c
 from manta.progress import StartDisplay
-from model.config import read_config
-from model.errors import ConfigError
+from model.config import read_config, stored_dtype_of
+from model.errors import ModelError
 from serving.tokenizer import has_tokenizer_files
 
 
@@ -44,9 +44,26 @@ def ready_message(spec: ServiceSpec, url: str, elapsed_s: float) -> str:
     if spec.api.keys_file is not None:
         command += ' -H "Authorization: Bearer $MANTA_API_KEY"'
     return (
-        f"\nReady in {elapsed_s:.1f} s: {name} at {url}\n\nTry it:\n\n"
+        f"\nReady in {elapsed_s:.1f} s: {name} at {url}\n{_notes(spec.model)}\nTry it:\n\n"
         f"  {command} \\\n    -d {shlex.quote(body)}\n\nCtrl-C stops it."
     )
+
+
+def _notes(model: ModelSpec) -> str:
+    """What the checkpoint leaves open, and how it was decided, a line each."""
+    notes: list[str] = []
+    with suppress(ModelError):
+        if model.dtype == "auto" and stored_dtype_of(model.directory) == "float16":
+            notes.append(
+                "The weights are float16 and computed in float32, exactly, at twice their memory; --dtype bfloat16 "
+                "takes half of that, and rounds them."
+            )
+        if not read_config(model.directory).eos_token_ids:
+            notes.append(
+                "No file of the model names the token that ends a text: texts end at max_tokens or at stop strings. "
+                "If there is one, add its id to generation_config.json as eos_token_id."
+            )
+    return "".join(f"\nNote: {note}\n" for note in notes)
 
 
 def _request_to_try(model: ModelSpec) -> dict[str, Any]:
@@ -54,7 +71,7 @@ def _request_to_try(model: ModelSpec) -> dict[str, Any]:
     request: dict[str, Any] = {"model": model.served_name, "prompt": "def fibonacci(n):", "max_tokens": 64}
     if not has_tokenizer_files(model.directory):
         request |= {"prompt": [1, 2, 3], "return_token_ids": True}
-    with suppress(ConfigError):  # taken away since it was served: no reason to fail now
+    with suppress(ModelError):  # taken away since it was served: no reason to fail now
         if tasks := read_config(model.directory).routing.tasks:
             request["task"] = tasks[0]
     return request

@@ -16,7 +16,7 @@ from attention.dense import DenseModel
 from attention.engine import Engine
 from attention.levels import step_experts
 from attention.routers import ROUTERS, RouterClient
-from attention.sizing import NodeSettings, make_cache
+from attention.sizing import CacheTooSmall, NodeSettings, make_cache
 from attention.warming import rehearse
 from checkpoint.reader import CheckpointReader
 from checkpoint.weights import read_attention_weights
@@ -186,29 +186,55 @@ class LocalService:
         dtype: `auto` (the checkpoint's), `float32` or `bfloat16`.
 
     Raises:
-        ModelError: The checkpoint cannot be read.
-        ValueError: It has no tokenizer that can be read.
+        ModelError: config.json cannot be used.
+        ValueError: There is no tokenizer that can be read.
     """
 
     def __init__(self, directory: Path, dtype: str = "auto") -> None:
         self._codec = TextCodec.load(directory)
         if not self._codec.has_tokenizer:  # said before the weights are read
             raise NoTokenizer(f"{directory} has no tokenizer, which text needs; add the model's tokenizer.json")
-        self._model = LocalModel(directory, LocalSettings(dtype=dtype))
+        self._directory = directory
+        self._dtype = dtype
+        self._config = read_config(directory)
+        self._loaded: tuple[int, LocalModel] | None = None  # positions of a sequence, and the model with room for them
 
     def generate(self, prompt: str, sampling: Sampling, task: str = "") -> Iterator[str]:
-        """Yields the continuation of `prompt`, piece by piece.
+        """Returns the continuation of `prompt`, piece by piece.
+
+        The weights are read for the first one; the cache holds the positions that are asked for, not the model's whole
+        context, which may be more than the memory holds.
 
         Args:
             task: One of the model's tasks, if it routes by task.
 
         Raises:
-            CallError: It could not be generated.
-            SubmitError: The prompt is empty or too long, or the task none of the model's.
+            ModelError: The checkpoint cannot be read.
+            ValueError: The memory has no room for so many positions.
+            CallError: It could not be generated; also while it is read.
+            SubmitError: The prompt is empty or too long, or the task none of the model's; when it is read.
         """
         prompt_ids = asyncio.run(self._codec.encode(prompt))
+        limit = self._config.max_context
+        asked = len(prompt_ids) + sampling.max_tokens if sampling.HasField("max_tokens") else limit
+        return self._pieces(self._model(max(1, min(asked, limit))), prompt_ids, sampling, task)
+
+    def _model(self, num_positions: int) -> LocalModel:
+        """The model with a cache for one sequence of so many positions."""
+        if self._loaded is None or self._loaded[0] < num_positions:
+            settings = LocalSettings(dtype=self._dtype, max_context=num_positions, max_sequences=1)
+            try:
+                self._loaded = num_positions, LocalModel(self._directory, settings)
+            except CacheTooSmall as error:
+                raise ValueError(
+                    f"prompt and output make {error.needed} positions, and the memory has room for the cache of "
+                    f"{error.held}; shorten the prompt, or ask for fewer tokens (--max-tokens)"
+                ) from error
+        return self._loaded[1]
+
+    def _pieces(self, model: LocalModel, prompt_ids: list[int], sampling: Sampling, task: str) -> Iterator[str]:
         detokenizer = self._codec.detokenizer(continues=True)
-        for output in self._model.generate(Submit(prompt_ids=prompt_ids, sampling=sampling, task=task)):
+        for output in model.generate(Submit(prompt_ids=prompt_ids, sampling=sampling, task=task)):
             ends = output.HasField("stop_token_id")
             yield detokenizer.push(list(output.token_ids)[: -1 if ends else None])
         yield detokenizer.finish()

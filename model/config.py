@@ -20,7 +20,7 @@ CONFIG_FILE = "config.json"
 
 # What each number type is computed in. float32 holds every float16 exactly; bfloat16, of the same size, would round
 # them to 8 bits and change what the model says. CPUs multiply float16 matrices at a quarter of float32's speed.
-_COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32"}
+_COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32", "float64": "float32"}
 _MAX_LAYERS, _MAX_EXPERTS = 1 << 12, 1 << 12
 
 
@@ -182,12 +182,24 @@ def _bos_token_id(fields: ConfigFields) -> int | None:
 
 
 def _dtype(fields: ConfigFields) -> str:
+    return _COMPUTE_DTYPES[_stored_dtype(fields)]
+
+
+def stored_dtype_of(directory: Path) -> str:
+    """The number type of a checkpoint's weights: as config.json has it, or else of the first weight.
+
+    Raises ConfigError, and CheckpointError when that weight's file cannot be read.
+    """
+    return _stored_dtype(ConfigFields.read(_config_path(directory)))
+
+
+def _stored_dtype(fields: ConfigFields) -> str:
     name = "dtype" if fields.get("dtype") is not None else "torch_dtype"
     dtype = fields.get(name)
     if dtype is None:
         stored = stored_dtype(fields.path.parent)
-        return _COMPUTE_DTYPES.get(stored or "", "float32")
+        return stored if stored in _COMPUTE_DTYPES else "float32"
     if not isinstance(dtype, str) or dtype.removeprefix("torch.") not in _COMPUTE_DTYPES:
         remedy = "Convert the weights to one of these with transformers (from_pretrained(dtype=...), save_pretrained)."
         raise fields.refuse(name, " or ".join(f'"{known}"' for known in _COMPUTE_DTYPES), remedy)
-    return _COMPUTE_DTYPES[dtype.removeprefix("torch.")]
+    return dtype.removeprefix("torch.")

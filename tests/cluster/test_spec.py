@@ -44,6 +44,33 @@ def test_every_field_but_the_model_has_a_default() -> None:
     assert spec.model.directory.parts[-2:] == ("manta", "demo")
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("models/mixtral", "mixtral"),
+        ("models/mixtral/", "mixtral"),
+        ("hub/models--mistralai--Mixtral-8x7B-v0.1/snapshots/985aa05", "mistralai/Mixtral-8x7B-v0.1"),
+        ("hub/models--gpt2/snapshots/985aa05", "gpt2"),
+        ("snapshots/985aa05", "985aa05"),
+        ("/", "model"),
+    ],
+)
+def test_a_model_is_called_as_it_was_given(tmp_path: Path, path: str, name: str) -> None:
+    assert spec_from_dict({"model": {"path": path}}, base=tmp_path).model.served_name == name
+
+
+def test_a_link_gives_the_model_its_own_name(tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--me--mine" / "snapshots" / "985aa05"
+    snapshot.mkdir(parents=True)
+    (tmp_path / "chat").symlink_to(snapshot)
+    assert spec_from_dict({"model": {"path": str(tmp_path / "chat")}}).model.served_name == "chat"
+
+
+def test_the_current_folder_has_a_name(tmp_path: Path) -> None:
+    (tmp_path / "mixtral").mkdir()
+    assert spec_from_dict({"model": {"path": "."}}, base=tmp_path / "mixtral").model.served_name == "mixtral"
+
+
 def test_the_specification_survives_a_trip_through_plain_data() -> None:
     spec = make_spec(replicas=2, overrides={3: {"replicas": 4}}, labels={"zone": "a"}, num_gpus=0.5)
     assert spec_from_dict(spec.model_dump(mode="json")) == spec

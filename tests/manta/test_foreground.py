@@ -48,3 +48,22 @@ async def answer(directory: Path) -> dict[str, Any]:
         response = await client.post(url, content=body, headers={"Content-Type": "application/json"})
     assert response.status_code == 200, response.text
     return response.json()
+
+
+@pytest.mark.parametrize(
+    ("fields", "dtype", "words"),
+    [
+        ({"dtype": "float16"}, "auto", ["float16 and computed in float32", "--dtype bfloat16"]),
+        ({"dtype": "float16"}, "bfloat16", []),
+        ({"dtype": "bfloat16"}, "auto", []),
+        ({"eos_token_id": None}, "auto", ["names the token that ends a text", "generation_config.json"]),
+    ],
+)
+def test_what_a_checkpoint_leaves_open_is_said(
+    tmp_path: Path, fields: dict[str, object], dtype: str, words: list[str]
+) -> None:
+    config = json.loads((DEMO_DIRECTORY / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | fields))
+    text = ready_message(spec_for_model(str(tmp_path), {"model.dtype": dtype}), "http://gateway", 1.0)
+    assert [word for word in words if word not in text] == []
+    assert ("Note:" in text) == bool(words)

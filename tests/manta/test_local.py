@@ -160,6 +160,28 @@ def test_a_text_that_is_too_long(directory: Path) -> None:
         list(LocalService(directory).generate("7" * 70, greedy(1)))
 
 
+def test_a_context_beyond_the_memory_takes_no_more_than_the_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """config.json may say a billion positions; a text of twenty needs the cache of twenty."""
+    make_checkpoint(tmp_path, hidden_size=32, ffn_size=48, num_experts=4, max_context=10**9, seed=3)
+    with pytest.raises(ValueError, match="lower model.max_context"):
+        LocalModel(tmp_path)
+    assert len("".join(LocalService(tmp_path).generate("x", greedy(12)))) > 0
+    monkeypatch.setattr("attention.sizing._available_host_bytes", lambda: 1 << 20)
+    with pytest.raises(ValueError, match=r"make \d+ positions.*room for.*--max-tokens") as caught:
+        LocalService(tmp_path).generate("x", greedy(100_000))
+    for name in ("cache_tokens", "max_context", "window"):
+        assert name not in str(caught.value), "`manta generate` has no such setting"
+
+
+def test_a_longer_request_gets_a_larger_cache(directory: Path) -> None:
+    service = LocalService(directory)
+    short = "".join(service.generate("x", greedy(4)))
+    assert "".join(service.generate("x", greedy(30))).startswith(short[:1])
+    assert "".join(service.generate("x", greedy(4))) == short
+
+
 def test_no_tokenizer(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, hidden_size=32, ffn_size=48, seed=3, with_tokenizer=False)
     with pytest.raises(ValueError, match=r"add the model's tokenizer\.json"):

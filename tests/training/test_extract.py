@@ -298,3 +298,24 @@ def assert_refused(whole: Whole, kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         extract(whole.directory, whole.out, TASKS[0])
     assert sorted(path.name for path in whole.out.parent.iterdir()) == [whole.directory.name]
+
+
+@pytest.mark.parametrize("stored", ["another", "alone", "twice"])
+def test_a_whole_model_that_says_it_is_tied(make: Make, seed: int, stored: str) -> None:
+    """What is extracted computes as the whole model does, whichever of embedding and LM head is stored."""
+    whole = make(tie=True)
+    tensors = load_file(whole.directory / WEIGHTS)
+    head = tensors["model.embed_tokens.weight"].clone()
+    if stored == "another":
+        head = head.flip(0).contiguous()
+    if stored == "alone":
+        del tensors["model.embed_tokens.weight"]
+    save_file(tensors | {"lm_head.weight": head}, whole.directory / WEIGHTS, {"format": "pt"})
+    _, small = extract(whole.directory, whole.out, TASKS[1])
+    assert small.tie_embeddings == (stored != "another")
+    names = load_file(whole.out / WEIGHTS)
+    assert ("lm_head.weight" in names) == (stored == "another")
+    ids, sampling = some_ids(seed), Sampling(max_tokens=15, ignore_eos=True)
+    (expected,) = run(LocalModel(whole.directory), [Wish(ids, sampling, task=TASKS[1])])
+    (given,) = run(LocalModel(whole.out), [Wish(ids, sampling)])
+    Oracle(plain(whole.out)).check_same(ids, expected.tokens, given.tokens)

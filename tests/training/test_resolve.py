@@ -5,15 +5,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from model.config import read_config
 from model.routing import BY_TOKEN, Routing
 from tests.random_checkpoint import make_checkpoint
 from training.data_errors import StoreNotWritten
 from training.ingest import Ingested
+from training.mesh import lone_mesh
+from training.model import TrainModel
 from training.resolve import job_of, model_of, workers_of
 from training.running import Watch, run_training
 from training.spec import SpecError, TrainingSpec, training_from_dict
+from training.starting import CheckpointWeights
 
 CONTEXT = 128
 
@@ -62,6 +67,26 @@ def test_a_checkpoint_is_trained_as_it_is(checkpoint: Path) -> None:
 def test_a_checkpoint_by_token_may_be_trained_by_another_level(checkpoint: Path) -> None:
     spec = spec_of(checkpoint, model__routing="sentence", model__sentence_positions=7)
     assert model_of(spec).routing == Routing("sentence", positions=7)
+
+
+def test_the_end_that_training_teaches_ends_texts(checkpoint: Path) -> None:
+    """Documents end with the tokenizer's `eos_token`, whatever config.json and generation_config.json name."""
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 9]}))
+    assert read_config(checkpoint).eos_token_ids == (7, 9)
+    assert model_of(spec_of(checkpoint)).eos_token_ids == (1, 7, 9)
+
+
+def test_a_checkpoint_that_only_says_that_it_is_tied(tmp_path: Path, seed: int) -> None:
+    """Where another LM head is stored, that is trained."""
+    make_checkpoint(tmp_path, seed=seed, num_experts=4, max_context=CONTEXT, tie=True)
+    assert model_of(spec_of(tmp_path)).tie_embeddings
+    tensors = load_file(tmp_path / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"] + 1
+    save_file(tensors | {"lm_head.weight": head}, tmp_path / "model.safetensors")
+    config = model_of(spec_of(tmp_path))
+    assert not config.tie_embeddings
+    model = TrainModel(config, CheckpointWeights(tmp_path, config, seed), lone_mesh(), torch.float32)
+    assert torch.equal(model.head_VD, head)
 
 
 def test_a_checkpoint_by_sentence_stays_what_it_is(checkpoint: Path) -> None:
