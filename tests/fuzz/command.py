@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tests.fuzz import bytes as byte_targets
+from tests.fuzz import properties
 from tests.fuzz.outcome import Outcome
 from tests.fuzz.progress import Progress
 from tests.fuzz.targets import TARGETS
@@ -31,7 +32,22 @@ def _byte_target(name: str) -> Part:
     return lambda seconds, seed, on_progress: byte_targets.fuzz(name, seconds, seed, on_progress)
 
 
-KINDS: Mapping[str, Mapping[str, Part]] = {"bytes": {name: _byte_target(name) for name in TARGETS}}
+def _enumeration(name: str, requests: Callable[[], list[properties.Request]]) -> Part:
+    return lambda seconds, seed, on_progress: properties.enumerate_all(name, requests, seconds, seed, on_progress)
+
+
+def _mixes(seconds: float, seed: int, on_progress: byte_targets.OnProgress) -> Outcome:
+    return properties.many("mixes", seconds, seed, on_progress)
+
+
+KINDS: Mapping[str, Mapping[str, Part]] = {
+    "bytes": {name: _byte_target(name) for name in TARGETS},
+    "properties": {
+        "fields": _enumeration("fields", properties.singles),
+        "pairs": _enumeration("pairs", properties.pairs),
+        "mixes": _mixes,
+    },
+}
 """What `--only` takes: kinds, each of which gets the same time, and their parts."""
 
 

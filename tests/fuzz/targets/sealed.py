@@ -27,11 +27,12 @@ STREAMS, SAID = _sealed()
 
 def one(data: bytes) -> None:
     material = Material(data)
-    frames = list(STREAMS)
+    frames = list[bytes](STREAMS)
     change, which, at = material.number(5), material.number(3), material.number(256)
     if change == 0:
-        frames[which] = bytearray(frames[which])
-        frames[which][at % len(frames[which])] ^= 1 << material.number(8)
+        flipped = bytearray(frames[which])
+        flipped[at % len(flipped)] ^= 1 << material.number(8)
+        frames[which] = bytes(flipped)
     elif change == 1:
         frames[which] = frames[which][: at % len(frames[which])]
     elif change == 2:
