@@ -20,7 +20,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tests.fuzz import bytes as byte_targets
-from tests.fuzz import properties
+from tests.fuzz import http, properties
 from tests.fuzz.outcome import Outcome
 from tests.fuzz.progress import Progress
 from tests.fuzz.targets import TARGETS
@@ -47,6 +47,7 @@ KINDS: Mapping[str, Mapping[str, Part]] = {
         "pairs": _enumeration("pairs", properties.pairs),
         "mixes": _mixes,
     },
+    "http": {"schema": http.schema, "cost": http.cost},
 }
 """What `--only` takes: kinds, each of which gets the same time, and their parts."""
 
@@ -115,6 +116,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     outcomes = run(arguments, errors)
     console.print(table(outcomes))
     for outcome in outcomes:
+        for remark in outcome.remarks:
+            console.print(f"{outcome.name}: {escape(remark)}", soft_wrap=True, highlight=False)
         for finding in outcome.findings:
             kept = f" (input: {finding.path})" if finding.path else ""
             console.print(f"[red]{outcome.name}[/red]{escape(kept)}\n{escape(finding.words)}", soft_wrap=True)

@@ -20,6 +20,7 @@ class Outcome:
         executions: Inputs that were tried.
         coverage: What of the code, or of the inputs that there are, was reached; in words.
         peak_mib: The most memory that its process held; None: not looked at.
+        remarks: What else is worth telling, such as the worst of what was within the limits.
     """
 
     name: str
@@ -28,3 +29,4 @@ class Outcome:
     seconds: float
     peak_mib: float | None = None
     findings: tuple[Finding, ...] = ()
+    remarks: tuple[str, ...] = ()
