@@ -12,17 +12,25 @@ def most_output_tokens(
     n: int,
     settings: GatewaySettings,
     *,
+    repeats_prompts: bool,
     scores_prompts: bool,
     scores_outputs: bool,
     stream: bool,
 ) -> int:
     """The most tokens that each sequence may have.
 
-    A stream is sent as it comes, but what is scored of prompts comes at once. Raises ApiError (400) when that alone is
-    too much.
+    A stream is sent as it comes, but what is repeated or scored of prompts comes at once, with each choice. Raises
+    ApiError (400) when that alone is too much.
     """
     limits, num_sequences = settings.limits, len(prompts) * n
-    num_scored = n * sum(len(prompt.token_ids) for prompt in prompts) if scores_prompts else 0
+    num_repeated = n * sum(len(prompt.token_ids) for prompt in prompts) if repeats_prompts else 0
+    if num_repeated > limits.max_output_tokens:
+        raise invalid(
+            f"n: each choice repeats its prompt (echo, return_token_ids), {num_repeated} tokens in all; at most "
+            f"{limits.max_output_tokens} are allowed in one request (limits.request.max_output_tokens).",
+            "n",
+        )
+    num_scored = num_repeated if scores_prompts else 0
     if num_scored > limits.max_scored_tokens:
         raise invalid(
             f"logprobs: {num_scored} tokens of prompts (each choice has its own) would be scored; at most "
@@ -31,7 +39,7 @@ def most_output_tokens(
         )
     if stream:
         return settings.max_context
-    most = limits.max_output_tokens // num_sequences
+    most = (limits.max_output_tokens - num_repeated) // num_sequences
     return min(most, (limits.max_scored_tokens - num_scored) // num_sequences) if scores_outputs else most
 
 

@@ -27,6 +27,7 @@ class FanIn:
         self._any_arrived = False
         self._failure: Exception | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self._submitting = asyncio.Lock()
         self._closed = False
         self._open()
 
@@ -78,7 +79,9 @@ class FanIn:
 
     async def _read(self, index: int) -> None:
         waited_s, finished = time.monotonic() - self._began_s, False
-        outputs = self._generator.generate(self._submits[index])
+        async with self._submitting:  # each in a turn of the event loop of its own: a long prompt takes a millisecond
+            submit = self._submits[index]
+        outputs = self._generator.generate(submit)
         try:
             async for output in outputs:
                 if output.finish_reason == FAILED:

@@ -110,6 +110,7 @@ class Gateway:
             prompts,
             body.n,
             settings,
+            repeats_prompts=scores_prompt or bool(body.return_token_ids),
             scores_prompts=scores_prompt and scores,
             scores_outputs=scores,
             stream=bool(body.stream),

@@ -1,13 +1,19 @@
-"""Log-probabilities in the two shapes that OpenAI's clients parse."""
+"""Log-probabilities in the two shapes that OpenAI's clients parse, written as JSON in slices.
+
+A token with 20 alternatives takes 20 us and 350 bytes, so that thousands of them (a scored prompt) are seconds and
+megabytes: the event loop goes on after each slice, and the JSON stays in pieces until it is sent.
+"""
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from protos.generation_pb2 import TokenLogprob
+from serving.beside import Slices
 
 TokenBytes = Callable[[int], bytes]
 LOWEST = -9999.0  # stands for minus infinity, which JSON cannot write
+SLICE = 32  # tokens between two looks at the time
+to_json = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def finite(logprob: float) -> float:
@@ -15,49 +21,99 @@ def finite(logprob: float) -> float:
     return logprob if logprob > LOWEST else LOWEST
 
 
-def render_legacy_logprobs(
-    token_bytes: TokenBytes,
+class Names:
+    """Tokens as JSON strings: an answer names the same few thousand over and over, and each is written once."""
+
+    def __init__(self, token_bytes: TokenBytes) -> None:
+        self._token_bytes = token_bytes
+        self._legacy: dict[int, str] = {}
+        self._chat: dict[int, tuple[str, str]] = {}
+
+    def legacy(self, token_id: int) -> str:
+        """A token's text; bytes that are no text are spelled out, as OpenAI does: "bytes:\\xe4\\xb8"."""
+        name = self._legacy.get(token_id)
+        if name is None:
+            name = self._legacy[token_id] = to_json(_spelled(self._token_bytes(token_id)))
+        return name
+
+    def chat(self, token_id: int) -> tuple[str, str]:
+        """A token's text, with U+FFFD for bytes that are no text, and its bytes as an array."""
+        pair = self._chat.get(token_id)
+        if pair is None:
+            data = self._token_bytes(token_id)
+            pair = self._chat[token_id] = to_json(data.decode(errors="replace")), to_json(list(data))
+        return pair
+
+
+async def render_legacy_logprobs(
+    names: Names,
     token_ids: Sequence[int],
     offsets: Sequence[int],
     logprobs: Sequence[TokenLogprob | None],
-) -> str:
-    """`logprobs` of /v1/completions: parallel lists; a None among `logprobs` (a prompt's first token) becomes null."""
-    value = {
-        "text_offset": offsets,
-        "token_logprobs": [None if each is None else finite(each.logprob) for each in logprobs],
-        "tokens": [_name(token_bytes(token_id)) for token_id in token_ids],
-        "top_logprobs": [None if each is None else _top(token_bytes, each) for each in logprobs],
-    }
-    return json.dumps(value, ensure_ascii=False)
+) -> list[str]:
+    """`logprobs` of /v1/completions, in pieces: parallel lists.
+
+    A None among `logprobs` (a prompt's first token) becomes null.
+    """
+    slices = Slices()
+    columns: tuple[list[str], ...] = ([], [], [], [])
+    for start in range(0, len(token_ids), SLICE):
+        here = slice(start, start + SLICE)
+        scores = logprobs[here]
+        values = (
+            map(str, offsets[here]),
+            ("null" if each is None else repr(finite(each.logprob)) for each in scores),
+            map(names.legacy, token_ids[here]),
+            ("null" if each is None else _top(names, each) for each in scores),
+        )
+        for column, cells in zip(columns, values, strict=True):
+            column.append(("," if start else "") + ",".join(cells))
+        await slices.pause()
+    offset_cells, logprob_cells, name_cells, top_cells = columns
+    return [
+        '{"text_offset":[',
+        *offset_cells,
+        '],"token_logprobs":[',
+        *logprob_cells,
+        '],"tokens":[',
+        *name_cells,
+        '],"top_logprobs":[',
+        *top_cells,
+        "]}",
+    ]
 
 
-def _top(token_bytes: TokenBytes, logprob: TokenLogprob) -> dict[str, float]:
-    pairs = zip(logprob.alternative_ids, logprob.alternative_logprobs, strict=True)
+def _top(names: Names, logprob: TokenLogprob) -> str:
     top: dict[str, float] = {}
-    for token_id, value in pairs:  # two ids may share a name: the better one keeps it
-        top.setdefault(_name(token_bytes(token_id)), finite(value))
-    top.setdefault(_name(token_bytes(logprob.token_id)), finite(logprob.logprob))
-    return top
+    for token_id, value in zip(logprob.alternative_ids, logprob.alternative_logprobs, strict=True):
+        top.setdefault(names.legacy(token_id), value)  # two ids may share a name: the better one keeps it
+    top.setdefault(names.legacy(logprob.token_id), logprob.logprob)
+    return f"{{{','.join([f'{name}:{finite(value)!r}' for name, value in top.items()])}}}"
 
 
-def _name(data: bytes) -> str:
-    """A token's text; bytes that are no text are spelled out, as OpenAI does: "bytes:\\xe4\\xb8"."""
+def _spelled(data: bytes) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
 
-def render_chat_logprobs(token_bytes: TokenBytes, logprobs: Sequence[TokenLogprob], num_top: int) -> str:
-    """`logprobs` of a chat's choice: one object per token."""
+async def render_chat_logprobs(names: Names, logprobs: Sequence[TokenLogprob], num_top: int) -> list[str]:
+    """`logprobs` of a chat's choice, in pieces: one object per token."""
+    slices, pieces = Slices(), ['{"content":[']
+    for start in range(0, len(logprobs), SLICE):
+        tokens = ",".join([_chat_token(names, each, num_top) for each in logprobs[start : start + SLICE]])
+        pieces.append(("," if start else "") + tokens)
+        await slices.pause()
+    return [*pieces, '],"refusal":null}']
 
-    def one(token_id: int, logprob: float) -> dict[str, Any]:
-        data = token_bytes(token_id)
-        return {"token": data.decode(errors="replace"), "logprob": finite(logprob), "bytes": list(data)}
 
-    content: list[dict[str, Any]] = []
-    for each in logprobs:
-        pairs = list(zip(each.alternative_ids, each.alternative_logprobs, strict=True))[:num_top]
-        top = [one(token_id, logprob) for token_id, logprob in pairs]
-        content.append({**one(each.token_id, each.logprob), "top_logprobs": top})
-    return json.dumps({"content": content, "refusal": None}, ensure_ascii=False)
+def _chat_token(names: Names, logprob: TokenLogprob, num_top: int) -> str:
+    pairs = list(zip(logprob.alternative_ids, logprob.alternative_logprobs, strict=True))[:num_top]
+    top = ",".join([f"{_chat_fields(names, token_id, value)}}}" for token_id, value in pairs])
+    return f'{_chat_fields(names, logprob.token_id, logprob.logprob)},"top_logprobs":[{top}]}}'
+
+
+def _chat_fields(names: Names, token_id: int, logprob: float) -> str:
+    token, data = names.chat(token_id)
+    return f'{{"token":{token},"logprob":{finite(logprob)!r},"bytes":{data}'

@@ -1,26 +1,26 @@
 """Answers as JSON, by hand: what is the same in every chunk of a stream is written once, when the stream begins.
 
-Everything is ASCII: some clients split a stream into lines at U+2028 or U+0085, which raw text may hold.
+Everything is ASCII: some clients split a stream into lines at U+2028 or U+0085, which raw text may hold. What can be
+large (log-probabilities, token ids) is written in slices, between which the event loop goes on, and stays in pieces.
 """
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from protos.generation_pb2 import TokenLogprob
+from serving.beside import Slices
 from serving.choice import Delta
-from serving.logprobs import TokenBytes, render_chat_logprobs, render_legacy_logprobs
+from serving.logprobs import SLICE, Names, TokenBytes, render_chat_logprobs, render_legacy_logprobs, to_json
 from serving.offsets import OutputOffsets, echoed_offsets
 from serving.run import Job, Usage
 from serving.tokenizer import TextCodec
 
-to_json = json.JSONEncoder(separators=(",", ":")).encode
 DONE = "data: [DONE]\n\n"
 PLAIN_END = ',"logprobs":null,"finish_reason":null}]}\n\n'
 
-# Choice index, what is new, whether it is the choice's first -> JSON.
-RenderLogprobs = Callable[[int, Delta, bool], str]
+# Choice index, what is new, whether it is the choice's first -> JSON, in pieces.
+RenderLogprobs = Callable[[int, Delta, bool], Awaitable[list[str]]]
 
 
 class Counted(Protocol):
@@ -92,21 +92,27 @@ async def legacy_logprobs(job: Job, codec: TextCodec, echo: bool) -> RenderLogpr
         for index in range(len(job.prompts) * job.n)
     ]
 
-    def render(index: int, delta: Delta, first: bool) -> str:
-        token_ids, offsets = delta.token_ids, outputs[index].push(delta.token_ids)
+    names = Names(codec.token_bytes)
+
+    async def render(index: int, delta: Delta, first: bool) -> list[str]:
+        token_ids, offsets, slices = delta.token_ids, list[int](), Slices()
+        for start in range(0, len(token_ids), SLICE):
+            offsets += outputs[index].push(token_ids[start : start + SLICE])
+            await slices.pause()
         logprobs: list[TokenLogprob | None] = [*delta.logprobs]
         if echo and first:
             token_ids = [*job.prompt_of(index).token_ids, *token_ids]
             offsets = [*before[index // job.n], *offsets]
             logprobs = [None, *delta.prompt_logprobs, *logprobs]
-        return render_legacy_logprobs(codec.token_bytes, token_ids, offsets, logprobs)
+        return await render_legacy_logprobs(names, token_ids, offsets, logprobs)
 
     return render
 
 
 def chat_logprobs(token_bytes: TokenBytes, num_top: int) -> RenderLogprobs:
     """For /v1/chat/completions."""
-    return lambda _index, delta, _first: render_chat_logprobs(token_bytes, delta.logprobs, num_top)
+    names = Names(token_bytes)
+    return lambda _index, delta, _first: render_chat_logprobs(names, delta.logprobs, num_top)
 
 
 class StreamRenderer:
@@ -122,12 +128,26 @@ class StreamRenderer:
         self._begun = [False] * num_choices
         self._is_plain = not (answer.logprobs or answer.return_token_ids or answer.continuous_usage)
 
-    def chunk(self, index: int, delta: Delta, counted: Counted) -> str:
-        """What a client needs to hear of `delta`; "" when that is nothing yet."""
-        if self._begun[index] and self._is_plain and delta.finish_reason is None:
-            text = delta.text
-            return f"{self._heads[index]}{to_json(text)}{self._plain_end}" if text else ""
-        return self._full_chunk(index, delta, counted)
+    def plain_chunk(self, index: int, delta: Delta) -> str | None:
+        """What a client needs to hear of `delta`, where that is text alone ("" for nothing yet); None: it is more."""
+        if not self._begun[index] or not self._is_plain or delta.finish_reason is not None:
+            return None
+        text = delta.text
+        return f"{self._heads[index]}{to_json(text)}{self._plain_end}" if text else ""
+
+    async def full_chunk(self, index: int, delta: Delta, counted: Counted) -> list[str]:
+        """All that a client may hear of `delta`, in pieces."""
+        answer = self._answer
+        first, self._begun[index] = not self._begun[index], True
+        text = answer.echo_text(index) + delta.text if first else delta.text
+        opening = self._opening(index) if first else ""
+        end = await _choice_end(answer, index, delta, first)
+        beside = _prompt_ids_beside(answer, index) if first else []
+        rest = _manta(delta.missing_experts)
+        if answer.continuous_usage:
+            rest += f',"usage":{_usage(counted.usage)}'
+        begin = f"{opening}{self._heads[index]}{to_json(text)}{self._after_text}"
+        return [begin, *end, "}]", *beside, f"{rest}}}\n\n"]
 
     def ending(self, usage: Usage) -> str:
         """What follows the last choice's end: the usage, if it was asked for, and [DONE]."""
@@ -135,35 +155,29 @@ class StreamRenderer:
             return DONE
         return f'{self._head}"choices":[],"usage":{_usage(usage)}}}\n\n{DONE}'
 
-    def _full_chunk(self, index: int, delta: Delta, counted: Counted) -> str:
-        answer = self._answer
-        first, self._begun[index] = not self._begun[index], True
-        text = answer.echo_text(index) + delta.text if first else delta.text
-        end = _choice_end(answer, index, delta, first)
-        beside = _prompt_ids_beside(answer, index) if first else ""
-        beside += _manta(delta.missing_experts)
-        if answer.continuous_usage:
-            beside += f',"usage":{_usage(counted.usage)}'
-        opening = self._opening(index) if first else ""
-        return f"{opening}{self._heads[index]}{to_json(text)}{self._after_text}{end}}}]{beside}}}\n\n"
-
     def _opening(self, index: int) -> str:
         opening = self._answer.shape.opening
         return f'{self._head}"choices":[{{"index":{index},{opening}{PLAIN_END}' if opening else ""
 
 
-def render_whole(answer: Answer, deltas: Sequence[Delta], usage: Usage) -> str:
-    """The answer of a request without `stream`; `deltas` holds each choice's all, in order of their indices."""
+async def render_whole(answer: Answer, deltas: list[Delta], usage: Usage) -> list[str]:
+    """The answer of a request without `stream`, in pieces.
+
+    `deltas` holds each choice's all, in order of their indices; it is emptied, so that nothing is held twice.
+    """
     before, after = answer.shape.whole_text
-    choices: list[str] = []
-    for index, delta in enumerate(deltas):
+    slices, missing = Slices(), set[int]()
+    pieces = [f'{{{_identity(answer, answer.shape.whole_object)}"choices":[']
+    for index in range(len(deltas)):
+        delta, deltas[index] = deltas[index], Delta()
+        missing.update(delta.missing_experts)
         text = answer.echo_text(index) + delta.text
-        end = _choice_end(answer, index, delta, first=True)
-        choices.append(f'{{"index":{index},{before}{to_json(text)}{after}{end}}}')
-    identity = _identity(answer, answer.shape.whole_object)
-    missing = {expert for delta in deltas for expert in delta.missing_experts}
-    beside = _prompt_ids_beside(answer, 0) + _manta(sorted(missing))
-    return f'{{{identity}"choices":[{",".join(choices)}],"usage":{_usage(usage)}{beside}}}'
+        pieces.append(f'{"," if index else ""}{{"index":{index},{before}{to_json(text)}{after}')
+        pieces += await _choice_end(answer, index, delta, first=True)
+        pieces.append("}")
+        await slices.pause()
+    beside = _prompt_ids_beside(answer, 0)
+    return [*pieces, f'],"usage":{_usage(usage)}', *beside, f"{_manta(sorted(missing))}}}"]
 
 
 def _identity(answer: Answer, name: str) -> str:
@@ -173,24 +187,27 @@ def _identity(answer: Answer, name: str) -> str:
     )
 
 
-def _choice_end(answer: Answer, index: int, delta: Delta, first: bool) -> str:
-    """What follows the text in a choice."""
-    logprobs = answer.logprobs(index, delta, first) if answer.logprobs else "null"
-    end = (
-        f',"logprobs":{logprobs},"finish_reason":{to_json(delta.finish_reason)},'
-        f'"stop_reason":{to_json(delta.stop_reason)}'
-    )
+async def _choice_end(answer: Answer, index: int, delta: Delta, first: bool) -> list[str]:
+    """What follows the text in a choice, in pieces."""
+    logprobs = await answer.logprobs(index, delta, first) if answer.logprobs else ["null"]
+    reasons = f'"finish_reason":{to_json(delta.finish_reason)},"stop_reason":{to_json(delta.stop_reason)}'
+    pieces = [',"logprobs":', *logprobs, f",{reasons}"]
     if answer.return_token_ids:
-        end += f',"token_ids":{to_json(delta.token_ids)}'
+        pieces += _ids("token_ids", delta.token_ids)
         if first and answer.shape.prompt_ids_in_choice:
-            end += f',"prompt_token_ids":{to_json(answer.job.prompt_of(index).token_ids)}'
-    return end
+            pieces += _ids("prompt_token_ids", answer.job.prompt_of(index).token_ids)
+    return pieces
 
 
-def _prompt_ids_beside(answer: Answer, index: int) -> str:
+def _prompt_ids_beside(answer: Answer, index: int) -> list[str]:
     if not answer.return_token_ids or answer.shape.prompt_ids_in_choice:
-        return ""
-    return f',"prompt_token_ids":{to_json(answer.job.prompt_of(index).token_ids)}'
+        return []
+    return _ids("prompt_token_ids", answer.job.prompt_of(index).token_ids)
+
+
+def _ids(name: str, token_ids: Sequence[int]) -> list[str]:
+    """One context of them takes 2 ms."""
+    return [f',"{name}":', to_json(token_ids)]
 
 
 def _manta(missing_experts: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from serving.choice import Delta
 from serving.errors import ApiError, from_generation, generation_timeout
 from serving.generator import GenerationError
 from serving.metrics import GatewayMetrics
+from serving.outlet import ClientStalled, Outlet
 from serving.rendering import DONE, Answer, StreamRenderer, render_whole
 from serving.run import Run
 from serving.settings import GatewaySettings
@@ -66,24 +67,41 @@ class Delivery:
 
     async def stream(self, send: Send) -> None:
         """Server-sent events. The status goes out with the first tokens, so that a full queue is still a 429."""
-        outcome = await self._attempt(lambda: self._stream(send))
-        if isinstance(outcome, str):
-            await _send_body(send, outcome)
-        elif self._started:
-            await _send_body(send, f"data: {outcome.body()}\n\n{DONE}")
-        else:
-            await self._send_response(outcome.response(), send)
+        await self._deliver(send, self._send_stream)
 
     async def whole(self, send: Send) -> None:
         """One JSON object."""
-        outcome = await self._attempt(self._whole)
-        whole = isinstance(outcome, str)
-        await self._send_response(
-            Response(outcome, media_type="application/json") if whole else outcome.response(), send
-        )
+        await self._deliver(send, self._send_whole)
 
-    async def _attempt(self, work: Callable[[], Awaitable[str]]) -> str | ApiError:
-        """What remains to be sent; every sequence is freed by then."""
+    async def _deliver(self, send: Send, work: Callable[[Outlet], Awaitable[None]]) -> None:
+        limits = self._settings.limits
+        try:
+            await work(Outlet(send, limits.delivery_timeout_s, limits.max_unread_bytes))
+        except ClientStalled as stalled:
+            self._metrics.failures["client_stalled"] += 1
+            LOG.warning("request %s was given up: %s", self._answer.request_id, stalled)
+            # Returning before the end of the answer makes the server close the connection.
+
+    async def _send_stream(self, outlet: Outlet) -> None:
+        outcome = await self._attempt(lambda: self._stream(outlet))
+        if not isinstance(outcome, ApiError):
+            await outlet.body(outcome)
+        elif self._started:
+            await outlet.body([f"data: {outcome.body()}\n\n{DONE}"])
+        else:
+            await self._send_error(outcome, outlet)
+
+    async def _send_whole(self, outlet: Outlet) -> None:
+        outcome = await self._attempt(self._whole)
+        if isinstance(outcome, ApiError):
+            await self._send_error(outcome, outlet)
+            return
+        length = str(sum(map(len, outcome))).encode()  # it is ASCII
+        await outlet.start(200, [(b"content-length", length), (b"content-type", b"application/json"), self._id_header])
+        await outlet.body(outcome)
+
+    async def _attempt(self, work: Callable[[], Awaitable[list[str]]]) -> list[str] | ApiError:
+        """What remains to be sent, in pieces; every sequence is freed by then. Raises ClientStalled."""
         limit_s = self._settings.request_timeout_s
         try:
             async with asyncio.timeout(limit_s), self._run:
@@ -92,40 +110,40 @@ class Delivery:
             error = generation_timeout(limit_s)
         except GenerationError as failure:
             error = from_generation(failure, self._settings.retry_after_s)
+        except ClientStalled:
+            raise
         except Exception:
             LOG.exception("request %s failed in the gateway", self._answer.request_id)
             error = ApiError(500, "Internal error of the gateway; its log has the details.", code="internal")
         self._metrics.failures[error.code] += 1
         return error
 
-    async def _stream(self, send: Send) -> str:
+    async def _stream(self, outlet: Outlet) -> list[str]:
         """Sends all but the last events, which it returns."""
         run, renderer = self._run, StreamRenderer(self._answer)
         while True:
             deltas: dict[int, Delta] = {}
             await run.step(deltas)
-            body = "".join([renderer.chunk(index, delta, run) for index, delta in deltas.items()])
-            if body and not self._started:
+            body: list[str] = []
+            for index, delta in deltas.items():
+                plain = renderer.plain_chunk(index, delta)
+                body += await renderer.full_chunk(index, delta, run) if plain is None else [plain]
+            if any(body) and not self._started:
                 self._started = True
-                headers = [*STREAM_HEADERS, self._id_header]
-                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                await outlet.start(200, [*STREAM_HEADERS, self._id_header])
             if run.done:
-                return body + renderer.ending(run.usage)
-            if body:
-                await _send_body(send, body, more=True)
+                return [*body, renderer.ending(run.usage)]
+            if any(body):
+                await outlet.body(body, more=True)
 
-    async def _whole(self) -> str:
+    async def _whole(self) -> list[str]:
         run = self._run
         deltas: dict[int, Delta] = {}
         while not run.done:
             await run.step(deltas)
-        return render_whole(self._answer, [deltas[choice.index] for choice in run.choices], run.usage)
+        return await render_whole(self._answer, [deltas.pop(choice.index) for choice in run.choices], run.usage)
 
-    async def _send_response(self, response: Response, send: Send) -> None:
-        headers = [*response.raw_headers, self._id_header]
-        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
-
-
-async def _send_body(send: Send, text: str, more: bool = False) -> None:
-    await send({"type": "http.response.body", "body": text.encode(), "more_body": more})
+    async def _send_error(self, error: ApiError, outlet: Outlet) -> None:
+        response = error.response()
+        await outlet.start(response.status_code, [*response.raw_headers, self._id_header])
+        await outlet.body([error.body()])

@@ -80,14 +80,15 @@ class Submits(Sequence[Submit]):
     def __init__(
         self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], n: int, seed: int | None, task: str
     ) -> None:
-        self._prompts = prompts
-        self._samplings = samplings
-        self._n = n
+        self._of_prompt = [
+            Submit(prompt_ids=prompt.token_ids, sampling=sampling, task=task)
+            for prompt, sampling in zip(prompts, samplings, strict=True)
+        ]
         self._seeds = [secrets.randbits(63) if seed is None else seed % (1 << 64) for _ in prompts]
-        self._task = task
+        self._n = n
 
     def __len__(self) -> int:
-        return len(self._prompts) * self._n
+        return len(self._of_prompt) * self._n
 
     @overload
     def __getitem__(self, index: int) -> Submit: ...
@@ -100,7 +101,8 @@ class Submits(Sequence[Submit]):
         if isinstance(index, slice):
             return [self[each] for each in range(*index.indices(len(self)))]
         prompt, choice = divmod(range(len(self))[index], self._n)
-        submit = Submit(prompt_ids=self._prompts[prompt].token_ids, sampling=self._samplings[prompt], task=self._task)
+        submit = Submit()
+        submit.CopyFrom(self._of_prompt[prompt])  # many times as fast as making it of Python's numbers again
         submit.sampling.seed = choice_seed(self._seeds[prompt], choice)
         return submit
 

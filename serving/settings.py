@@ -20,7 +20,7 @@ class RequestLimits:
     max_prompts: int = 256
     max_sequences: int = 512  # prompts times n
     max_messages: int = 2048  # messages of a chat and their parts, together
-    max_text_bytes: int = 256 * KIB  # UTF-8, of one text that is to be tokenized, chat template applied
+    max_text_bytes: int = 192 * KIB  # UTF-8, of one text that is to be tokenized, chat template applied
     max_prompt_tokens: int = 256 * KIB  # of all prompts
     max_stop_strings: int = 16
     max_stop_string_chars: int = 256

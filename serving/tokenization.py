@@ -1,6 +1,6 @@
 """The two endpoints that only translate between text and token ids, without generating anything."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,8 +8,8 @@ from starlette.responses import Response
 from serving.beside import beside
 from serving.errors import invalid
 from serving.gateway import Gateway
+from serving.logprobs import to_json
 from serving.prompts import check_ids, encode_chat, encode_text
-from serving.rendering import to_json
 from serving.schemas import DetokenizeBody, TokenizeBody
 from serving.tokenizer import NoTokenizer, TextCodec
 from serving.unsupported import check_limit, check_unsupported
@@ -51,11 +51,11 @@ async def detokenize(gateway: Gateway, request: Request) -> Response:
 
 
 def _tokens(token_ids: Sequence[int], codec: TextCodec, max_context: int, names: bool) -> str:
-    strings = _array([codec.token_name(token_id) for token_id in token_ids]) if names else "null"
+    strings = _array(token_ids, codec.token_name) if names else "null"
     counts = f'"count":{len(token_ids)},"max_model_len":{max_context}'
     return f'{{{counts},"tokens":{_array(token_ids)},"token_strs":{strings}}}'
 
 
-def _array(values: Sequence[object]) -> str:
-    slices = (to_json(values[start : start + SLICE])[1:-1] for start in range(0, len(values), SLICE))
+def _array(token_ids: Sequence[int], what: Callable[[int], object] = int) -> str:
+    slices = (to_json(list(map(what, token_ids[i : i + SLICE])))[1:-1] for i in range(0, len(token_ids), SLICE))
     return f"[{','.join(slices)}]"
