@@ -81,6 +81,6 @@ def _read_index(path: Path) -> dict[str, str]:
     for name, file in files.items():
         # Only files beside the index: a checkpoint from elsewhere must not make us open any other path.
         if not isinstance(file, str) or not _is_shard_name(file):
-            remedy = "Put the shards beside the index and name them there without a folder."
+            remedy = "Put the shards, safetensors files, beside the index and name them there without a folder."
             raise ForeignCheckpoint(str(path), f"tensor {name} is said to be in {file!r}.", remedy)
     return cast("dict[str, str]", weight_map)

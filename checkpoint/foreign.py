@@ -33,6 +33,10 @@ def no_weights(directory: Path) -> CheckpointError:
         whole = next((directory / name for name in _CONVERTIBLE if (directory / name).is_file()), None)
         remedy = _conversion(directory) if whole else _merge_first(pickled)
         return ForeignCheckpoint(str(whole or pickled[0]), _WHY_NOT, remedy)
+    packed = sorted(directory.glob("*.gguf"))
+    if packed:
+        remedy = "Get the model in Hugging Face format, with safetensors weights: what a GGUF file was made from."
+        return ForeignCheckpoint(str(packed[0]), "GGUF files are not read.", remedy)
     other = sorted(directory.glob("*.safetensors"))
     if not other:
         problem = "there is neither model.safetensors nor model.safetensors.index.json."

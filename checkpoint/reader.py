@@ -16,7 +16,7 @@ from typing import Any, Self, cast
 import torch
 from safetensors import SafetensorError, safe_open
 
-from checkpoint.errors import ForeignCheckpoint, MissingTensor, ShapeMismatch, TruncatedFile
+from checkpoint.errors import CheckpointError, ForeignCheckpoint, MissingTensor, ShapeMismatch, TruncatedFile
 from checkpoint.files import FLOAT_DTYPES, INDEX_FILE, SINGLE_FILE, find_weight_map
 from checkpoint.header import StoredTensor, read_header, unreadable
 
@@ -127,7 +127,11 @@ class CheckpointReader:
                     return file, stored_name
         return None
 
-    def _missing(self, name: str) -> MissingTensor:
+    def _missing(self, name: str) -> CheckpointError:
+        packed = f"{name.removesuffix('.weight')}.qweight"
+        if packed in self:
+            problem = f"the tensor {name} is stored quantized, as {packed}."
+            return ForeignCheckpoint(str(self.directory), problem, "Give the unquantized checkpoint.")
         if (self.directory / SINGLE_FILE).exists() and (self.directory / INDEX_FILE).exists():
             problem = f"the file does not hold the tensor {name}, and hides the shards that {INDEX_FILE} lists."
             remedy = "If those are the model, move this file away: where it is, it alone is read."

@@ -21,6 +21,7 @@ CONFIG_FILE = "config.json"
 # What each number type is computed in. float32 holds every float16 exactly; bfloat16, of the same size, would round
 # them to 8 bits and change what the model says. CPUs multiply float16 matrices at a quarter of float32's speed.
 _COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32", "float64": "float32"}
+_TORCH_NAMES = {"half": "float16", "float": "float32", "double": "float64"}  # what torch calls them, too
 _MAX_LAYERS, _MAX_EXPERTS = 1 << 12, 1 << 12
 
 
@@ -94,7 +95,7 @@ def read_config(directory: Path) -> MixtralConfig:
         window=fields.optional_integer("sliding_window"),
         max_context=max_context,
         rope_theta=rope_theta,
-        norm_eps=fields.positive_number("rms_norm_eps", default=1e-5),
+        norm_eps=fields.number("rms_norm_eps", default=1e-5),
         tie_embeddings=fields.flag("tie_word_embeddings", default=False),
         bos_token_id=_bos_token_id(fields),
         eos_token_ids=read_end_tokens(fields, vocab_size),
@@ -199,7 +200,9 @@ def _stored_dtype(fields: ConfigFields) -> str:
     if dtype is None:
         stored = stored_dtype(fields.path.parent)
         return stored if stored in _COMPUTE_DTYPES else "float32"
-    if not isinstance(dtype, str) or dtype.removeprefix("torch.") not in _COMPUTE_DTYPES:
+    given = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
+    stored = _TORCH_NAMES.get(given, given)
+    if stored not in _COMPUTE_DTYPES:
         remedy = "Convert the weights to one of these with transformers (from_pretrained(dtype=...), save_pretrained)."
         raise fields.refuse(name, " or ".join(f'"{known}"' for known in _COMPUTE_DTYPES), remedy)
-    return dtype.removeprefix("torch.")
+    return stored

@@ -91,6 +91,11 @@ class ConfigFields:
             raise self.refuse(name, "a finite number above 0")
         return value
 
+    def number(self, name: str, *, default: float) -> float:
+        """A finite number that is not negative."""
+        value = self.optional_number(name)
+        return default if value is None else value
+
     def optional_number(self, name: str) -> float | None:
         """A finite number that is not negative, or None when it is absent."""
         value = self.get(name)

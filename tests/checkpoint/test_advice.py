@@ -73,6 +73,23 @@ def test_what_transformers_does_not_load_is_not_to_be_converted(tmp_path: Path, 
     assert "pickles are not read" in error.problem
 
 
+def test_gguf(tmp_path: Path) -> None:
+    make_small(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / "mixtral.Q4_K_M.gguf")
+    assert refusal(tmp_path, ForeignCheckpoint).where.endswith(".gguf")
+
+
+def test_weights_that_are_quantized_without_a_word_in_config(tmp_path: Path) -> None:
+    """GPTQ's, whose settings lie in a file of their own."""
+    make_small(tmp_path)
+    name = "model.layers.0.self_attn.q_proj"
+    packed = {f"{name}.qweight": torch.zeros(4, 32, dtype=torch.int32)}
+    edit_weights(tmp_path, lambda tensors: (tensors.pop(f"{name}.weight"), tensors.update(packed)))
+    error = refusal(tmp_path, ForeignCheckpoint)
+    assert f"{name}.weight is stored quantized" in error.problem
+    assert "unquantized" in error.remedy
+
+
 def test_an_adapter(tmp_path: Path) -> None:
     make_small(tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.safetensors")
