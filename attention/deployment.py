@@ -39,6 +39,7 @@ class NodeDeploymentSettings:
     max_sequences: int
     max_queued: int
     recovery_timeout_s: float
+    answer_timeout_s: float
     request_timeout_s: float
 
 
@@ -108,4 +109,5 @@ def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServ
         membership.tcp_host(),
         settings.recovery_timeout_s,
         settings.request_timeout_s,
+        settings.answer_timeout_s,
     )

@@ -5,6 +5,7 @@ One thread owns all of it: it turns the loop between engine steps, and while it 
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 from attention.admission import SubmitError
@@ -19,7 +20,8 @@ from protos.generation_pb2 import FAILED, GenerationFailure, Leaving, SequenceOu
 from transport.address import Address
 from transport.busy import BusyClock
 from transport.credentials import Credentials
-from transport.frames import Frame
+from transport.frames import MAX_HEADER_BYTES, Frame
+from transport.link import ANSWER_TIMEOUT_S
 from transport.loop import Loop
 from transport.pulse import Pulse
 from transport.replicas import Replicas
@@ -31,7 +33,9 @@ logger = logging.getLogger(__name__)
 
 # A gateway that has stopped reading is cut off before its unread output fills the memory.
 MAX_OUTBOX_BYTES = 64 << 20
-MAX_SCORES_PER_FRAME = 4096
+# Pairs of a token and its log-probability in one message, 9 bytes each: half of what a header may have. The other half
+# is for what a step gives otherwise (cluster/frame_checks.py).
+MAX_PAIRS_PER_FRAME = MAX_HEADER_BYTES // 2 // 16
 
 # A sequence is known by its session and the id that its gateway gave it.
 Key = tuple[Session, int]
@@ -44,6 +48,8 @@ class NodeServer:
         tcp_host: The interface for gateways on other hosts; None: this host only.
         recovery_timeout_s: `limits.recovery_timeout_s`.
         request_timeout_s: `limits.request_timeout_s`.
+        answer_timeout_s: How long a router may be silent though it is asked (`limits.answer_timeout_s`). How long it
+            may take for an answer is bounded by `request_timeout_s` alone: it may be waiting for an expert itself.
     """
 
     def __init__(
@@ -55,10 +61,13 @@ class NodeServer:
         tcp_host: str | None,
         recovery_timeout_s: float,
         request_timeout_s: float,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         self._loop = Loop()
         self._cache = cache
-        self._routers = Replicas(self._connector(credentials), self._loop.call_later, recovery_timeout_s)
+        self._routers = Replicas(
+            self._connector(credentials, answer_timeout_s), self._loop.call_later, recovery_timeout_s
+        )
         client = RouterClient(self._routers, self._loop.run_once, request_timeout_s)
         experts = step_experts(client, model.config, settings.max_sequences, model.device)
         self._engine = Engine(model, cache, settings.limits(), settings.max_context, experts)
@@ -127,8 +136,10 @@ class NodeServer:
             self._server.close()
             self._routers.close()
 
-    def _connector(self, credentials: Credentials) -> Callable[[Address], SocketPeer]:
-        return lambda address: SocketPeer(self._loop, address, credentials, "node", self._router_changed)
+    def _connector(self, credentials: Credentials, answer_timeout_s: float) -> Callable[[Address], SocketPeer]:
+        return lambda address: SocketPeer(
+            self._loop, address, credentials, "node", self._router_changed, answer_timeout_s
+        )
 
     def _router_changed(self) -> None:
         if self._routers.complete:
@@ -176,6 +187,7 @@ class NodeServer:
     def _emit(self, result: StepResult) -> None:
         """Sends each gateway everything that the step gave to it, in one message."""
         outputs: dict[Session, StepOutput] = {}
+        num_pairs: Counter[Session] = Counter()
         for sequence, token_id in zip(result.sequences, result.token_ids, strict=True):
             session, sequence_id = _key(sequence.key)
             output = outputs.get(session)
@@ -185,8 +197,9 @@ class NodeServer:
             output.token_ids.append(token_id)
         for sequence, message in result.messages:
             session, message.sequence_id = _key(sequence.key)
-            _send_scores(session, message)
-            outputs.setdefault(session, StepOutput()).outputs.append(message)
+            output = outputs.setdefault(session, StepOutput())
+            num_pairs[session] += _send_scores(session, message, MAX_PAIRS_PER_FRAME - num_pairs[session])
+            output.outputs.append(message)
             if message.finish_reason:
                 self._sequences[session].discard(message.sequence_id)
         for session, output in outputs.items():
@@ -197,15 +210,27 @@ class NodeServer:
                 self._lost(session)
 
 
-def _send_scores(session: Session, message: SequenceOutput) -> None:
-    """Sends a long prompt's log-probabilities ahead, in frames of their own: together they could be over the limit."""
+def _send_scores(session: Session, message: SequenceOutput, room: int) -> int:
+    """Sends a prompt's log-probabilities ahead, in frames of their own, if there is no room for them with the others.
+
+    Together they could be over what a frame may carry.
+
+    Args:
+        room: How many pairs of a token and its log-probability may stay in the message.
+
+    Returns:
+        How many did.
+    """
     scores = list(message.prompt_logprobs)
-    if len(scores) > MAX_SCORES_PER_FRAME:
-        message.ClearField("prompt_logprobs")
-        for start in range(0, len(scores), MAX_SCORES_PER_FRAME):
-            part = scores[start : start + MAX_SCORES_PER_FRAME]
-            output = SequenceOutput(sequence_id=message.sequence_id, prompt_logprobs=part)
-            session.send(Header(step_output=StepOutput(outputs=[output])))
+    num_pairs = sum(1 + len(score.alternative_ids) for score in scores)
+    if num_pairs <= room:
+        return num_pairs
+    message.ClearField("prompt_logprobs")
+    count = max(1, MAX_PAIRS_PER_FRAME * len(scores) // num_pairs)  # nearly all have as many alternatives
+    for start in range(0, len(scores), count):
+        output = SequenceOutput(sequence_id=message.sequence_id, prompt_logprobs=scores[start : start + count])
+        session.send(Header(step_output=StepOutput(outputs=[output])))
+    return 0
 
 
 def _key(key: object) -> Key:

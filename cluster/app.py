@@ -154,7 +154,9 @@ def _gateway_settings(service: Service) -> tuple[GatewayDeploymentSettings, str]
         api_keys=keys,
         limits=RequestLimits(**spec.limits.request.model_dump()),
     )
-    return GatewayDeploymentSettings(service.directory, settings, spec.limits.recovery_timeout_s), digest
+    limits = spec.limits
+    made = GatewayDeploymentSettings(service.directory, settings, limits.recovery_timeout_s, limits.answer_timeout_s)
+    return made, digest
 
 
 def _router_settings(service: Service) -> RouterDeploymentSettings:
@@ -164,6 +166,7 @@ def _router_settings(service: Service) -> RouterDeploymentSettings:
         config=service.config,
         dtype=service.dtype,
         recovery_timeout_s=spec.limits.recovery_timeout_s,
+        answer_timeout_s=spec.limits.answer_timeout_s,
         degrade=spec.experts.on_missing == "degrade",
     )
 
@@ -183,5 +186,6 @@ def _node_settings(service: Service) -> NodeDeploymentSettings:
         max_sequences=attention.max_sequences,
         max_queued=attention.max_queued,
         recovery_timeout_s=limits.recovery_timeout_s,
+        answer_timeout_s=limits.answer_timeout_s,
         request_timeout_s=limits.request_timeout_s,
     )

@@ -59,6 +59,7 @@ RULES: tuple[tuple[str, How, str], ...] = (
     ("limits.request_timeout_s", "rolling", f"gateways and attention nodes {IN_TURN}; {STREAMS_END}"),
     ("limits.request.", "rolling", f"gateways {IN_TURN}; {STREAMS_END}"),
     ("limits.recovery_timeout_s", "rolling", f"gateways, attention nodes and routers {IN_TURN}; {STREAMS_END}"),
+    ("limits.answer_timeout_s", "rolling", f"gateways, attention nodes and routers {IN_TURN}; {STREAMS_END}"),
     ("limits.orphan_timeout_s", "rolling", NEW_EXPERTS),
     ("limits.", "live", "holds from now on"),
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from cluster.api_keys import keys_and_digest
 from cluster.fingerprint import fingerprint
+from cluster.frame_checks import frame_problems
 from cluster.room import Room
 from cluster.spec import Problem, ServiceSpec, SpecError, shards
 from model.config import MixtralConfig, read_config
@@ -67,8 +68,8 @@ def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
 
     Raises:
         ConfigError: The checkpoint is missing or not a Mixtral.
-        SpecError: `experts` does not fit the checkpoint's experts, `router.routing` is not the checkpoint's, or
-            `api.keys_file` cannot be used.
+        SpecError: `experts` does not fit the checkpoint's experts, `router.routing` is not the checkpoint's, a setting
+            asks for messages that are too large, or `api.keys_file` cannot be used.
         ValueError: `model.max_context` is more than the model has.
     """
     config = read_config(spec.model.directory)
@@ -90,7 +91,10 @@ def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
         loopback=loopback,
         keys_digest=keys_and_digest(spec)[1],
     )
-    shards(spec, config.num_experts, service.num_cpus)
+    plans = shards(spec, config.num_experts, service.num_cpus)
+    problems = list(frame_problems(spec, config, service.dtype, max_context, plans))
+    if problems:
+        raise SpecError(problems)
     return service
 
 

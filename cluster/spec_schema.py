@@ -247,6 +247,8 @@ class LimitsSpec(Section):
     """How long a request waits for the only copy of a part to come back."""
     heartbeat_timeout_s: Seconds = 3
     """How long a process may be silent before it is taken for hung and replaced."""
+    answer_timeout_s: Seconds = 60
+    """How long another part may leave an expert call, or a connection, without an answer; then others are asked."""
     orphan_timeout_s: Seconds = 120
     """How long expert actors stay with neither controller nor routers."""
     request: RequestLimitsSpec = RequestLimitsSpec()

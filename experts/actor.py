@@ -13,6 +13,7 @@ import ray
 from model.config import MixtralConfig
 from transport.address import Address
 from transport.cores import available_cores
+from transport.credentials import Credentials
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class ExpertActor:
         self._settings = settings
         self._server: ExpertServer | None = None
         self._key: bytes | None = None
+        self._credentials: Credentials | None = None
         self._core: int | None = None
         self._progress = 0.0
         self._alone_s = 0.0
@@ -92,8 +94,15 @@ class ExpertActor:
         async with self._starting:
             if self._server is None:
                 self._key, self._core = key, core
-                self._server = await asyncio.to_thread(self._load, key, core)
+                self._credentials = Credentials(key)
+                self._server = await asyncio.to_thread(self._load, self._credentials, core)
         return self._server.address
+
+    async def set_keys(self, keys: tuple[bytes, ...]) -> None:
+        """Takes other data-plane keys from now on, the best first; see `Credentials.replace`."""
+        self._key = keys[0]
+        if self._credentials is not None:
+            self._credentials.replace(keys)
 
     async def address(self) -> Address | None:
         """Returns where it serves, or None while it is not loaded; for a controller that finds it running."""
@@ -128,14 +137,13 @@ class ExpertActor:
                 self._server.check()
             await asyncio.sleep(TICK_S)
 
-    def _load(self, key: bytes, core: int | None) -> "ExpertServer":
+    def _load(self, credentials: Credentials, core: int | None) -> "ExpertServer":
         import torch
 
         from experts.server import ExpertServer
         from experts.shard import load_shard
         from model.dtypes import torch_dtype
         from model.huge_pages import use_huge_pages
-        from transport.credentials import Credentials
         from transport.hosts import interface_for_peers
 
         torch.set_num_threads(1)
@@ -152,9 +160,7 @@ class ExpertActor:
             self._set_progress,
         )
         use_huge_pages()
-        server = ExpertServer(
-            shard, device, Credentials(key), None if settings.loopback else interface_for_peers(), core
-        )
+        server = ExpertServer(shard, device, credentials, None if settings.loopback else interface_for_peers(), core)
         server.start()
         return server
 

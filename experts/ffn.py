@@ -9,6 +9,9 @@ from torch import Tensor
 
 from model.linear import make_linear
 
+# Of one product: it bounds the memory between the two projections, where a row is widest.
+MAX_ROWS = 4096
+
 
 class ExpertFFN:
     """rows_ND -> down(silu(gate(rows)) * up(rows)), [N, D].
@@ -26,6 +29,11 @@ class ExpertFFN:
         self._down = make_linear(down_DF)
 
     def __call__(self, rows_ND: Tensor) -> Tensor:
+        if rows_ND.shape[0] > MAX_ROWS:
+            return torch.cat([self._compute(rows_ND) for rows_ND in rows_ND.split(MAX_ROWS)])
+        return self._compute(rows_ND)
+
+    def _compute(self, rows_ND: Tensor) -> Tensor:
         gate_up_N2F = self._gate_up(rows_ND)
         size = self._size  # two slices: half of what chunk takes
         return self._down(F.silu(gate_up_N2F[:, :size]).mul_(gate_up_N2F[:, size:]))

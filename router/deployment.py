@@ -28,6 +28,7 @@ class RouterDeploymentSettings:
     config: MixtralConfig
     dtype: str
     recovery_timeout_s: float
+    answer_timeout_s: float
     degrade: bool
 
 
@@ -73,4 +74,5 @@ def _load(settings: RouterDeploymentSettings, membership: Membership) -> "Router
         membership.tcp_host(),
         settings.recovery_timeout_s,
         settings.degrade,
+        settings.answer_timeout_s,
     )

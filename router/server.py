@@ -9,6 +9,7 @@ from router.levels import Gates
 from transport.address import Address
 from transport.busy import BusyClock
 from transport.credentials import Credentials
+from transport.link import ANSWER_TIMEOUT_S
 from transport.loop import Loop
 from transport.pulse import Pulse
 from transport.replicas import Replicas
@@ -26,6 +27,8 @@ class RouterServer:
         tcp_host: The interface for nodes on other hosts; None: this host only.
         recovery_timeout_s: `limits.recovery_timeout_s`.
         degrade: Whether rows go without missing experts (`experts.on_missing`).
+        answer_timeout_s: How long an expert actor may leave a call unanswered, until its rows go to another replica
+            (`limits.answer_timeout_s`).
     """
 
     def __init__(
@@ -35,9 +38,11 @@ class RouterServer:
         tcp_host: str | None,
         recovery_timeout_s: float,
         degrade: bool = False,
+        answer_timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> None:
         self._loop = Loop()
         self._credentials = credentials
+        self._answer_timeout_s = answer_timeout_s
         self._experts = Replicas(self._connect, self._loop.call_later, recovery_timeout_s)
         self._router = Router(gates, self._experts, degrade)
         self._server = RequestServer(self._loop, "router", credentials, tcp_host, self._router.serve)
@@ -109,7 +114,15 @@ class RouterServer:
             logger.error("table %s is refused, and the one before kept: %s", table.position, error)
 
     def _connect(self, address: Address) -> SocketPeer:
-        return SocketPeer(self._loop, address, self._credentials, "router", self._expert_changed, calls_expire=True)
+        return SocketPeer(
+            self._loop,
+            address,
+            self._credentials,
+            "router",
+            self._expert_changed,
+            self._answer_timeout_s,
+            calls_expire=True,
+        )
 
     def _expert_changed(self) -> None:
         self._experts.retry_waiting()

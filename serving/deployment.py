@@ -27,6 +27,7 @@ class GatewayDeploymentSettings:
     directory: Path
     gateway: GatewaySettings
     recovery_timeout_s: float
+    answer_timeout_s: float
 
 
 def created_s(directory: Path) -> int:
@@ -51,7 +52,7 @@ class Gateway:
         self._settings = settings
         self._codec = TextCodec.load(settings.directory)
         self._membership = join()
-        self._generator = NodeGenerator(self._membership, settings.recovery_timeout_s)
+        self._generator = NodeGenerator(self._membership, settings.recovery_timeout_s, settings.answer_timeout_s)
         freeze_garbage()
 
     def __serve_build_asgi_app__(self) -> FastAPI:

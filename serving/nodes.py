@@ -17,7 +17,7 @@ from serving.metrics import MetricsSnapshot
 from transport.address import Address
 from transport.credentials import Credentials
 from transport.frames import Frame
-from transport.link import Link
+from transport.link import ANSWER_TIMEOUT_S, Link
 from transport.loop import Loop
 from transport.membership import Membership
 from transport.table import Newest, RoutingTable
@@ -134,11 +134,15 @@ class Progress:
 class _Node:
     """One attention node and the streams it serves."""
 
-    def __init__(self, nodes: "NodeGenerator", loop: Loop, address: Address, credentials: Credentials) -> None:
+    def __init__(
+        self, nodes: "NodeGenerator", loop: Loop, address: Address, credentials: Credentials, answer_timeout_s: float
+    ) -> None:
         self.streams: dict[int, _Stream] = {}
         self._next_id = 1
         self._leaving = False
-        self.link = Link(loop, address, credentials, "gateway", self._frame, nodes.changed, self._down)
+        self.link = Link(
+            loop, address, credentials, "gateway", self._frame, nodes.changed, self._down, answer_timeout_s
+        )
 
     @property
     def usable(self) -> bool:
@@ -196,12 +200,16 @@ class NodeGenerator:
     Args:
         membership: The control plane.
         recovery_timeout_s: How long a request waits while no node is connected (`limits.recovery_timeout_s`).
+        answer_timeout_s: How long a node may be silent though it is asked (`limits.answer_timeout_s`).
     """
 
-    def __init__(self, membership: Membership, recovery_timeout_s: float) -> None:
+    def __init__(
+        self, membership: Membership, recovery_timeout_s: float, answer_timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> None:
         self._membership = membership
         self._credentials = membership.credentials()
         self._recovery_timeout_s = recovery_timeout_s
+        self._answer_timeout_s = answer_timeout_s
         self._loop = Loop()
         self._nodes: dict[Address, _Node] = {}
         self._tables = Newest()
@@ -304,7 +312,7 @@ class NodeGenerator:
         if self._ended or not self._tables.is_newer(table):
             return
         for address in set(table.nodes) - self._nodes.keys():
-            self._nodes[address] = _Node(self, self._loop, address, self._credentials)
+            self._nodes[address] = _Node(self, self._loop, address, self._credentials, self._answer_timeout_s)
         for address in self._nodes.keys() - set(table.nodes):
             self._nodes.pop(address).close()
 

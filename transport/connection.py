@@ -29,6 +29,9 @@ _PING, _PONG = Header(ping=Ping()), Header(ping=Ping(answer=True))
 _ENCODED_PING, _ENCODED_PONG = _PING.SerializeToString(), _PONG.SerializeToString()
 
 
+NO_LIMIT = 1 << 62  # bytes
+
+
 class Send(Protocol):
     """`Connection.send`."""
 
@@ -46,6 +49,8 @@ class Connection:
         on_frame: Called with each frame; may be replaced.
         on_closed: Called once, with the reason, when the connection ends for any reason but `close`.
         reader: Cuts what is received into frames, and limits their sizes until `admit`.
+        max_untaken_bytes: While the peer leaves more of what was sent to it, nothing is read from it. For the side that
+            answers; were it both, each could wait for the other.
     """
 
     def __init__(
@@ -55,6 +60,7 @@ class Connection:
         on_frame: Callable[[Frame], None],
         on_closed: Callable[[str], None],
         reader: FrameReader,
+        max_untaken_bytes: int = NO_LIMIT,
     ) -> None:
         self._loop = loop
         self._socket = sock
@@ -69,6 +75,7 @@ class Connection:
         self._sealer: Sealer | None = None
         self._admitted = False
         self._reading = True
+        self._max_untaken_bytes = max_untaken_bytes
         self.closed = False
         sock.setblocking(False)
         _notice_vanished_host(sock)
@@ -108,7 +115,11 @@ class Connection:
 
     def _watch(self) -> None:
         if not self.closed:
-            self._loop.watch(self, (READ if self._reading else 0) | (WRITE if self._outbox else 0))
+            self._loop.watch(self, (READ if self._may_read else 0) | (WRITE if self._outbox else 0))
+
+    @property
+    def _may_read(self) -> bool:
+        return self._reading and self.outbox_bytes <= self._max_untaken_bytes
 
     def send(self, header: Header, body: Body = EMPTY_BODY, call_id: int = 0) -> bool:
         """Sends at once what the socket takes, and the rest when it can. `body` must not change until then.
@@ -170,12 +181,15 @@ class Connection:
 
     def _queue(self, head: bytes, body: Body, sent: int) -> None:
         """Keeps all but the first `sent` bytes of a frame for later."""
+        could_read = self._may_read
         self.outbox_bytes += len(head) + len(body) - sent
         if sent < len(head):
             self._outbox.append(memoryview(head)[sent:])
         rest = body[max(0, sent - len(head)) :]
         if len(rest):
             self._outbox.append(rest)
+        if could_read and not self._may_read:
+            self._watch()
 
     def _flush(self) -> None:
         outbox = self._outbox
@@ -186,6 +200,7 @@ class Connection:
         except OSError as error:
             self.fail(f"sending failed: {error}")
             return
+        held_back = not self._may_read
         self.outbox_bytes -= sent
         while sent:
             part = outbox.popleft()
@@ -193,7 +208,7 @@ class Connection:
                 outbox.appendleft(part[sent:])
                 break
             sent -= len(part)
-        if not outbox:
+        if not outbox or held_back:
             self._watch()
 
     def _receive(self) -> None:
@@ -221,7 +236,7 @@ class Connection:
             except TransportError as error:
                 self._refuse(error)
                 return
-            if count < len(space) or not self._reading:
+            if count < len(space) or not self._may_read:
                 return  # the socket is drained; if not, the loop says so again
 
     def _take(self, frame: Frame) -> None:

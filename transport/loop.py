@@ -126,7 +126,11 @@ class Loop:
         self._waker.wake()
 
     def post(self, callback: Callable[[], None]) -> None:
-        """Runs `callback` in this loop's thread; callable from any thread."""
+        """Runs `callback` in this loop's thread; callable from any thread.
+
+        Nothing bounds what is posted to a thread that does not turn: that is the control plane's, a few a second
+        (tables, pulses, keys), and a thread that hangs costs its process its life within seconds.
+        """
         self._posted.append(callback)
         self._waker.wake()
 

@@ -30,6 +30,7 @@ class Pulse:
     def beats(self) -> bool:
         """Returns whether the thread lives; waits WAIT_S if it does not answer. To be asked about once a second."""
         turned = threading.Event()
+        # What is posted to a thread that hangs is never taken: one a second, until the process is ended for it.
         self._loop.post(lambda: self._turn(turned))
         return turned.wait(WAIT_S) or self._computes()
 

@@ -57,6 +57,8 @@ class Replicas:
         self._recovery_timeout_s = recovery_timeout_s
         self._peers: dict[Address, Peer] = {}
         self._groups: dict[Hashable, tuple[Address, ...]] = {}
+        # Bounded by the calls under way: a node has one, a router those of its nodes' calls. Each waits for at most
+        # `recovery_timeout_s`; the timers of those that do not wait any more go when they are due, as others do.
         self._waiting: list[_Waiting] = []
         self._next: tuple[Mapping[Hashable, tuple[Address, ...]], Callable[[], None]] | None = None
         self._change_over_timer: Timer | None = None

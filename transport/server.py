@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from transport.address import listen
-from transport.connection import Connection, Send
+from transport.connection import NO_LIMIT, Connection, Send
 from transport.credentials import Credentials
 from transport.frames import Frame
 from transport.handshake import PROOF_TIMEOUT_S, ServerHandshake, handshake_reader
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 class Session:
     """The accepted side of one connection."""
 
-    def __init__(
-        self, server: "SocketServer", loop: Loop, listener: Listener, sock: socket.socket, credentials: Credentials
-    ) -> None:
+    def __init__(self, server: "SocketServer", listener: Listener, sock: socket.socket) -> None:
         self._server = server
         self._listener = listener
-        self._handshake = ServerHandshake(credentials)
-        self._timer = loop.call_later(PROOF_TIMEOUT_S, self._late)
-        self._connection = Connection(loop, sock, self._frame, self._closed, handshake_reader())
+        self._handshake = ServerHandshake(server.credentials)
+        self._timer = server.loop.call_later(PROOF_TIMEOUT_S, self._late)
+        self._connection = Connection(
+            server.loop, sock, self._frame, self._closed, handshake_reader(), server.max_untaken_bytes
+        )
         self.send: Send = self._connection.send
         """Sends one message; does nothing once the connection is closed."""
         self.pause = self._connection.pause
@@ -102,6 +102,7 @@ class SocketServer:
         role: What this process is; for the name of its Unix socket.
         tcp_host: The interface for other hosts; None listens on the Unix socket only.
         on_lost: Called when a proven session has ended by itself.
+        max_untaken_bytes: A session of which more waits to be taken is not read from meanwhile.
     """
 
     def __init__(
@@ -112,11 +113,13 @@ class SocketServer:
         tcp_host: str | None,
         on_frame: Callable[[Session, Frame], None],
         on_lost: Callable[[Session], None] = lambda session: None,
+        max_untaken_bytes: int = NO_LIMIT,
     ) -> None:
         self.on_frame = on_frame
         self.on_lost = on_lost
-        self._loop = loop
-        self._credentials = credentials
+        self.loop = loop
+        self.credentials = credentials
+        self.max_untaken_bytes = max_untaken_bytes
         self._sessions: set[Session] = set()
         self._admitted: set[Session] = set()
         self.address, sockets = listen(role, tcp_host)
@@ -124,7 +127,7 @@ class SocketServer:
         self._forget_credentials = credentials.on_change(lambda: loop.post(self._end_revoked))
 
     def _accept(self, listener: Listener, sock: socket.socket) -> Session:
-        session = Session(self, self._loop, listener, sock, self._credentials)
+        session = Session(self, listener, sock)
         self._sessions.add(session)
         return session
 
@@ -164,5 +167,5 @@ class SocketServer:
 
     def _end_revoked(self) -> None:
         for session in self.admitted:
-            if not self._credentials.accepts(session.key):
+            if not self.credentials.accepts(session.key):
                 session.lose("its key is not the service's any more")

@@ -15,6 +15,10 @@ from transport.loop import Loop
 from transport.membership import Role
 from transport.server import Session, SocketServer
 from transport.tensors import answer_header, degraded_header, read_answer, read_call, rows_to_body
+from transport.turns import MAX_BYTES, MAX_ROWS, Turns
+
+# Who has left so much of his answers untaken is not read from until he takes them.
+MAX_UNTAKEN_BYTES = 64 << 20
 
 
 class SocketPeer:
@@ -36,6 +40,7 @@ class SocketPeer:
         answer_timeout_s: float = ANSWER_TIMEOUT_S,
         calls_expire: bool = False,
     ) -> None:
+        # Bounded by what calls: a node has one call under way, and a router one for each shard and node's call.
         self._calls: dict[int, tuple[OnReply, int, bool]] = {}
         self._next_id = 1
         self._on_change = on_change
@@ -125,13 +130,24 @@ class _SessionResponder:
 
 
 class RequestServer:
-    """A `SocketServer` for a `Service`: collects what has arrived in one turn of the loop and hands it on together."""
+    """A `SocketServer` for a `Service`: collects what has arrived in one turn of the loop and hands it on together.
+
+    What is too much at once (`transport/turns.py`) is handed on in as many turns as it needs, the senders in rotation.
+    Meanwhile who has something waiting is not read from, and nor is who leaves many answers untaken: so what waits here
+    is what one turn of the loop has read from each, and what calls more than it takes fills its own socket.
+    """
 
     def __init__(self, loop: Loop, role: str, credentials: Credentials, tcp_host: str | None, service: Service) -> None:
         self._loop = loop
         self._service = service
         self._arrived: list[Request] = []
-        self._server = SocketServer(loop, role, credentials, tcp_host, self._collect)
+        self._senders: list[Session] = []  # of `arrived`, one each
+        self._turns = Turns()
+        self._paused: set[Session] = set()
+        self._scheduled = False
+        self._server = SocketServer(
+            loop, role, credentials, tcp_host, self._collect, max_untaken_bytes=MAX_UNTAKEN_BYTES
+        )
 
     @property
     def address(self) -> Address:
@@ -159,10 +175,38 @@ class RequestServer:
         except CallError as error:
             responder.fail(error)
             return
-        if not self._arrived:
+        if not self._scheduled:
+            self._scheduled = True
             self._loop.call_soon(self._serve)
         self._arrived.append(Request(header, rows_TD, responder))
+        self._senders.append(session)
 
     def _serve(self) -> None:
-        arrived, self._arrived = self._arrived, []
+        self._scheduled = False
+        arrived, senders = self._arrived, self._senders
+        self._arrived, self._senders = [], []
+        if self._turns or _exceeds_a_turn(arrived):
+            for sender, request in zip(senders, arrived, strict=True):
+                self._turns.add(sender, request)
+            arrived = self._turns.take()
+            self._pause_waiting()
         self._service(arrived)
+
+    def _pause_waiting(self) -> None:
+        """Reads from nobody who has something waiting, and comes back in the next turn if there is anybody."""
+        waiting = {sender for sender in self._turns.senders if isinstance(sender, Session)}
+        for session in self._paused - waiting:
+            session.resume()
+        for session in waiting - self._paused:
+            session.pause()
+        self._paused = waiting
+        if self._turns:
+            self._scheduled = True
+            self._loop.post(self._serve)
+
+
+def _exceeds_a_turn(requests: list[Request]) -> bool:
+    if len(requests) < 2:
+        return False
+    num_rows = sum([request.rows_TD.size(0) for request in requests])
+    return num_rows > MAX_ROWS or sum([request.rows_TD.nbytes for request in requests]) > MAX_BYTES

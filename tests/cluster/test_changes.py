@@ -57,6 +57,7 @@ def test_the_same_file_changes_nothing(model: Path) -> None:
         ({"autoscaling": {"interval_s": 1}}, "autoscaling.interval_s", 5, 1, "live"),
         ({"limits": {"drain_timeout_s": 1}}, "limits.drain_timeout_s", 30, 1, "live"),
         ({"limits": {"request_timeout_s": 1}}, "limits.request_timeout_s", 600, 1, "rolling"),
+        ({"limits": {"answer_timeout_s": 5}}, "limits.answer_timeout_s", 60, 5, "rolling"),
         ({"limits": {"request": {"max_n": 1}}}, "limits.request.max_n", 128, 1, "rolling"),
     ],
 )

@@ -16,6 +16,7 @@ from experts.server import ExpertServer
 from tests.experts.shards import random_shard
 from tests.experts.test_server import running
 from tests.transport.driving import connected
+from transport.credentials import Credentials
 from transport.loop import Loop
 from transport.pulse import WAIT_S
 
@@ -127,3 +128,34 @@ def test_it_tells_the_core_that_it_was_started_on(server: ExpertServer, monkeypa
         actor._orphan_watch.cancel()
 
     asyncio.run(scenario())
+
+
+def test_its_keys_can_be_changed_while_it_loads_and_while_it_serves(
+    monkeypatch: pytest.MonkeyPatch, server: ExpertServer
+) -> None:
+    old, new, newest = b"o" * 32, b"n" * 32, b"w" * 32
+    given: list[Credentials] = []
+    go_on = threading.Event()
+
+    def load(credentials: Credentials, core: int | None) -> ExpertServer:
+        given.append(credentials)
+        assert go_on.wait(30.0)
+        return server
+
+    async def change() -> None:
+        actor = actor_of(server)
+        actor._server = None
+        monkeypatch.setattr(actor, "_load", load)
+        starting = asyncio.create_task(actor.start(old, None))
+        while not given:
+            await asyncio.sleep(0.01)
+        await actor.set_keys((new, old))
+        assert given[0].keys == (new, old)
+        go_on.set()
+        await starting
+        await actor.set_keys((newest, new))
+        assert given[0].keys == (newest, new)
+        assert await actor.belongs_to(actor._settings, newest)
+        actor._orphan_watch.cancel()
+
+    asyncio.run(change())

@@ -26,6 +26,18 @@ def test_float32_is_swiglu(num_rows: int, seed: int) -> None:
     assert torch.allclose(ExpertFFN(*weights)(rows_ND), naive(rows_ND, *weights), atol=1e-5)
 
 
+def test_more_rows_than_one_product_takes(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr("experts.ffn.MAX_ROWS", 4)
+    generator = torch.Generator().manual_seed(seed)
+    weights = random_ffn(generator)
+    ffn, sizes = ExpertFFN(*weights), list[int]()
+    compute = ffn._compute  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(ffn, "_compute", lambda rows_ND: sizes.append(len(rows_ND)) or compute(rows_ND))
+    rows_ND = torch.randn(11, WIDTH, generator=generator)
+    assert torch.allclose(ffn(rows_ND), naive(rows_ND, *weights), atol=1e-5)
+    assert sizes == [4, 4, 3]
+
+
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
 def test_bfloat16_is_swiglu_within_its_precision(num_rows: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

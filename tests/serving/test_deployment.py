@@ -19,7 +19,9 @@ def test_gateways_of_the_same_files_agree_when_the_model_was_created(tmp_path: P
     config = tmp_path / "config.json"
     config.write_text("{}")
     os.utime(config, (1_700_000_000.9, 1_700_000_000.9))
-    settings = GatewayDeploymentSettings(tmp_path, GatewaySettings("m", max_context=8), recovery_timeout_s=1.0)
+    settings = GatewayDeploymentSettings(
+        tmp_path, GatewaySettings("m", max_context=8), recovery_timeout_s=1.0, answer_timeout_s=1.0
+    )
     for _ in range(2):
         model = asyncio.run(models_of(settings))["data"][0]
         assert model["created"] == model["permission"][0]["created"] == 1_700_000_000
