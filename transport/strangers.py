@@ -49,7 +49,7 @@ def asks_for_token(address: str, token: str = "") -> bool:
         ConnectionError: It does not answer.
     """
     method = CLIENT_CALL if address.startswith(CLIENT_SCHEME) else CONTROL_PLANE_CALL
-    metadata = [("authorization", f"Bearer {token}")] if token else None
+    metadata = (("authorization", f"Bearer {token}"),) if token else None
     with _channel(address.removeprefix(CLIENT_SCHEME)) as channel:
         call = channel.unary_unary(method)
         try:
