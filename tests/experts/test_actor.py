@@ -120,10 +120,10 @@ def test_it_tells_the_core_that_it_was_started_on(server: ExpertServer, monkeypa
     async def scenario() -> None:
         actor = actor_of(server, orphan_timeout_s=600.0)
         actor._server = None
-        actor._load = lambda key, core: server
+        actor._load = lambda credentials, core: server
         assert await actor.place() == Place("host", os.getpid(), 4)
         for core in (2, 0):
-            await actor.start(b"key", core)
+            await actor.start(b"k" * 32, core)
             assert await actor.place() == Place("host", os.getpid(), 4, started=True, core=2)
         actor._orphan_watch.cancel()
 
