@@ -117,7 +117,8 @@ class Link:
         connection = self._connection
         assert connection is not None
         assert self._timer is not None
-        connection.send(self._handshake.receive(frame.header))
+        if not connection.send(self._handshake.receive(frame.header)):
+            return  # it has ended, and `_lost` will hear of it
         if connection.between_hosts:
             keys = self._handshake.seal_keys()
             connection.admit(Sealer(keys.to_server), Opener(keys.to_client))
