@@ -27,11 +27,13 @@ TOKENIZER_FILES = (
     "tokenizer.model",
     "spiece.model",
     "tekken.json",
+    "tiktoken.model",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
     "added_tokens.json",
 )
+TEMPLATE_FOLDER = "additional_chat_templates"
 
 
 def write_checkpoint(
@@ -96,9 +98,10 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     Raises:
         OSError: They cannot be read or written.
     """
-    target.mkdir(parents=True, exist_ok=True)
-    for name in TOKENIZER_FILES:
+    templates = [f"{TEMPLATE_FOLDER}/{path.name}" for path in (source / TEMPLATE_FOLDER).glob("*.jinja")]
+    for name in (*TOKENIZER_FILES, *templates):
         if (source / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
 
 

@@ -14,7 +14,7 @@ from manta.outcome import sigterm_is_ctrl_c
 from manta.progress import StartDisplay
 from model.config import read_config, stored_dtype_of
 from model.errors import ModelError
-from serving.tokenizer import has_tokenizer_files
+from serving.tokenizer_files import has_tokenizer_files
 
 
 def serve_in_foreground(spec: ServiceSpec, address: str | None) -> None:

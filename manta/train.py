@@ -124,5 +124,8 @@ def export_run(run: Path, out: Path, step: int | None, dtype: str) -> str:
 
     found = find_checkpoint(run, step)
     tokenizer = run / TOKENIZER_FOLDER
+    link = next((path for path in (tokenizer, *tokenizer.rglob("*")) if path.is_symlink()), None)
+    if link is not None:  # Manta copies files; a link may name what is not the run's to give away
+        raise ValueError(f"{link} is a link, which no run makes; replace it by the file, or remove it")
     export(found, out, dtype, tokenizer if tokenizer.is_dir() else None)
     return f"Wrote step {found.progress.step} to {out}. Serve it: manta serve {shlex.quote(str(out))}"

@@ -166,12 +166,10 @@ async def encode_chat(body: ChatTemplateFields, codec: TextCodec, settings: Gate
 def render_chat(body: ChatTemplateFields, codec: TextCodec) -> str:
     """The prompt's text. Raises ApiError (400), also where the model has no template."""
     if codec.chat_template is None:
-        raise invalid(
-            "This model has no chat template: use /v1/completions, or add a chat_template.jinja to its directory "
-            "and serve it again.",
-            "messages",
-            "no_chat_template",
-        )
+        what = "chat template: use /v1/completions, or add a chat_template.jinja to its directory and serve it again"
+        if not codec.has_tokenizer:
+            what = "tokenizer, and so no chats: send token ids to /v1/completions"
+        raise invalid(f"This model has no {what}.", "messages", "no_chat_template")
     messages = [_plain_message(message, index) for index, message in enumerate(body.messages)]
     if not codec.chat_template.names_developer:  # it is the newer name of the same role
         messages = [message | {"role": ROLE_OF.get(message["role"], message["role"])} for message in messages]

@@ -11,10 +11,17 @@ from typing import Any, cast
 
 from tokenizers import Tokenizer
 
+from serving.tokenizer_files import (
+    CONFIG_FILE,
+    TOKENIZER_FILE,
+    LoadedTokenizer,
+    TokenizerError,
+    load_tokenizer,
+    read_json_object,
+)
 from training.data_errors import EncodingError
 
-MAX_VOCABULARY = 1 << 31
-TOKENIZER, TOKENIZER_CONFIG, MODEL_CONFIG = "tokenizer.json", "tokenizer_config.json", "config.json"
+MODEL_CONFIG = "config.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +29,34 @@ class Encoder:
     """How a document becomes ids. Plain data, so that it travels to any process.
 
     Args:
-        tokenizer_json: The text of tokenizer.json.
+        tokenizer_json: The tokenizer written out, with all added tokens.
+        files_hash: Of the files that it was made from.
         vocab_size: How many ids the model has rows for.
         eos_id: The last id of every document.
         adds_eos: Whether the tokenizer ends documents with it by itself.
-        bos_id: The first id of every document where the tokenizer does not set it by itself, but should.
+        splits_special: Whether a special token that a text spells out is text like any other.
     """
 
     tokenizer_json: str
+    files_hash: str
     vocab_size: int
     eos_id: int
     adds_eos: bool
-    bos_id: int | None
+    splits_special: bool = False
 
     @property
     def hash(self) -> str:
         """Differs where documents may become other ids."""
-        around = f"{self.eos_id} {self.adds_eos} {self.bos_id}\n"
-        return hashlib.sha256((around + self.tokenizer_json).encode()).hexdigest()
+        return hashlib.sha256(
+            f"{self.files_hash} {self.eos_id} {self.adds_eos} {self.splits_special}".encode()
+        ).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each document, its end included. A special token that a text spells out becomes that token."""
+        """The ids of each document, as a prompt has them, and its end."""
         os.environ["TOKENIZERS_PARALLELISM"] = "false"  # parallel are the processes
-        encodings = _tokenizer(self.tokenizer_json).encode_batch_fast(list(texts))
-        before = [] if self.bos_id is None else [self.bos_id]
+        encodings = _tokenizer(self.tokenizer_json, self.splits_special).encode_batch_fast(list(texts))
         after = [] if self.adds_eos else [self.eos_id]
-        return [[*before, *encoding.ids, *after] for encoding in encodings]
+        return [[*encoding.ids, *after] for encoding in encodings]
 
     def check(self, ids: Sequence[int], where: Callable[[], str]) -> None:
         """Checks that the model knows all ids of a document.
@@ -57,7 +66,7 @@ class Encoder:
         """
         highest = max(ids, default=0)
         if highest >= self.vocab_size:
-            token = _tokenizer(self.tokenizer_json).id_to_token(highest)
+            token = _tokenizer(self.tokenizer_json, self.splits_special).id_to_token(highest)
             raise EncodingError(
                 f"{where()}: its token {token!r} has id {highest}, beyond the model's vocabulary of {self.vocab_size}; "
                 "use the model's own tokenizer, or a model with a larger vocabulary"
@@ -65,27 +74,23 @@ class Encoder:
 
 
 def load_encoder(directory: Path, vocab_size: int) -> Encoder:
-    """The encoder of a directory with tokenizer.json and, for its special tokens, tokenizer_config.json or config.json.
+    """The encoder of a directory's tokenizer, by the rules by which it is served.
 
     Raises:
-        EncodingError: A file is missing or broken, or no end-of-sequence token is known, or the model lacks it.
+        EncodingError: There is none, or a file is broken, or no end-of-sequence token is known, or the model lacks it.
     """
-    path = directory / TOKENIZER
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeError) as error:
-        raise EncodingError(f"{path}: cannot be read ({error}); name a directory with a {TOKENIZER}") from error
-    try:
-        tokenizer = _tokenizer(text)
-    except Exception as error:  # the library raises bare Exceptions
-        raise EncodingError(f"{path}: is no tokenizer ({error}); copy it from the model's source again") from error
-    config = _read_json(directory / TOKENIZER_CONFIG)
-    eos_id = _eos_id(tokenizer, config, directory)
-    around: list[int] = tokenizer.encode("x").ids
-    bos_id = _special_id(tokenizer, config, "bos_token") if config.get("add_bos_token") else None
-    starts = around[:1] == [bos_id]
-    encoder = Encoder(text, vocab_size, eos_id, around[-1:] == [eos_id], None if starts else bos_id)
-    encoder.check([eos_id, *around], lambda: str(path))
+    loaded = _load(directory)
+    eos_id = _eos_id(loaded, directory)
+    around = loaded.tokenizer.encode("x").ids
+    encoder = Encoder(
+        loaded.tokenizer.to_str(),
+        _hash_of(directory, loaded),
+        vocab_size,
+        eos_id,
+        around[-1:] == [eos_id],
+        loaded.tokenizer.encode_special_tokens,
+    )
+    encoder.check([eos_id, *around], lambda: str(directory / TOKENIZER_FILE))
     return encoder
 
 
@@ -99,55 +104,54 @@ class SpecialIds:
 
 
 def special_ids(directory: Path) -> SpecialIds:
-    """Returns the size of a tokenizer's vocabulary and the ids that start and end a text.
+    """Returns how many ids a tokenizer's vocabulary spans, and those that start and end a text.
 
     Raises:
         EncodingError: As for `load_encoder`.
     """
-    load_encoder(directory, MAX_VOCABULARY)  # for its checks
-    tokenizer = _tokenizer((directory / TOKENIZER).read_text(encoding="utf-8"))
-    config = _read_json(directory / TOKENIZER_CONFIG)
-    bos_id = _special_id(tokenizer, config, "bos_token")
-    return SpecialIds(tokenizer.get_vocab_size(), bos_id, _eos_id(tokenizer, config, directory))
+    loaded = _load(directory)
+    highest = max(loaded.tokenizer.get_vocab().values())  # ids may have gaps
+    return SpecialIds(highest + 1, loaded.bos_id, _eos_id(loaded, directory))
 
 
-def _eos_id(tokenizer: Tokenizer, config: dict[str, Any], directory: Path) -> int:
-    found: Any = _special_id(tokenizer, config, "eos_token")
+def _load(directory: Path) -> LoadedTokenizer:
+    try:
+        loaded = load_tokenizer(directory)
+    except TokenizerError as error:
+        raise EncodingError(str(error)) from error
+    if loaded is None:
+        raise EncodingError(f"{directory} has no tokenizer; name a directory with a {TOKENIZER_FILE}")
+    return loaded
+
+
+def _eos_id(loaded: LoadedTokenizer, directory: Path) -> int:
+    found: Any = loaded.eos_id
     if found is None:
-        found = _read_json(directory / MODEL_CONFIG).get("eos_token_id")
+        found = read_json_object(directory / MODEL_CONFIG).get("eos_token_id")
     if isinstance(found, list):
         found = next(iter(cast("list[Any]", found)), None)
     if isinstance(found, int):
         return found
     raise EncodingError(
-        f"{directory}: names no end-of-sequence token, which ends every document; set eos_token in {TOKENIZER_CONFIG} "
+        f"{directory}: names no end-of-sequence token, which ends every document; set eos_token in {CONFIG_FILE} "
         "to a token of the vocabulary"
     )
 
 
-def _special_id(tokenizer: Tokenizer, config: dict[str, Any], name: str) -> int | None:
-    value: Any = config.get(name)
-    if isinstance(value, dict):  # an AddedToken written out
-        value = cast("dict[str, Any]", value).get("content")
-    return tokenizer.token_to_id(value) if isinstance(value, str) else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise EncodingError(f"{path}: is no JSON ({error}); copy it from the model's source again") from error
-    if not isinstance(value, dict):
-        raise EncodingError(f"{path}: holds {type(value).__name__}, not an object; copy it again")
-    return cast("dict[str, Any]", value)
+def _hash_of(directory: Path, loaded: LoadedTokenizer) -> str:
+    """Of what ids depend on, as the files have it: how a release of the library writes it out must not show."""
+    path = directory / TOKENIZER_FILE
+    text = path.read_text(encoding="utf-8") if path.is_file() else loaded.tokenizer.to_str()
+    added = [
+        [token_id, token.content, token.special, token.lstrip, token.rstrip, token.normalized, token.single_word]
+        for token_id, token in sorted(loaded.tokenizer.get_added_tokens_decoder().items())
+    ]
+    return hashlib.sha256(json.dumps([text, added]).encode()).hexdigest()
 
 
 @lru_cache(maxsize=1)
-def _tokenizer(tokenizer_json: str) -> Tokenizer:
+def _tokenizer(tokenizer_json: str, splits_special: bool) -> Tokenizer:
     """Kept, since a process encodes many pieces with one tokenizer, and a large one takes a second to read."""
     tokenizer = Tokenizer.from_str(tokenizer_json)
-    tokenizer.no_truncation()  # which a tokenizer.json may bring along: nothing is to be lost silently
-    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = splits_special
     return tokenizer

@@ -10,7 +10,8 @@ from tokenizers import Tokenizer, processors
 from serving.chat_template import ChatTemplate, ChatTemplateError
 from serving.prompts import encode_prompts
 from serving.settings import GatewaySettings
-from serving.tokenizer import NoTokenizer, TextCodec, TokenizerError
+from serving.tokenizer import NoTokenizer, TextCodec
+from serving.tokenizer_files import TokenizerError
 
 USER = [{"role": "user", "content": "<hi> & é"}]
 
@@ -20,7 +21,11 @@ def test_loading_a_directory(tmp_path: Path, byte_level: Tokenizer) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     tokenizer.enable_truncation(2)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    config = {"bos_token": {"content": "<s>"}, "eos_token": "</s>", "chat_template": "{{ bos_token }}{{ eos_token }}"}
+    config = {
+        "bos_token": {"__type": "AddedToken", "content": "<s>"},
+        "eos_token": "</s>",
+        "chat_template": "{{ bos_token }}{{ eos_token }}",
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     codec = TextCodec.load(tmp_path)
     ids = asyncio.run(codec.encode("hello world"))
@@ -33,14 +38,6 @@ def test_loading_a_directory(tmp_path: Path, byte_level: Tokenizer) -> None:
     template = TextCodec.load(tmp_path).chat_template
     assert template is not None
     assert template.render(USER) == "from the file"
-
-
-def test_named_templates(tmp_path: Path) -> None:
-    named = [{"name": "rag", "template": "no"}, {"name": "default", "template": "yes"}]
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": named}))
-    template = TextCodec.load(tmp_path).chat_template
-    assert template is not None
-    assert template.render(USER) == "yes"
 
 
 def test_an_empty_directory(tmp_path: Path) -> None:
@@ -63,7 +60,8 @@ def test_an_empty_directory(tmp_path: Path) -> None:
         ("chat_template.jinja", "{% for %}"),
     ],
 )
-def test_broken_files_are_named(tmp_path: Path, name: str, content: str) -> None:
+def test_broken_files_are_named(tmp_path: Path, byte_level: Tokenizer, name: str, content: str) -> None:
+    byte_level.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / name).write_text(content)
     with pytest.raises(TokenizerError, match=str(tmp_path)):
         TextCodec.load(tmp_path)
@@ -133,18 +131,3 @@ def test_the_loop_goes_on_while_many_short_texts_are_encoded(byte_level: Tokeniz
         return ticks
 
     assert asyncio.run(count_ticks()) > 5
-
-
-def test_without_tokenizer_json_transformers_converts(tmp_path: Path, byte_level: Tokenizer) -> None:
-    model = json.loads(byte_level.to_str())["model"]
-    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    codec = TextCodec.load(tmp_path)
-    ids = asyncio.run(codec.encode("hello world 中"))
-    assert codec.decode(ids) == "hello world 中"
-    (tmp_path / "merges.txt").unlink()
-    (tmp_path / "vocab.json").write_text("[")
-    with pytest.raises(TokenizerError, match="tokenizer.json"):
-        TextCodec.load(tmp_path)

@@ -185,6 +185,16 @@ def test_metrics_that_no_run_has_written_are_named(line: str, tmp_path: Path, se
         Follower(what.folder)
 
 
+def test_a_link_among_the_tokenizer_s_files_is_not_followed(trained: Path, tmp_path: Path) -> None:
+    folder, secret = shutil.copytree(trained, tmp_path / "run"), tmp_path / "id_rsa"
+    secret.write_text("private")
+    (folder / TOKENIZER_FOLDER / "vocab.json").symlink_to(secret)
+    refused = CliRunner().invoke(app, ["export", str(folder), str(tmp_path / "out")])
+    assert refused.exit_code == 2
+    assert "vocab.json is a link, which no run makes; replace it" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def export_all(folder: Path) -> None:
     found = find_checkpoint(folder, None)
     for _, tensor in exported(found, config_of(found)):
