@@ -3,7 +3,8 @@
 from model.config import CONFIG_FILE, read_config
 from model.end_tokens import GENERATION_FILE
 from model.errors import ModelError
-from serving.tokenizer import TOKENIZER_FILE, TextCodec, TokenizerError
+from serving.tokenizer import TextCodec
+from serving.tokenizer_files import TOKENIZER_FILE, TokenizerError
 from tests.fuzz.folder import Folder
 from tests.fuzz.material import Material
 from tests.serving.small_tokenizers import build_metaspace
