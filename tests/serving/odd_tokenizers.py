@@ -15,7 +15,18 @@ TEMPLATE = (
 )
 PLAIN = {"content": "<|im_end|>", "lstrip": False, "rstrip": False, "normalized": False}
 IM_END = {**PLAIN, "special": True}
-MIXTRAL = {"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}
+MIXTRAL = {
+    "model_type": "mixtral",
+    "architectures": ["MixtralForCausalLM"],
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "vocab_size": 500,
+    "max_position_embeddings": 4096,
+    "dtype": "float32",
+}
 
 Build = Callable[[Path], None]
 

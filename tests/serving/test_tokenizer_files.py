@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
@@ -82,8 +82,10 @@ def test_what_begins_and_ends_a_text_is_theirs(directory: Path, theirs: Any) -> 
 class Recording:
     """In place of a model: notes what it is to continue."""
 
+    prompts: ClassVar[list[list[int]]] = []
+
     def __init__(self, *given: object) -> None:
-        self.prompts: list[list[int]] = []
+        pass
 
     def generate(self, submit: Submit) -> Iterator[SequenceOutput]:
         self.prompts.append(list(submit.prompt_ids))
@@ -96,10 +98,8 @@ def test_serving_training_and_generate_agree(text: str, directory: Path, ours: T
     ids = asyncio.run(ours.encode(text))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("manta.local.LocalModel", Recording)
-        service = LocalService(directory)
-        list(service.generate(text, Sampling()))
-        assert isinstance(service._model, Recording)  # pyright: ignore[reportPrivateUsage]
-        assert service._model.prompts == [ids]  # pyright: ignore[reportPrivateUsage]
+        list(LocalService(directory).generate(text, Sampling(max_tokens=1)))
+    assert Recording.prompts.pop() == ids
     if theirs.eos_token_id is not None:
         encoder = load_encoder(directory, VOCABULARY)
         [document] = encoder.encode([text])
