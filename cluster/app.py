@@ -20,7 +20,7 @@ from attention.deployment import AttentionNode, NodeDeploymentSettings
 from cluster.api_keys import keys_and_digest
 from cluster.fingerprint import fingerprint
 from cluster.hosts import present_room
-from cluster.membership import JoinService
+from cluster.membership import join_service
 from cluster.resolve import SMALL_CPUS, Service, resolve
 from cluster.serve_policy import autoscaling_config
 from cluster.spec import AttentionSpec, Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
@@ -88,7 +88,7 @@ def build_service(
         replicas = replicas if number is None else Replicas(min=number, max=number)
         return {"autoscaling_config": autoscaling_config(spec.name, part, replicas, spec.autoscaling)}
 
-    spec, join = service.spec, JoinService(service, refuses_open)
+    spec, join = service.spec, join_service(service, refuses_open)
     gateway, digest = _gateway_settings(service)
     router, node = _router_settings(service), _node_settings(service)
     cpus, attention = service.room.share, spec.attention

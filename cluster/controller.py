@@ -3,45 +3,21 @@
 Nothing on the hot path asks it anything: while it is away, tokens flow on the last table.
 """
 
-import asyncio
-import logging
-import os
-import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from cluster.backoff import Backoff
-from cluster.causes import cause_of
-from cluster.expert_scaling import ExpertScaler
-from cluster.fleet import ExpertFleet
-from cluster.ledger import Ledger
-from cluster.member_watch import TICK_S, MemberWatch
-from cluster.members import Announcement, Members
+from cluster.messages import News
 from cluster.names import NAMESPACE, controller_name
-from cluster.placement import release_all
-from cluster.resize import Resize, ResizeStatus
+from cluster.plain import pack
 from cluster.resolve import Service
-from cluster.secret import forget_data_plane_key
-from cluster.table import routing_table
-from transport.membership import Role, Snapshot
-from transport.table import RoutingTable
 
-logger = logging.getLogger(__name__)
+__all__ = ["Controller", "News", "controller_of", "start_controller"]  # News: `cluster.before`
 
-# A restarted controller publishes nothing until every member had time to announce itself again: a table without them
-# would cut connections that are in use.
-SETTLE_S = 4.0
-
-
-@dataclass(frozen=True)
-class News:
-    """What a member is told: a new routing table, that the service is being stopped, or neither."""
-
-    table: RoutingTable | None = None
-    stopping: bool = False
+# Each member waits in one call for news, and makes others meanwhile; Ray's default of 1000 calls at a time would let
+# announcements wait behind long polls in a large service.
+MAX_CALLS = 20_000
+Record = dict[str, Any]  # plain data: `cluster.plain`
 
 
 def start_controller(service: Service, take_over: bool = True) -> Any:
@@ -53,284 +29,71 @@ def start_controller(service: Service, take_over: bool = True) -> Any:
     Raises:
         ValueError: One runs already, and must not.
     """
+    return controller_of(service.name, pack(service), take_over)
+
+
+def controller_of(name: str, service: Record, take_over: bool = True) -> Any:
+    """The same, of a service as plain data."""
     return Controller.options(
-        name=controller_name(service.name),
+        name=controller_name(name),
         namespace=NAMESPACE,
         lifetime="detached",
         get_if_exists=take_over,
         num_cpus=0,
         max_restarts=-1,
-    ).remote(service, fresh=not take_over)
+        max_concurrency=MAX_CALLS,
+    ).remote(name, service, fresh=not take_over)
 
 
 @ray.remote
 class Controller:
-    """Desired state: a `Service`. Actual state: the expert fleet, Serve's application, the members that announce.
+    """What other processes call; `cluster.control.Control` does it.
+
+    Ray keeps this class itself, as it was when the service was started, and starts it again: after the package was
+    replaced, this text still runs, and finds all else in the new package. So it holds no more than names, which stay.
 
     Args:
-        service: What to run, unless an earlier controller of this service has stored something else.
+        name: Of the service.
+        service: What to run, unless an earlier controller of this service has stored something else: plain data.
         fresh: Whether the service is just being started: what is stored is of an earlier one of the same name.
     """
 
-    def __init__(self, service: Service, fresh: bool) -> None:
-        fresh = fresh and not ray.get_runtime_context().was_current_actor_reconstructed
-        self._ledger = Ledger(service, fresh)
-        self._members = Members(self._ledger.known, time.monotonic() + SETTLE_S)
-        self._watch = MemberWatch(service.name, self._members, self._event)
-        self._fleet = ExpertFleet(self._service, self._event, self._publish)
-        self._scaler = ExpertScaler(self._fleet, self._event)
-        failure = self._ledger.failure
-        self._resize = ResizeStatus(self._service.version, "failed", error=failure) if failure else None
-        self._restarted = self._ledger.found  # by Ray, or by a member after an earlier one was gone for good
-        if self._restarted:
-            self._event(f"the controller was restarted (pid {os.getpid()}); {self._goal()}", failed=True)
-        self._settled = self._stopping = False
-        self._table = RoutingTable(epoch=self._ledger.epoch)
-        self._changed = asyncio.Condition()
-        start = asyncio.get_event_loop().create_task
-        self._keeping = start(self._guarded(self._keep_experts))
-        self._resizing: asyncio.Task[None] | None = None
-        self._watching = start(self._guarded(self._watch_members))
-        self._scaling = start(self._guarded(self._scale_experts))
+    def __init__(self, name: str, service: Record, fresh: bool) -> None:
+        from cluster.beginning import begin
 
-    async def news(self, known: tuple[int, int], timeout_s: float) -> News:
-        """Answers as soon as the routing table is not the one that is `known` by its position, or after `timeout_s`."""
-        async with self._changed:
-            try:
-                await asyncio.wait_for(self._changed.wait_for(lambda: self._has_news(known)), timeout_s)
-            except TimeoutError:
-                return News()
-            return News(stopping=True) if self._stopping else News(self._table)
+        self._control = begin(name, service, fresh)
 
-    async def announce(self, member_id: str, said: Announcement) -> None:
-        """A gateway, node or router says that it serves; repeated about once a second."""
-        if self._members.heard(member_id, said, time.monotonic()):
-            self._event(f"{said.role} {said.pid} serves")
-            await self._publish()
-            await self._ledger.keep_known(self._members.known)
+    async def news(self, known: tuple[int, int], timeout_s: float) -> Record:
+        return await self._control.news(known, timeout_s)
 
-    async def leave(self, member_id: str, snapshot: Snapshot | None) -> None:
-        """A member stops serving.
+    async def announce(self, member_id: str, said: Record) -> None:
+        await self._control.announce(member_id, said)
 
-        Args:
-            snapshot: Its last one, if it can tell.
-        """
-        if snapshot is not None:
-            self._members.tell(member_id, snapshot)
-        said = self._members.remove(member_id)
-        if said is not None:
-            self._event(f"{said.role} {said.pid} has left")
-            await self._publish()
-            await self._ledger.keep_known(self._members.known)
+    async def leave(self, member_id: str, snapshot: Record | None) -> None:
+        await self._control.leave(member_id, snapshot)
 
-    async def snapshots(self, member_id: str, own: Snapshot) -> list[tuple[Role, Snapshot]]:
-        """Returns the last snapshots of all gateways and nodes but one, and the counts of those that are gone.
+    async def snapshots(self, member_id: str, own: Record) -> Any:
+        return await self._control.snapshots(member_id, own)
 
-        Args:
-            member_id: Whoever asks, to show all of them together.
-            own: Its present snapshot: what has been shown is known here, and is still counted when it is gone.
+    async def service(self) -> Record:
+        return await self._control.service()
 
-        Raises:
-            RuntimeError: Not everybody has announced itself again since this controller was restarted.
-        """
-        if not self._members.complete and not self._settled:
-            raise RuntimeError("the controller was restarted, and has not heard of every gateway and node yet")
-        self._members.tell(member_id, own)
-        shown = self._members.snapshots(member_id)
-        await self._ledger.keep_known(self._members.known)
-        return shown
-
-    async def service(self) -> Service:
-        """Returns what it was last told to make, and has accepted."""
-        return self._ledger.accepted
-
-    async def apply(self, service: Service, seen_version: str) -> None:
-        """Starts to make the service into a changed one; `status` tells how far it is.
-
-        Args:
-            service: What `changes_between` allows to follow on the present one.
-            seen_version: The version that the change was planned against.
-
-        Raises:
-            ValueError: Another change is under way, or has been made since.
-        """
-        if self._stopping or not self._settled or self._is_resizing:
-            what = "is being stopped" if self._stopping else "is being changed or started"
-            raise ValueError(f"service {self._service.name} {what}; try again when it is done (manta status)")
-        if self._ledger.accepted.version != seen_version:
-            raise ValueError(f"service {self._service.name} was changed meanwhile; look at the plan again")
-        failed_before = self._resize is not None and self._resize.state == "failed"
-        self._start_resize(service, uncertain=failed_before)
+    async def apply(self, service: Record, seen_version: str) -> None:
+        await self._control.apply(service, seen_version)
 
     async def note(self, text: str) -> None:
-        """Adds an event: what somebody else has decided for this service."""
-        self._event(text)
+        await self._control.note(text)
 
-    async def status(self) -> dict[str, object]:
-        """Returns what runs, where, how loaded, and the last events, as plain data."""
-        return {
-            "name": self._service.name,
-            "model": self._service.spec.model.served_name,
-            "spec_version": self._service.version,
-            "state": "stopping" if self._stopping else "running",
-            "resize": None if self._resize is None else self._resize.as_dict(),
-            "controller": {"pid": os.getpid(), "host": ray.get_runtime_context().get_node_id()},
-            "experts": self._fleet.status(),
-            "routers": self._members.status("router"),
-            "attention_nodes": self._members.status("node"),
-            "gateways": self._members.status("gateway"),
-            "events": self._ledger.events.as_list(),
-        }
+    async def status(self) -> Record:
+        return await self._control.status()
 
     async def stop(self) -> list[str]:
-        """Ends every expert actor and tells the members; then waits for `exit`, or for the members to be gone.
-
-        Returns:
-            The Serve applications that the members belong to: they are for the caller to delete.
-        """
-        self._stopping = True
-        self._ledger.close()
-        self._watch.stop()
-        tasks = [task for task in (self._keeping, self._scaling, self._resizing) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        await self._fleet.stop()
-        release_all(self._service.name)
-        forget_data_plane_key(self._service.name)
-        await self._ledger.forget()
-        async with self._changed:
-            self._changed.notify_all()
-        return list(self._members.apps)
+        return await self._control.stop()
 
     async def exit(self) -> None:
         """Leaves for good; Ray does not restart an actor that exits by itself."""
         ray.actor.exit_actor()  # pyright: ignore[reportAttributeAccessIssue]
 
-    def _goal(self) -> str:
-        """What it is to make as it is restarted, in words."""
-        good, accepted = self._ledger.good.version, self._ledger.accepted.version
-        if self._ledger.has_uncommitted:
-            return f"the service was being changed from version {good} to {accepted}"
-        return f"the service is to be version {good}"
-
-    @property
-    def _service(self) -> Service:
-        """What is completely there, and what a change that fails goes back to."""
-        return self._ledger.good
-
-    def _has_news(self, known: tuple[int, int]) -> bool:
-        return self._stopping or (self._settled and self._table.position != tuple(known))
-
-    async def _guarded(self, task: Callable[[], Awaitable[None]]) -> None:
-        """Runs one of the controller's tasks; if it fails, says why and runs it again."""
-        backoff = Backoff()
-        while True:
-            started_s = time.monotonic()
-            try:
-                await task()
-                return
-            except Exception as error:
-                logger.exception("a task of the controller failed")
-                self._event(f"the controller failed: {cause_of(error)}; it goes on", failed=True)
-            await asyncio.sleep(backoff.pause_s(time.monotonic() - started_s))
-
-    async def _keep_experts(self) -> None:
-        num_adopted = await self._fleet.adopt()
-        if num_adopted:
-            self._event(f"took over {num_adopted} of {self._fleet.num_keepers} expert actors")
-        if num_adopted or self._restarted:
-            await asyncio.sleep(SETTLE_S)
-        present = self._fleet.counts
-        wanted = {shard.index: max(present[shard.index], shard.num_replicas) for shard in self._fleet.layout.shards}
-        self._fleet.grow(self._fleet.layout, wanted)
-        if self._ledger.has_uncommitted and not self._is_resizing:
-            self._event(f"goes on with the change to version {self._ledger.accepted.version}")
-            self._start_resize(self._ledger.accepted, uncertain=True)
-        self._settled = True
-        await self._publish()
-        if not self._is_resizing:
-            self._sweep()
-
-    def _sweep(self) -> None:
-        try:
-            self._fleet.sweep()
-        except Exception as error:  # what is left over then goes with the next change, or at the end
-            logger.exception("leftovers could not be ended")
-            self._event(f"leftovers could not be ended: {cause_of(error)}", failed=True)
-
-    @property
-    def _is_resizing(self) -> bool:
-        return self._resizing is not None and not self._resizing.done()
-
-    async def _scale_experts(self) -> None:
-        while True:
-            autoscaling = self._service.spec.autoscaling
-            slept_from_s = time.monotonic()
-            await asyncio.sleep(autoscaling.interval_s)
-            if time.monotonic() - slept_from_s > 2 * autoscaling.interval_s or self._is_resizing or not self._settled:
-                self._scaler.forget()
-            else:
-                await self._scaler.scale(autoscaling)
-
-    def _start_resize(self, service: Service, uncertain: bool) -> None:
-        self._ledger.accept(service)
-        resize = Resize(self._fleet, self._service, service, self._event, self._ledger.commit, uncertain)
-        self._resize = resize.status
-        self._event(f"change from version {self._service.version} to {service.version}")
-        self._resizing = asyncio.get_running_loop().create_task(self._run_resize(resize))
-
-    async def _run_resize(self, resize: Resize) -> None:
-        try:
-            await resize.run()
-        finally:
-            if not self._stopping:
-                self._end_change(resize.status)
-                self._scaler.forget()
-                self._sweep()
-
-    def _end_change(self, status: ResizeStatus) -> None:
-        try:
-            self._ledger.end_change(status.error if status.state == "failed" else "")
-        except Exception as error:  # a controller that is started anew goes on with the change, or finds it made
-            logger.exception("the end of a change could not be stored")
-            self._event(f"the end of the change could not be stored: {cause_of(error)}", failed=True)
-
-    async def _watch_members(self) -> None:
-        """Drops members that have fallen silent; ends the service when it has been without any for too long."""
-        self._watch.begin()
-        while True:
-            await asyncio.sleep(TICK_S)
-            self._ledger.keep_events()
-            limits = self._service.spec.limits
-            if self._watch.drop_silent(limits):
-                await self._publish()
-            if self._watch.end_hung(limits):
-                await self._ledger.keep_known(self._members.known)
-            if await self._watch.is_over(limits):
-                await self._end()
-                return
-
-    async def _end(self) -> None:
-        if not self._stopping:
-            await self.stop()
-        ray.get_runtime_context().current_actor.exit.remote()
-
-    async def _publish(self) -> None:
-        """Makes the routing table anew and wakes whoever waits for it."""
-        if not self._settled or self._stopping:
-            return
-        async with self._changed:
-            routers, nodes = self._members.addresses("router"), self._members.addresses("node")
-            self._table = routing_table(
-                (self._table.epoch, self._table.version + 1),
-                self._fleet.layout.version,
-                self._fleet.in_use(),
-                routers,
-                nodes,
-            )
-            self._changed.notify_all()
-
-    def _event(self, text: str, failed: bool = False) -> None:
-        logger.info("%s", text)
-        self._ledger.events.note(text, failed, time.time())
+    async def ask(self, question: str, *given: Any) -> Any:
+        """Whatever a later Manta has to ask: a handle knows no other methods than those of its actor's beginning."""
+        return await self._control.ask(question, *given)

@@ -130,6 +130,16 @@ class ExpertFleet:
             self._add(self._layout, self._layout.shards[shard], replica)
         return sum(await asyncio.gather(*(keeper.adopt() for keeper in self._keepers)))
 
+    @property
+    def others_run(self) -> bool:
+        """Whether expert actors of another layout run, and no replica of the layout in use serves.
+
+        So it is where another Manta has started them: routers use those until this layout's are loaded beside them.
+        """
+        ours = f"{experts_prefix(self._service.name)}{self._layout.version}/"
+        others = (name for name in expert_actors(self._service.name) if not name.startswith(ours))
+        return all(keeper.address is None for keeper in self.replicas_of(self._layout)) and any(others)
+
     def grow(self, layout: Layout, counts: Counts) -> list[ExpertKeeper]:
         """Starts replicas until each shard of `layout` has as many as `counts` says; returns the new ones.
 

@@ -311,7 +311,7 @@ async def _started(actor: Any, reservation: Reservation) -> None:
     answer = asyncio.ensure_future(_place_of(actor))
     try:
         while not (await asyncio.wait({answer}, timeout=START_CHECK_S))[0]:
-            if not is_placed(reservation):
+            if not await is_placed(reservation):
                 raise RuntimeError("the host that it was to start on is gone")
         await answer
     finally:

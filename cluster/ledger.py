@@ -1,13 +1,17 @@
 """What a controller keeps for the one that is started after it: read once as it begins, written when it changes."""
 
 import asyncio
+from typing import Any
 
+from cluster.before import hold
 from cluster.events import Events
 from cluster.members import Known
+from cluster.plain import unpack
 from cluster.resolve import Service
 from cluster.stored import (
     forget_service,
     next_epoch,
+    store_beat,
     store_epoch,
     store_events,
     store_failure,
@@ -36,20 +40,30 @@ class Ledger:
         events: The last events, the latest ones of an earlier controller among them.
 
     Args:
-        service: What it is, if nothing is stored.
+        record: What it is, if nothing is stored: a Service, packed.
         fresh: Whether what is stored is of an earlier service of the same name, and is to be forgotten.
+
+    Raises:
+        FormatError: What is stored (or `record`) is of another Manta, and cannot be read. Nothing was written.
     """
 
-    def __init__(self, service: Service, fresh: bool) -> None:
-        self._name = service.name
-        self.epoch = next_epoch(self._name)
-        good = None if fresh else stored_service(self._name, "good")
+    def __new__(cls, *given: Any, **named: Any) -> "Ledger":
+        if given and not isinstance(given[0], str):  # the service itself, as controllers of before gave it
+            hold(str(given[0].spec.name))
+        return super().__new__(cls)
+
+    def __init__(self, name: str, record: dict[str, Any], fresh: bool) -> None:
+        self._name = name
+        good = None if fresh else stored_service(name, "good")
+        accepted = None if good is None else stored_service(name, "accepted")
+        service = unpack(Service, record, f"service {name}") if good is None else good
+        self.epoch = next_epoch(name)
         if good is None:  # what else there is was left by one that could not forget all of it
             forget_service(self._name)
         store_epoch(self._name, self.epoch)
         self.found = good is not None
-        self.good = good or service
-        self.accepted = stored_service(self._name, "accepted") or self.good
+        self.good = service
+        self.accepted = accepted or service
         self.failure = stored_failure(self._name)
         self.known = stored_known(self._name)
         self.events = Events(stored_events(self._name))
@@ -90,6 +104,12 @@ class Ledger:
         self.known = known
         # A caller that is cancelled leaves its write to end by itself: the next one, and `forget`, wait for it.
         await asyncio.shield(self._write_known())
+
+    async def keep_beat(self, num_heard: int) -> None:
+        """Writes how many announcements this controller has heard."""
+        async with self._writing:
+            if not self._closed:
+                await asyncio.to_thread(store_beat, self._name, f"{self.epoch}/{num_heard}")
 
     def keep_events(self) -> None:
         """Writes the last events, if there are new ones. Called once in a while: a burst of them is one write."""

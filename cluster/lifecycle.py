@@ -13,12 +13,15 @@ from cluster.causes import cause_of
 from cluster.changes import Change, changes_between
 from cluster.hosts import present_room
 from cluster.ingress import check_port_free
+from cluster.patience import TIMEOUT_S, Deadline
+from cluster.plain import pack
 from cluster.ray_session import RaySession, joined, open_session
+from cluster.resize import GRACE_S
 from cluster.resolve import Service, resolve
 from cluster.room import Room
 from cluster.spec import ServiceSpec
 from cluster.startup import OnProgress, Progress, claim, start_parts
-from cluster.teardown import CONTROL_TIMEOUT_S, ask_controller, find_controller, services, stop_service
+from cluster.teardown import ask_controller, find_controller, running_service, services, stop_service
 from transport.cores import available_cores
 
 __all__ = ["Change", "OnProgress", "Plan", "Progress", "RunningService", "apply", "down", "plan", "serve", "status"]
@@ -108,27 +111,31 @@ def _url(spec: ServiceSpec) -> str:
     return f"http://{host}:{spec.api.port}{spec.api.route_prefix.rstrip('/')}"
 
 
-def status(name: str | None, address: str | None) -> dict[str, Any]:
+def status(name: str | None, address: str | None, timeout_s: float = TIMEOUT_S) -> dict[str, Any]:
     """Returns what runs, where and how loaded, as plain data.
 
     Raises:
         ValueError: There is no such service, or there are several and none was named.
         ConnectionError: There is no Ray cluster.
-        RuntimeError: Its controller does not answer.
+        RuntimeError: It has no controller.
+        TimeoutError: Its controller does not answer within `timeout_s`.
     """
     with joined(address):
-        return ask_controller(_find(name), "status")
+        deadline = Deadline(timeout_s)
+        return ask_controller(_find(name, deadline), "status", deadline)
 
 
-def down(name: str | None, address: str | None) -> None:
+def down(name: str | None, address: str | None, timeout_s: float = TIMEOUT_S) -> None:
     """Stops one service, and nothing else.
 
     Raises:
         ValueError: There is no such service, or there are several and none was named.
         ConnectionError: There is no Ray cluster.
+        TimeoutError: Something of it has not ended within `timeout_s`.
     """
     with joined(address):
-        stop_service(_find(name))
+        deadline = Deadline(timeout_s)
+        stop_service(_find(name, deadline), deadline)
 
 
 @dataclass(frozen=True)
@@ -151,59 +158,72 @@ class Plan:
         return tuple(change for change in self.changes if change.how == "refused")
 
 
-def plan(spec: ServiceSpec, address: str | None) -> Plan:
+def plan(spec: ServiceSpec, address: str | None, timeout_s: float = TIMEOUT_S) -> Plan:
     """Returns how a service file differs from what runs under its name.
 
     Raises:
         ValueError: No service of that name runs, or the file's model cannot be served.
         ConnectionError: There is no Ray cluster.
-        RuntimeError: The service's controller does not answer.
+        FormatError: The service's controller is of another Manta, and is not understood.
+        RuntimeError: The service has no controller.
+        TimeoutError: Its controller does not answer within `timeout_s`.
     """
     with joined(address):
-        return _plan(spec)
+        return _plan(spec, Deadline(timeout_s))
 
 
-def _plan(spec: ServiceSpec) -> Plan:
-    running: Service = ask_controller(_find(spec.name), "service")
+def _plan(spec: ServiceSpec, deadline: Deadline) -> Plan:
+    running = running_service(_find(spec.name, deadline), deadline)
     wanted = resolve(spec, running.room, running.loopback)  # whoever asks, what was decided at its start stays decided
     return Plan(running, wanted, changes_between(running, wanted))
 
 
-def apply(planned: Plan, address: str | None, on_progress: OnProgress) -> None:
+def apply(planned: Plan, address: str | None, on_progress: OnProgress, timeout_s: float | None = None) -> None:
     """Makes a running service what the plan says, and returns once it is so.
 
-    Interrupted, it leaves the change under way: the service's controller makes it.
+    Interrupted, or late, it leaves the change under way: the service's controller makes it.
+
+    Args:
+        timeout_s: How long it waits; None: as long as the service's own limits let the change take.
 
     Raises:
         ValueError: The plan holds a change that is refused, or the service has been changed since it was made.
-        RuntimeError: The change failed and was rolled back; says why. Or the controller does not answer.
+        RuntimeError: The change failed and was rolled back; says why. Or the service has no controller.
+        TimeoutError: The change was not made in time, or the controller does not answer.
         ConnectionError: There is no Ray cluster.
     """
     if planned.refused:
         fields = ", ".join(change.field for change in planned.refused)
         raise ValueError(f"{fields}: cannot be changed while the service runs; nothing was changed")
-    name = planned.wanted.name
+    name, deadline = planned.wanted.name, Deadline(timeout_s or longest_s(planned))
     with joined(address):
         if not planned.changes and not _went_wrong(name):
-            _follow(planned.running, on_progress)  # it may still be on its way there
+            _follow(planned.running, on_progress, deadline)  # it may still be on its way there
             return
         controller = find_controller(name)
         if controller is None:
             raise ValueError(f"service {name} is gone")
         _start_change(controller, planned)
-        _follow(planned.wanted, on_progress)
+        _follow(planned.wanted, on_progress, deadline)
 
 
-def _follow(wanted: Service, on_progress: OnProgress) -> None:
+def longest_s(planned: Plan) -> float:
+    """Returns how long a change takes at most, by the limits of the two services: made, and taken back."""
+    limits = [service.spec.limits for service in (planned.running, planned.wanted)]
+    return TIMEOUT_S + sum(2 * (one.load_timeout_s + one.drain_timeout_s + 2 * GRACE_S) for one in limits)
+
+
+def _follow(wanted: Service, on_progress: OnProgress, deadline: Deadline) -> None:
     """Returns once the service is as wanted; a controller that is restarted meanwhile goes on with it.
 
     Raises:
-        RuntimeError: It was not made; says why. Or the controller does not answer.
+        RuntimeError: It was not made; says why. Or the service has no controller.
+        TimeoutError: It was not made in time, or the controller does not answer.
     """
-    name, version = wanted.name, wanted.version
+    name, version, stage = wanted.name, wanted.version, "starting"
     while True:
         # In this order: if it ends in between, the status says so.
-        accepted: Service = ask_controller(name, "service")
+        accepted = running_service(name)
         status = ask_controller(name, "status")
         change = status["resize"] or {}
         if change.get("version") == version:
@@ -211,11 +231,17 @@ def _follow(wanted: Service, on_progress: OnProgress) -> None:
                 return
             if change["state"] != "running":
                 raise RuntimeError(f"the change was not made ({change['state']}): {change['error']}")
-            on_progress(Progress(change["stage"], change["done"], change["total"]))
+            stage = change["stage"]
+            on_progress(Progress(stage, change["done"], change["total"]))
         elif accepted.version != version:  # a restarted controller knows what holds, and not how it came to that
             raise RuntimeError("the change was not made: it was rolled back, or another one followed (manta status)")
         elif status["spec_version"] == version:
             return
+        if not deadline.left_s:
+            raise deadline.late(
+                f"the change was not made (still {stage})",
+                "it goes on without this command: `manta status` shows how far it is, `manta apply` follows it again",
+            )
         time.sleep(APPLY_POLL_S)
 
 
@@ -227,15 +253,19 @@ def _went_wrong(name: str) -> bool:
 
 def _start_change(controller: Any, planned: Plan) -> None:
     try:
-        ray.get(controller.apply.remote(planned.wanted, planned.running.version), timeout=CONTROL_TIMEOUT_S)
+        call = controller.apply.remote(pack(planned.wanted), planned.running.version)
+        ray.get(call, timeout=TIMEOUT_S)
     except RayTaskError as error:
         raise ValueError(cause_of(error)) from error
     except (RayError, GetTimeoutError) as error:
-        raise RuntimeError(f"the controller of {planned.wanted.name} does not answer: {cause_of(error)}") from error
+        raise RuntimeError(
+            f"the controller of {planned.wanted.name} does not answer: {cause_of(error)}; `manta status` tells whether "
+            "the change was begun; if not, run `manta apply` again"
+        ) from error
 
 
-def _find(name: str | None) -> str:
-    found = services()
+def _find(name: str | None, deadline: Deadline) -> str:
+    found = services(deadline)
     if name is None and len(found) == 1:
         return found[0]
     if name in found:

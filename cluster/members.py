@@ -68,13 +68,16 @@ class Members:
     is a member again, and what arrives of one after it has left is ignored.
 
     Args:
-        known: By an earlier controller: its members are silent until they are heard.
+        known: By an earlier controller: its members are silent until they are heard. Their peers keep them as long as
+            any other member that falls silent: a table without those that are slow to be heard would cut connections
+            that are in use.
         heard_s: When those count as heard for the last time.
     """
 
     def __init__(self, known: Known = NOBODY, heard_s: float = 0.0) -> None:
         self._members: dict[str, _Member] = {}
         self._silent = {member_id: _Member(said, heard_s) for member_id, said in known.said.items()}
+        self._unheard = set(self._silent)
         self._awaited = {key for key, member in self._silent.items() if member.said.role != "router"}
         self._gone = known.gone
         self._hung = {member_id: _Member(said, heard_s) for member_id, said in known.hung.items()}
@@ -92,6 +95,7 @@ class Members:
             return False
         new = member_id not in self._members
         self._silent.pop(member_id, None)
+        self._unheard.discard(member_id)
         self._hung.pop(member_id, None)
         self._awaited.discard(member_id)
         self._members[member_id] = _Member(said, now_s)
@@ -100,6 +104,7 @@ class Members:
     def remove(self, member_id: str) -> Announcement | None:
         """Forgets a member but for what it has counted; returns what it last said."""
         member = next((part.pop(member_id) for part in self._parts if member_id in part), None)
+        self._unheard.discard(member_id)
         self._awaited.discard(member_id)
         self._left[member_id] = None
         _oldest_beyond(self._left)
@@ -109,15 +114,17 @@ class Members:
     def drop_silent(self, now_s: float, timeout_s: float) -> list[Announcement]:
         """Drops the members that have not been heard for `timeout_s`; returns what they last said."""
         silent = [key for key, member in self._members.items() if now_s - member.heard_s > timeout_s]
-        dropped = {key: self._members.pop(key) for key in silent}
-        self._silent.update(dropped)
-        return [member.said for member in dropped.values()]
+        self._silent.update({key: self._members.pop(key) for key in silent})
+        silent += [key for key in self._unheard if now_s - self._silent[key].heard_s > timeout_s]
+        self._unheard.difference_update(silent)
+        return [self._silent[key].said for key in silent]
 
     def take_hung(self, now_s: float, timeout_s: float) -> list[Announcement]:
         """Gives up those that have been silent for twice as long; returns what they last said."""
         hung = {key: member for key, member in self._silent.items() if now_s - member.heard_s > 2 * timeout_s}
         for key in hung:
             del self._silent[key]
+        self._unheard.difference_update(hung)
         self._awaited.difference_update(hung)
         self._hung.update(hung)
         self._keep_counts(_oldest_beyond(self._hung))
@@ -129,8 +136,9 @@ class Members:
             member.heard_s += pause_s
 
     def addresses(self, role: Role) -> tuple[Address, ...]:
-        """Returns where the members of one role listen."""
-        said = (member.said for member in self._members.values())
+        """Returns where the members of one role listen; those too that only an earlier controller has heard so far."""
+        unheard = (self._silent[key] for key in self._unheard)
+        said = (member.said for member in (*self._members.values(), *unheard))
         return tuple(one.address for one in said if one.role == role and one.address is not None)
 
     @property

@@ -6,20 +6,26 @@ import os
 import secrets
 import socket
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import serve
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorDiedError, GetTimeoutError, RayError, RayTaskError
 
+from cluster.backoff import Backoff
 from cluster.causes import cause_of
-from cluster.controller import News, start_controller
+from cluster.controller import controller_of
 from cluster.members import ANNOUNCE_INTERVAL_S, Announcement
+from cluster.messages import NO_TABLE, read_news
 from cluster.names import NAMESPACE, controller_name
+from cluster.plain import FormatError, pack
 from cluster.resolve import Service
 from cluster.secret import data_plane_key
+from cluster.stored import stored_beat
+from cluster.suspicion import Suspicion
 from transport.address import Address
 from transport.credentials import Credentials
 from transport.hosts import interface_for_peers
@@ -31,38 +37,46 @@ logger = logging.getLogger(__name__)
 
 ANNOUNCE_TIMEOUT_S = 5.0
 SNAPSHOTS_TIMEOUT_S = 5.0  # half of what Prometheus waits for a scrape unless told
-# A controller that has not answered so many announcements in a row hangs: it is ended, and Ray starts it again.
-MAX_UNANSWERED = 2
 POLL_TIMEOUT_S = 20.0  # a long poll that long without news is asked again
 RETRY_S = 0.5
-NO_TABLE = (-1, -1)  # the position of none
 UNREACHABLE = (RayError, GetTimeoutError, ValueError)  # ValueError: Ray's, for an actor that has just gone
 
 
 @dataclass(frozen=True)
 class JoinService:
-    """Implements `transport.membership.Join`.
+    """Implements `transport.membership.Join`. Kept by Serve, which may start a part of a later Manta with it.
 
     Args:
+        name: Of the service.
+        loopback: Whether every part is on this host.
+        record: The Service, packed, for a controller that has to be started.
         refuses_open: Whether to refuse a cluster that lets strangers in: nobody has looked before.
     """
 
-    service: Service
+    name: str
+    loopback: bool
+    record: dict[str, Any]
     refuses_open: bool = False
 
     def __call__(self) -> "ControllerMembership":
         if self.refuses_open:
             refuse_open(ray.get_runtime_context().gcs_address)
-        return ControllerMembership(self.service)
+        return ControllerMembership(self)
+
+
+def join_service(service: Service, refuses_open: bool = False) -> JoinService:
+    """Returns what the parts of a service take part with; `refuses_open` as in JoinService."""
+    return JoinService(service.name, service.loopback, pack(service), refuses_open)
 
 
 class ControllerMembership:
     """Implements `transport.membership.Membership` over the named controller actor, which it starts if there is none.
 
-    Its threads are daemons: they keep no process from ending.
+    Its threads are daemons: they keep no process from ending. Nothing that goes wrong ends them before `leave`: without
+    them, this process would go on with an old routing table, or be taken for hung.
     """
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: JoinService) -> None:
         self._service = service
         self._credentials = Credentials(data_plane_key(service.name))
         self._member_id = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
@@ -70,6 +84,7 @@ class ControllerMembership:
         self._announced = threading.Event()
         self._service_stops = False
         self._snapshot: Callable[[], Snapshot] = dict
+        self._last: Snapshot = {}
         self._handle: Any = None
 
     def credentials(self) -> Credentials:
@@ -88,7 +103,7 @@ class ControllerMembership:
         snapshot: Callable[[], Snapshot],
         lives: Callable[[], bool] = lambda: True,
     ) -> None:
-        self._snapshot, args = snapshot, (role, address, snapshot, lives)
+        self._snapshot, args = snapshot, (role, address, lives)
         threading.Thread(target=self._announce, args=args, name="manta-heartbeat", daemon=True).start()
 
     def wait_announced(self, timeout_s: float) -> bool:
@@ -118,64 +133,102 @@ class ControllerMembership:
             logger.warning("no last figures: what was counted since the last announcement is lost", exc_info=True)
             return None
 
+    def _figures(self) -> Snapshot:
+        """Returns the present snapshot, or the one before: who has none for the moment lives all the same."""
+        try:
+            self._last = self._snapshot()
+        except Exception:
+            logger.warning("no figures at the moment; the last ones are told again", exc_info=True)
+        return self._last
+
     def _controller(self) -> Any:
         """Returns the controller, started anew if it is gone for good. Not once the service is being stopped."""
         handle = self._handle  # another thread may take it away in between
         if handle is None:
-            handle = self._handle = start_controller(self._service)
+            handle = self._handle = controller_of(self._service.name, self._service.record)
         return handle
 
-    def _lost_controller(self, error: Exception, so: str) -> None:
+    def _lost_controller(self, error: Exception, backoff: Backoff, so: str) -> None:
+        """Says so, and waits: longer and longer where another controller would have to be started each time."""
         logger.warning("the controller does not answer (%s); %s", cause_of(error), so)
         if not self._service_stops:
             self._handle = None
-        self._left.wait(RETRY_S)
+        self._left.wait(backoff.pause_s(0.0) if isinstance(error, ActorDiedError) else RETRY_S)
+
+    def _failed(self, error: Exception, backoff: Backoff, what: str) -> None:
+        """Goes on after something that nobody foresaw, or that another Manta said, with a pause."""
+        if isinstance(error, FormatError):
+            logger.warning("%s: %s", what, error)
+        else:
+            logger.error("%s", what, exc_info=error)
+        self._left.wait(backoff.pause_s(0.0))
 
     def _watch(self, on_table: Callable[[RoutingTable], None], on_stop: Callable[[], None]) -> None:
-        known = NO_TABLE
+        known, backoff = NO_TABLE, Backoff()
         while not self._left.is_set():
             try:
                 call = self._controller().news.remote(known, POLL_TIMEOUT_S)
-                news: News = ray.get(call, timeout=2 * POLL_TIMEOUT_S)
+                said = ray.get(call, timeout=2 * POLL_TIMEOUT_S)
             except UNREACHABLE as error:
-                self._lost_controller(error, "going on with the last routing table")
+                self._lost_controller(error, backoff, "going on with the last routing table")
                 continue
-            if news.stopping:
-                self._service_stops = True
-                on_stop()
-                return
-            if news.table is not None and not self._left.is_set():
-                known = news.table.position
-                on_table(news.table)
+            except Exception as error:
+                self._failed(error, backoff, "no news; going on with the last routing table")
+                continue
+            try:
+                news = read_news(said)
+                if news.stopping:
+                    self._service_stops = True
+                    on_stop()
+                    return
+                if news.table is not None and not self._left.is_set():
+                    known = news.table.position
+                    on_table(news.table)
+                backoff = Backoff()
+            except Exception as error:
+                self._failed(error, backoff, "a routing table was not taken over; going on with the one before")
 
-    def _announce(
-        self, role: Role, address: Address | None, snapshot: Callable[[], Snapshot], lives: Callable[[], bool]
-    ) -> None:
+    def _announce(self, role: Role, address: Address | None, lives: Callable[[], bool]) -> None:
+        backoff = Backoff()
+        suspicion = Suspicion(lambda: stored_beat(self._service.name))
+        while not self._left.is_set():
+            try:
+                if not lives():
+                    logger.warning("the data plane of this process hangs; it is not announced")
+                    self._left.wait(RETRY_S)
+                    continue
+                if self._announce_once(role, address, backoff, suspicion):
+                    backoff = Backoff()
+            except Exception as error:
+                self._failed(error, backoff, "not announced; announcing again")
+
+    def _announce_once(self, role: Role, address: Address | None, backoff: Backoff, suspicion: Suspicion) -> bool:
+        """Returns whether the controller has answered; if not, a pause was made."""
         context, app = ray.get_runtime_context(), serve.get_replica_context().app_name
         host, actor = context.get_node_id(), context.get_actor_name() or ""
-        unanswered = 0
-        while not self._left.is_set():
-            if not lives():
-                logger.warning("the data plane of this process hangs; it is not announced")
-                self._left.wait(RETRY_S)
-                continue
-            said = Announcement(role, address, os.getpid(), host, app, actor, snapshot())
-            if self._left.is_set():  # meanwhile
-                return
-            controller = None
-            try:
-                controller = self._controller()
-                ray.get(controller.announce.remote(self._member_id, said), timeout=ANNOUNCE_TIMEOUT_S)
-            except UNREACHABLE as error:
-                # One that has not answered yet may just be starting.
-                unanswered = unanswered + 1 if isinstance(error, GetTimeoutError) and self._announced.is_set() else 0
-                if unanswered == MAX_UNANSWERED:
+        said = pack(Announcement(role, address, os.getpid(), host, app, actor, self._figures()))
+        if self._left.is_set():  # meanwhile
+            return False
+        controller = None
+        try:
+            controller = self._controller()
+            ray.get(controller.announce.remote(self._member_id, said), timeout=ANNOUNCE_TIMEOUT_S)
+        except UNREACHABLE as error:
+            if isinstance(error, RayTaskError) and isinstance(error.cause, FormatError):
+                self._failed(error.cause, backoff, "the controller does not understand this process")
+                return False
+            # One that has not answered yet may just be starting.
+            if isinstance(error, GetTimeoutError) and self._announced.is_set():
+                if suspicion.unanswered(time.monotonic()):
                     self._end_hung(controller)
-                self._lost_controller(error, "announcing again")
             else:
-                unanswered = 0
-                self._announced.set()
-                self._left.wait(ANNOUNCE_INTERVAL_S)
+                suspicion.clear()
+            self._lost_controller(error, backoff, "announcing again")
+            return False
+        suspicion.clear()
+        self._announced.set()
+        self._left.wait(ANNOUNCE_INTERVAL_S)
+        return True
 
     def _end_hung(self, controller: Any) -> None:
         """Ends a controller that hangs, for Ray to start it again. Others may do the same at the same time."""

@@ -24,6 +24,7 @@ from ray.util.placement_group import (
 
 from cluster.layout import Bundle, Layout, bundle_of
 from cluster.names import first_group_name, group_name, groups_prefix
+from cluster.placements import Placements
 from cluster.resolve import Service
 from cluster.spec import ShardPlan
 
@@ -72,7 +73,7 @@ async def reserve_further(
     name, bundle = group_name(service.name, layout.version, shard.index, replica), bundle_of(service, shard)
     async with in_turn:
         group = _existing(name)
-        if group is not None and not _is_placed(group, 0):
+        if group is not None and not await PLACEMENTS.is_placed(group, 0):
             remove_placement_group(group)  # its host is gone, or was never found: other hosts may do now
             group = None
         if group is None:
@@ -149,7 +150,7 @@ async def _wait_placed(service: Service, group: PlacementGroup, index: int, bund
     """
     limit_s = service.spec.limits.load_timeout_s
     deadline_s, pause_s = time.monotonic() + limit_s, FIRST_PAUSE_S
-    while not _is_placed(group, index):
+    while not await PLACEMENTS.is_placed(group, index):
         if time.monotonic() > deadline_s:
             raise RuntimeError(
                 f"{len(bundles)} expert actor{'s' * (len(bundles) > 1)} with {_words(bundles[index])} each "
@@ -167,21 +168,25 @@ def num_reserved(service: str, layout: str, host: str) -> int:
     return sum(found == host for _, found in _hosts(service, layout))
 
 
-def is_placed(reservation: Reservation) -> bool:
+async def is_placed(reservation: Reservation) -> bool:
     """Whether a reservation has (still) a host that lives."""
-    return _is_placed(reservation.group, reservation.bundle)
+    return await PLACEMENTS.is_placed(reservation.group, reservation.bundle)
 
 
 async def _ready(group: PlacementGroup) -> None:
     await group.ready()  # pyright: ignore[reportGeneralTypeIssues] - from Ray's control plane; no worker starts for it
 
 
-def _is_placed(group: PlacementGroup, index: int) -> bool:
-    """Whether a bundle has a host that lives."""
+def _placed_bundles(group: PlacementGroup) -> frozenset[int]:
+    """Returns which bundles have a host that lives."""
     found: dict[str, Any] = placement_group_table(group)
-    hosts = {str(bundle): host for bundle, host in found.get("bundles_to_node_id", {}).items()}
-    host = hosts.get(str(index), "")
-    return found.get("state") in ("CREATED", "RESCHEDULING") and host in _living_hosts()
+    if found.get("state") not in ("CREATED", "RESCHEDULING"):
+        return frozenset()
+    living = _living_hosts()
+    return frozenset(int(bundle) for bundle, host in found.get("bundles_to_node_id", {}).items() if host in living)
+
+
+PLACEMENTS = Placements(_placed_bundles)
 
 
 def _living_hosts() -> dict[str, dict[str, str]]:

@@ -16,9 +16,9 @@ from manta.progress import StartDisplay
 COLOURS = {"live": "green", "rolling": "yellow", "refused": "red"}
 
 
-def show_plan(file: str, as_json: bool, address: str | None) -> None:
+def show_plan(file: str, as_json: bool, address: str | None, timeout_s: float) -> None:
     """Prints how the file differs from what runs."""
-    found = plan(load_spec(file), address)
+    found = plan(load_spec(file), address, timeout_s)
     if as_json:
         changes = [asdict(change) for change in found.changes]
         typer.echo(json.dumps({"service": found.wanted.name, "changes": changes}, indent=2))
@@ -26,7 +26,7 @@ def show_plan(file: str, as_json: bool, address: str | None) -> None:
         print_plan(found, Console())
 
 
-def apply_file(file: str, yes: bool, address: str | None) -> None:
+def apply_file(file: str, yes: bool, address: str | None, timeout_s: float | None) -> None:
     """Shows the changes, asks unless told not to, and makes them.
 
     Raises:
@@ -41,7 +41,7 @@ def apply_file(file: str, yes: bool, address: str | None) -> None:
             raise ValueError("apply asks before it changes anything, and there is nobody to ask: give --yes")
         typer.confirm("Make these changes?", abort=True)
     with StartDisplay(console) as display:
-        apply(found, address, display.update)
+        apply(found, address, display.update, timeout_s)
     console.print(f"Done in {display.elapsed_s:.1f} s: {found.wanted.name} is what {file} says.", highlight=False)
 
 

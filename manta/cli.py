@@ -33,6 +33,7 @@ Address = Annotated[
 Name = Annotated[
     str | None, typer.Argument(help="The service's name. Without it: the one that runs.", show_default=False)
 ]
+Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the service, at most.")]
 DtypeOption = Annotated[
     Dtype | None, typer.Option(help="What to compute in. auto: the checkpoint's own; float32 for float16.")
 ]
@@ -81,12 +82,13 @@ def plan(
     file: ServiceFile,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     address: Address = None,
+    timeout: Timeout = 60.0,
 ) -> None:
     """Show what `manta apply` would change, and how: live, rolling, or refused."""
     with plain_errors():
         from manta.change import show_plan
 
-        show_plan(file, as_json, address)
+        show_plan(file, as_json, address, timeout)
 
 
 @app.command()
@@ -94,12 +96,22 @@ def apply(
     file: ServiceFile,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
     address: Address = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            min=0.1,
+            help="Seconds to wait for the change, at most; without it: as long as the file's limits let it take. The "
+            "change goes on after that.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Make a running service what its file says, without failing a request; rolled back if it cannot be done."""
     with plain_errors():
         from manta.change import apply_file
 
-        apply_file(file, yes, address)
+        apply_file(file, yes, address, timeout)
 
 
 @app.command()
@@ -107,13 +119,14 @@ def status(
     name: Name = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
     address: Address = None,
+    timeout: Timeout = 60.0,
 ) -> None:
     """Show what runs: each part, its replicas and their health."""
     with plain_errors():
         from cluster.lifecycle import status as read_status
         from manta.status_view import print_status
 
-        found = read_status(name, address)
+        found = read_status(name, address, timeout)
         if as_json:
             typer.echo(json.dumps(found, indent=2))
         else:
@@ -121,12 +134,12 @@ def status(
 
 
 @app.command()
-def down(name: Name = None, address: Address = None) -> None:
+def down(name: Name = None, address: Address = None, timeout: Timeout = 60.0) -> None:
     """Stop one service, and nothing else that runs on the cluster."""
     with plain_errors():
         from cluster.lifecycle import down as stop
 
-        stop(name, address)
+        stop(name, address, timeout)
         typer.echo(f"Stopped {name}." if name else "Stopped.")
 
 

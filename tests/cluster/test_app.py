@@ -59,7 +59,7 @@ def test_a_model_and_fields_as_text(model: Path) -> None:
     found = deployments(build(args))
     assert bounds(found["RouterReplica"]) == (2, 2)
     assert {one.name for one in found.values()} == {"Gateway", "RouterReplica", "AttentionNode"}
-    assert found["Gateway"].init_args[1].service.name == "other"
+    assert found["Gateway"].init_args[1].name == "other"
 
 
 def test_a_file_and_fields(model: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_a_file_and_fields(model: Path, tmp_path: Path) -> None:
     file.write_text(f"name: from-file\nmodel: {{path: {model}}}\n")
     found = deployments(build({"file": str(file), "api.replicas": 3}))
     assert found["Gateway"].num_replicas == 3
-    assert found["Gateway"].init_args[1].service.name == "from-file"
+    assert found["Gateway"].init_args[1].name == "from-file"
 
 
 def test_sections(model: Path) -> None:

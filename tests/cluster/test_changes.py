@@ -124,8 +124,8 @@ def test_a_plan_is_the_same_on_every_host(model: Path, monkeypatch: pytest.Monke
     """What was decided at the start stays decided: a plan made elsewhere replaces no part that it does not concern."""
     running = replace(service(model), room=Room((8.0, 8.0), own=False, replicas=1), loopback=True)
     monkeypatch.setattr(lifecycle, "joined", lambda address: nullcontext())
-    monkeypatch.setattr(lifecycle, "services", lambda: ["one"])
-    monkeypatch.setattr(lifecycle, "ask_controller", lambda name, what: running)
+    monkeypatch.setattr(lifecycle, "services", lambda deadline: ["one"])
+    monkeypatch.setattr(lifecycle, "running_service", lambda name, deadline: running)
     data = running.spec.model_dump() | {"router": {"replicas": 2}}
     planned = lifecycle.plan(spec_from_dict(data), None)
     assert (planned.wanted.room, planned.wanted.loopback) == (running.room, True)

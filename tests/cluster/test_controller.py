@@ -1,7 +1,6 @@
 """The controller without Ray: how it begins, what it stores, and how it ends."""
 
 import asyncio
-import inspect
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -9,19 +8,21 @@ from typing import Any
 import pytest
 import ray
 
+from cluster import control as control_module
 from cluster import fleet as fleet_module
 from cluster import ledger as ledger_module
 from cluster import member_watch as watch_module
-from cluster.controller import Controller
+from cluster.beginning import begin
+from cluster.control import Control
 from cluster.fleet import ExpertFleet
 from cluster.members import Announcement, Known
+from cluster.messages import NO_TABLE, read_news
+from cluster.plain import pack, unpack
 from cluster.resolve import Service
 from cluster.stored import store_known, store_service
 from transport.address import Address
 
-Actor: Any = Controller.__ray_metadata__.modified_class  # pyright: ignore[reportAttributeAccessIssue]
 NODE = Address("host", "node.sock", "", 0)
-UNKNOWN = (-1, -1)  # position of a table
 SAID = Announcement("node", NODE, 7, "ray-node", "app", "replica", {})
 
 
@@ -30,13 +31,9 @@ def no_ray(ray_store: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> No
     """But for its store, nothing of Ray is there."""
     restarted_by_ray(monkeypatch, False)
     monkeypatch.setattr(fleet_module, "_running_replicas", lambda service, layout: set())
+    monkeypatch.setattr(fleet_module, "expert_actors", lambda service: [])
     monkeypatch.setattr(ExpertFleet, "sweep", lambda fleet: None)
-    set_global(monkeypatch, "SETTLE_S", 0.5)
-
-
-def set_global(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
-    """Sets what the controller's methods see: the module's own globals, unless Ray has loaded the class meanwhile."""
-    monkeypatch.setitem(inspect.unwrap(Actor.stop).__globals__, name, value)
+    monkeypatch.setattr(control_module, "SETTLE_S", 0.5)
 
 
 def restarted_by_ray(monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
@@ -48,7 +45,7 @@ def scenario(work: Callable[[Any], Any], service: Service, fresh: bool = False) 
     """Runs `work` with a controller, whose tasks end with it."""
 
     async def run() -> None:
-        await work(Actor(service, fresh))
+        await work(begin(service.name, pack(service), fresh))
 
     asyncio.run(run())
 
@@ -61,11 +58,11 @@ def test_one_that_a_member_starts_waits_for_the_others(make: Callable[..., Servi
 
     async def work(actor: Any) -> None:
         if fresh:  # what is stored is of an earlier service of this name
-            assert (await actor.news(UNKNOWN, 0.2)).table.nodes == ()
+            assert read_news(await actor.news(NO_TABLE, 0.2)).table.nodes == ()
             return
-        assert (await actor.news(UNKNOWN, 0.2)).table is None
-        await actor.announce("node", SAID)
-        assert (await actor.news(UNKNOWN, 30.0)).table.nodes == (NODE,)
+        assert read_news(await actor.news(NO_TABLE, 0.2)).table is None
+        await actor.announce("node", pack(SAID))
+        assert read_news(await actor.news(NO_TABLE, 30.0)).table.nodes == (NODE,)
 
     scenario(work, service, fresh)
 
@@ -79,8 +76,8 @@ def test_one_that_ray_restarts_goes_on_with_what_was_accepted(
     restarted_by_ray(monkeypatch, True)
 
     async def work(actor: Any) -> None:
-        assert (await actor.service()).version == later.version
-        assert (await actor.news(UNKNOWN, 0.2)).table is None
+        assert unpack(Service, await actor.service(), "it").version == later.version
+        assert read_news(await actor.news(NO_TABLE, 0.2)).table is None
 
     scenario(work, first, fresh=True)
 
@@ -92,7 +89,7 @@ def test_who_takes_part_is_stored_only_when_it_has_changed(
     monkeypatch.setattr(ledger_module, "store_known", lambda name, known: puts.append(known))
 
     async def work(actor: Any) -> None:
-        await actor.announce("node", SAID)
+        await actor.announce("node", pack(SAID))
         for tokens, num_puts in ((1, 2), (1, 2), (2, 3)):
             await actor.snapshots("node", {"preemptions_total": tokens})
             assert len(puts) == num_puts
@@ -108,7 +105,7 @@ def test_a_member_that_only_an_earlier_one_has_heard_is_ended(
     monkeypatch.setattr(watch_module, "_silence_s", lambda limits: 0.1)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: name)
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.set())
-    set_global(monkeypatch, "TICK_S", 0.01)
+    monkeypatch.setattr(control_module, "TICK_S", 0.01)
     service = make()
     store_service(service, "good")
     store_known(service.name, Known(said={"node": SAID}))
@@ -123,9 +120,9 @@ def test_one_that_is_being_stopped_writes_nothing(
     make: Callable[..., Service], ray_store: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever stops it may give up waiting, and forget the service meanwhile."""
-    set_global(monkeypatch, "TICK_S", 0.01)
+    monkeypatch.setattr(control_module, "TICK_S", 0.01)
     for name in ("release_all", "forget_data_plane_key"):
-        set_global(monkeypatch, name, lambda service: None)
+        monkeypatch.setattr(control_module, name, lambda service: None)
     blocked = asyncio.Event()
 
     async def wait_long(fleet: ExpertFleet) -> None:
@@ -134,7 +131,7 @@ def test_one_that_is_being_stopped_writes_nothing(
     monkeypatch.setattr(ExpertFleet, "stop", wait_long)
 
     async def work(actor: Any) -> None:
-        await actor.announce("node", SAID)
+        await actor.announce("node", pack(SAID))
         stopping = asyncio.create_task(actor.stop())
         await asyncio.sleep(0.05)
         ray_store.clear()
@@ -159,12 +156,12 @@ def test_one_that_is_stopped_waits_anew_for_the_members_to_be_gone(
     async def nothing(fleet: ExpertFleet) -> None:
         pass
 
-    set_global(monkeypatch, "TICK_S", 0.01)
+    monkeypatch.setattr(control_module, "TICK_S", 0.01)
     monkeypatch.setattr(watch_module, "wanted_by_serve", lambda name: True)
     for name in ("release_all", "forget_data_plane_key"):
-        set_global(monkeypatch, name, lambda service: None)
+        monkeypatch.setattr(control_module, name, lambda service: None)
     monkeypatch.setattr(ExpertFleet, "stop", nothing)
-    monkeypatch.setattr(Actor, "_end", end)
+    monkeypatch.setattr(Control, "_end", end)
 
     async def work(actor: Any) -> None:
         while actor._watch._alone_s < 2 * watch_module.STOPPED_S:

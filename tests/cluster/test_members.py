@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster.members import MAX_REMEMBERED, Announcement, Members
+from cluster.members import MAX_REMEMBERED, Announcement, Known, Members
 from serving.exposition import merge_and_render
 from serving.metrics import GatewayMetrics, SequenceTimer
 from transport.address import Address
@@ -50,6 +50,22 @@ def test_who_stays_silent_hangs_and_who_is_heard_again_is_a_member_again() -> No
     assert members.take_hung(2 * TIMEOUT_S + 0.1, TIMEOUT_S) == [said()]
     assert members.take_hung(9 * TIMEOUT_S, TIMEOUT_S) == []
     assert members.addresses("node") == (NODE,)
+
+
+def test_those_that_an_earlier_controller_knew_keep_their_peers_until_they_are_silent_for_too_long() -> None:
+    """A table that came before a slow member was heard again would cut connections that are in use."""
+    known = Known({"slow": said(), "gone": said("router"), "leaves": said("router")})
+    members = Members(known, heard_s=4.0)
+    assert members.addresses("node") == (NODE,)
+    assert members.addresses("router") == (NODE, NODE)
+    members.remove("leaves")
+    assert members.addresses("router") == (NODE,)
+    assert members.drop_silent(4.0 + TIMEOUT_S, TIMEOUT_S) == []
+    assert members.heard("slow", said(), 6.9)
+    assert members.drop_silent(4.1 + TIMEOUT_S, TIMEOUT_S) == [said("router")]
+    assert members.drop_silent(4.2 + TIMEOUT_S, TIMEOUT_S) == [], "told once"
+    assert (members.addresses("node"), members.addresses("router")) == ((NODE,), ())
+    assert members.take_hung(4.1 + 2 * TIMEOUT_S, TIMEOUT_S) == [said("router")]
 
 
 def test_silence_while_nobody_listened_is_forgiven() -> None:

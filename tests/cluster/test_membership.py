@@ -11,7 +11,7 @@ import ray
 from ray import serve
 
 from cluster import membership as membership_module
-from cluster.membership import ControllerMembership
+from cluster.membership import join_service
 from cluster.resolve import Service
 
 
@@ -30,7 +30,7 @@ class FakeController:
 def controller(monkeypatch: pytest.MonkeyPatch) -> FakeController:
     fake = FakeController()
     context = SimpleNamespace(get_node_id=lambda: "host", get_actor_name=lambda: "actor")
-    monkeypatch.setattr(membership_module, "start_controller", lambda service: fake)
+    monkeypatch.setattr(membership_module, "controller_of", lambda name, record: fake)
     monkeypatch.setattr(membership_module, "data_plane_key", lambda name: b"k" * 32)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: fake)
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
@@ -46,7 +46,7 @@ def _heartbeat() -> threading.Thread | None:
 def test_who_leaves_while_it_is_asked_whether_it_lives_announces_itself_no_more(
     make: Callable[..., Service], controller: FakeController
 ) -> None:
-    membership, asked, left = ControllerMembership(make()), threading.Event(), threading.Event()
+    membership, asked, left = join_service(make())(), threading.Event(), threading.Event()
 
     def lives() -> bool:
         asked.set()
@@ -68,10 +68,10 @@ def test_a_controller_that_does_not_start_holds_up_no_event_loop(
 ) -> None:
     released = threading.Event()
     monkeypatch.setattr(membership_module, "SNAPSHOTS_TIMEOUT_S", 0.2)
-    monkeypatch.setattr(membership_module, "start_controller", lambda service: released.wait(30.0))
+    monkeypatch.setattr(membership_module, "controller_of", lambda name, record: released.wait(30.0))
 
     async def scenario() -> None:
-        asking = asyncio.create_task(ControllerMembership(make()).snapshots())
+        asking = asyncio.create_task(join_service(make())().snapshots())
         await asyncio.sleep(0.05)
         assert not asking.done(), "others have their turn meanwhile"
         with pytest.raises(TimeoutError):

@@ -28,7 +28,7 @@ class Cluster:
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(teardown, "EXIT_TIMEOUT_S", 0.1)
         monkeypatch.setattr(teardown, "find_controller", lambda name: self.controller)
-        monkeypatch.setattr(teardown, "ask_controller", lambda name, question: [])
+        monkeypatch.setattr(teardown, "ask_controller", lambda name, question, deadline: [])
         monkeypatch.setattr(teardown, "_actor_names", lambda: ["svc/controller"] if self.there else [])
         monkeypatch.setattr(teardown, "release_all", lambda name: self.groups.clear())
         monkeypatch.setattr(teardown.ray, "kill", self.kill)

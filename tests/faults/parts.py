@@ -11,7 +11,7 @@ import ray
 from cluster.layout import layout_of
 from cluster.names import SERVE_NAMESPACE
 from cluster.resolve import Service
-from cluster.teardown import ask_controller
+from cluster.teardown import running_service
 from tests.faults.inside import own_pid
 from tests.integration.ray_service import RayService, alive, named_actors, placement_groups, wait_until
 
@@ -24,7 +24,7 @@ DEPLOYMENTS = {"routers": "RouterReplica", "attention_nodes": "AttentionNode", "
 
 def wanted(service: RayService) -> Service:
     """What the service's controller is to make."""
-    return ask_controller(service.name, "service")
+    return running_service(service.name)
 
 
 def whole(service: RayService) -> bool:

@@ -12,7 +12,7 @@ from ray import serve
 from cluster.app import build
 from cluster.lifecycle import down
 from cluster.lifecycle import serve as start_service
-from cluster.membership import JoinService
+from cluster.membership import join_service
 from cluster.names import NAMESPACE, controller_name
 from cluster.resolve import resolve
 from cluster.room import Room
@@ -167,7 +167,7 @@ def test_experts_leave_by_themselves(ray_port: int, checkpoint: tuple[Path, Orac
 
 def test_leaving_a_service_that_is_gone_does_nothing(ray_port: int, checkpoint: tuple[Path, Oracle]) -> None:
     service = resolve(spec_of(checkpoint[0], ray_port, "gone"), Room((2.0,), own=True))
-    membership = JoinService(service)()
+    membership = join_service(service)()
     membership.leave()
     membership.leave()
     assert nothing_of("gone"), "it started a controller only to tell it that it leaves"

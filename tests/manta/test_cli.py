@@ -21,10 +21,10 @@ from manta.cli import app
 
 SURFACE = {
     "serve": {"MODEL_OR_YAML", "--port", "--host", "--model-name", "--dtype", "--address"},
-    "plan": {"FILE", "--json", "--address"},
-    "apply": {"FILE", "--yes", "-y", "--address"},
-    "status": {"name", "--json", "--address"},
-    "down": {"name", "--address"},
+    "plan": {"FILE", "--json", "--address", "--timeout"},
+    "apply": {"FILE", "--yes", "-y", "--address", "--timeout"},
+    "status": {"name", "--json", "--address", "--timeout"},
+    "down": {"name", "--address", "--timeout"},
     "generate": {
         "model",
         "prompt",
@@ -90,26 +90,28 @@ class FakeLifecycle:
         self._note("serve", spec, address)
         return self.service
 
-    def status(self, name: str | None, address: str | None) -> dict[str, Any]:
+    def status(self, name: str | None, address: str | None, timeout_s: float) -> dict[str, Any]:
         self._note("status", name, address)
         parts = {key: [] for key in ("experts", "routers", "attention_nodes", "gateways", "events")}
         heading = {"name": "demo", "state": "running", "model": "demo", "spec_version": "v1", "resize": None}
         return {**heading, "controller": {"pid": 1, "host": "abcdef"}, **parts}
 
-    def plan(self, spec: ServiceSpec, address: str | None) -> Any:
+    def plan(self, spec: ServiceSpec, address: str | None, timeout_s: float = 60.0) -> Any:
         self._note("plan", spec.name, address)
         change = Change("router.replicas", 1, 2, "refused" if self.refused else "live", "what happens")
         found = types.SimpleNamespace(wanted=spec, changes=(change,) if self.changed else ())
         found.refused = found.changes if self.refused else ()
         return found
 
-    def apply(self, planned: Any, address: str | None, on_progress: Callable[[Any], None]) -> None:
+    def apply(
+        self, planned: Any, address: str | None, on_progress: Callable[[Any], None], timeout_s: float | None
+    ) -> None:
         self._note("apply", planned.wanted.name, address)
         if planned.refused:
             raise ValueError("router.replicas: cannot be changed while the service runs")
         on_progress(FakeProgress("starting", 1, 2))
 
-    def down(self, name: str | None, address: str | None) -> None:
+    def down(self, name: str | None, address: str | None, timeout_s: float) -> None:
         self._note("down", name, address)
 
 

@@ -1,0 +1,97 @@
+"""What is kept or said across versions of Manta: plain data with its format's number; never pickled.
+
+A package may be replaced while a service runs: its controller is then started anew by the new code, over what the old
+one has stored, and among parts that still run the old one. Whoever reads something of a format that it does not know
+says so, and touches nothing.
+"""
+
+import functools
+from collections.abc import Mapping
+from importlib import metadata
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+# Raised when something is written that a Manta of before would misunderstand. A new field whose default means what was
+# done before needs no other number.
+FORMAT = 1
+OLDEST_FORMAT = 1  # that this Manta can read
+
+
+def _version() -> str:
+    try:
+        return metadata.version("manta-moe")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+MANTA = _version()
+
+
+class FormatError(ValueError):
+    """Something stored or said by another Manta that this one cannot read; says by which, and what to do."""
+
+
+def pack(value: object) -> dict[str, Any]:
+    """Returns a dataclass as JSON types, with the format's number and the Manta that wrote it."""
+    return {"format": FORMAT, "manta": MANTA, "data": _adapter(type(value)).dump_python(value, mode="json")}
+
+
+def unpack(kind: type[T], record: object, what: str, exact: bool = False) -> T:
+    """Returns what was packed. Fields that are missing have their defaults.
+
+    Args:
+        what: What it is, for errors.
+        exact: Whether a field that is not known here makes it unreadable: it may say what must not be ignored.
+
+    Raises:
+        FormatError: It is of another format, or no such thing.
+    """
+    data, manta = _data_of(record, what)
+    try:
+        value = _adapter(kind).validate_python(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(map(str, first["loc"]))
+        raise FormatError(f"{what}, written by Manta {manta}: {field}: {first['msg']}{_remedy(manta)}") from None
+    except ValueError as error:  # a rule of a file's section
+        raise FormatError(f"{what}, written by Manta {manta}: {error}{_remedy(manta)}") from None
+    if exact and (unknown := _unknown(data, _adapter(kind).dump_python(value, mode="json"))):
+        raise FormatError(f"{what}, written by Manta {manta}: {unknown} is not known to Manta {MANTA}{_remedy(manta)}")
+    return value
+
+
+def _data_of(record: object, what: str) -> tuple[object, str]:
+    if not isinstance(record, Mapping) or not isinstance(record.get("format"), int):  # pyright: ignore[reportUnknownMemberType]
+        raise FormatError(f"{what} was written by a Manta of before versioned formats{_remedy('')}")
+    manta, number = str(record.get("manta", "unknown")), int(record["format"])
+    if not OLDEST_FORMAT <= number <= FORMAT:
+        known = f"format {FORMAT}" if OLDEST_FORMAT == FORMAT else f"formats {OLDEST_FORMAT} to {FORMAT}"
+        raise FormatError(f"{what} has format {number}, of Manta {manta}; Manta {MANTA} reads {known}{_remedy(manta)}")
+    return record.get("data"), manta
+
+
+def _remedy(manta: str) -> str:
+    return (
+        f". Nothing was changed: what runs goes on. Install Manta {manta or 'as it was'} again on every host and end "
+        "the controller's process (Ray starts it again), or stop the service with `manta down`, then `manta serve`"
+    )
+
+
+def _unknown(given: object, known: object) -> str:
+    """Returns the path of a field that is given and not known; empty: there is none."""
+    if not isinstance(given, Mapping):
+        return ""
+    for name, value in given.items():  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(known, Mapping) or name not in known:
+            return str(name)  # pyright: ignore[reportUnknownArgumentType]
+        if inner := _unknown(value, known[name]):
+            return f"{name}.{inner}"
+    return ""
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
