@@ -222,8 +222,12 @@ class RequestLimitsSpec(Section):
     """`stop_token_ids`: how many."""
     max_logit_bias: CountOrZero = DEFAULTS.max_logit_bias
     """`logit_bias`: for how many tokens."""
+    max_allowed_token_ids: CountOrZero = DEFAULTS.max_allowed_token_ids
+    """`allowed_token_ids`: how many."""
+    max_bad_words: CountOrZero = DEFAULTS.max_bad_words
+    """`bad_words`: how many."""
     max_logprobs: CountOrZero = DEFAULTS.max_logprobs
-    """`logprobs` and `top_logprobs`: how many alternatives of each token."""
+    """`logprobs`, `top_logprobs`, `prompt_logprobs`, `logprob_token_ids`: how many alternatives of each token."""
     max_scored_tokens: Count = DEFAULTS.max_scored_tokens
     """Tokens answered at once with log-probabilities: of prompts (`echo`), and of outputs that are not streamed."""
     max_output_tokens: Count = DEFAULTS.max_output_tokens

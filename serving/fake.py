@@ -88,7 +88,7 @@ class FakeGenerator:
         output.token_ids.append(token_id)
         output.missing_experts.extend(self.missing_experts.get(num_tokens, ()))
         if sampling.HasField("logprobs"):
-            output.logprobs.append(fake_logprob(token_id, sampling.logprobs))
+            output.logprobs.append(fake_logprob(token_id, sampling.logprobs, sampling.logprob_token_ids))
         ends = token_id in sampling.stop_token_ids or (token_id in self.eos_token_ids and not sampling.ignore_eos)
         if ends and num_tokens > sampling.min_tokens:
             output.finish_reason = STOP
@@ -102,7 +102,7 @@ class FakeGenerator:
 def _first_output(submit: Submit) -> SequenceOutput:
     output = SequenceOutput(queue_s=0.001)
     if submit.sampling.prompt_logprobs:
-        output.prompt_logprobs.extend(_prompt_logprobs(submit.prompt_ids[1:], submit.sampling.logprobs))
+        output.prompt_logprobs.extend(_prompt_logprobs(submit.prompt_ids[1:], submit.sampling.prompt_alternatives))
     return output
 
 
@@ -110,12 +110,13 @@ def _prompt_logprobs(token_ids: Iterable[int], num_alternatives: int) -> Iterabl
     return (fake_logprob(token_id, num_alternatives) for token_id in token_ids)
 
 
-def fake_logprob(token_id: int, num_alternatives: int) -> TokenLogprob:
+def fake_logprob(token_id: int, num_alternatives: int, listed: Sequence[int] = ()) -> TokenLogprob:
     """A log-probability that depends on nothing but the arguments; the chosen token is always the best."""
+    alternative_ids = listed or range(token_id, token_id + num_alternatives)
     return TokenLogprob(
         token_id=token_id,
         logprob=-0.5,
         rank=1,
-        alternative_ids=range(token_id, token_id + num_alternatives),
-        alternative_logprobs=[-0.5 - 0.25 * i for i in range(num_alternatives)],
+        alternative_ids=alternative_ids,
+        alternative_logprobs=[-0.5 - 0.25 * i for i in range(len(alternative_ids))],
     )

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from protos.generation_pb2 import Sampling, Submit
+from serving.bad_words import encode_bad_words
 from serving.bodies import BodyT, read_body
 from serving.choice import TextRules
 from serving.costs import most_output_tokens
@@ -16,15 +17,26 @@ from serving.errors import invalid, unknown_model
 from serving.generator import Generator
 from serving.metrics import GatewayMetrics
 from serving.prompts import Prompt, encode_chat, encode_prompts, split_prompts, with_texts
-from serving.rendering import CHAT, COMPLETION, Answer, RenderLogprobs, Shape, chat_logprobs, legacy_logprobs
+from serving.rendering import (
+    CHAT,
+    COMPLETION,
+    Answer,
+    RenderLogprobs,
+    Shape,
+    chat_logprobs,
+    legacy_logprobs,
+    prompt_logprobs,
+)
 from serving.responses import Delivery, GenerationResponse
 from serving.run import Job, Run
 from serving.sampling import DEFAULT_COMPLETION_TOKENS, Submits, build_sampling, resolve_max_tokens
 from serving.schemas import Body, ChatBody, CompletionBody, GenerationBody
+from serving.scores import Scores, chat_scores, completion_scores
 from serving.settings import GatewaySettings
 from serving.stopping import StopTable
 from serving.tokenizer import TextCodec
-from serving.unsupported import check_best_of, check_limit, check_stops, check_task, check_unsupported
+from serving.truncation import truncation_of
+from serving.unsupported import check_best_of, check_limit, check_lists, check_stops, check_task, check_unsupported
 
 
 @dataclass(frozen=True)
@@ -42,18 +54,18 @@ class Gateway:
         body = await self.read(request, CompletionBody)
         self._check(body)
         settings = self.settings
-        check_limit("logprobs", body.logprobs or 0, settings.limits.max_logprobs)
+        scores = completion_scores(body, settings.limits)
         raw_prompts = split_prompts(body.prompt, settings.limits)
         self._check_counts(len(raw_prompts), body.n)
-        prompts = await encode_prompts(raw_prompts, self.codec, settings, body.add_special_tokens is not False)
+        truncation = truncation_of(body, settings.max_context)
+        special = body.add_special_tokens is not False
+        prompts = await encode_prompts(raw_prompts, self.codec, settings, special, truncation)
         echo = bool(body.echo)
         if echo:
             prompts = await with_texts(prompts, self.codec, body.skip_special_tokens is not False)
-        elif body.max_tokens == 0:
-            raise invalid("max_tokens: 0 is allowed with echo only; ask for at least 1.", "max_tokens")
-        submits = self._submits(body, prompts, DEFAULT_COMPLETION_TOKENS, body.logprobs, scores_prompt=echo)
-        job = self._job(body, prompts, submits, body.logprobs, arrival_s)
-        logprobs = None if body.logprobs is None else await legacy_logprobs(job, self.codec, echo)
+        submits = await self._submits(body, prompts, DEFAULT_COMPLETION_TOKENS, scores, echo)
+        job = self._job(body, prompts, submits, scores, arrival_s)
+        logprobs = None if scores.outputs is None else await legacy_logprobs(job, self.codec, echo, scores.as_ids)
         return self._respond(body, self._answer(COMPLETION, body, job, logprobs, echo))
 
     async def chat(self, request: Request) -> Response:
@@ -61,15 +73,13 @@ class Gateway:
         arrival_s = time.monotonic()
         body = await self.read(request, ChatBody)
         self._check(body)
-        num_top = body.top_logprobs or 0
-        check_limit("top_logprobs", num_top, self.settings.limits.max_logprobs)
+        scores = chat_scores(body, self.settings.limits)
         self._check_counts(1, body.n)
-        if body.output_limit == 0:
-            raise invalid("max_completion_tokens: 0 is not allowed; ask for at least 1.", "max_completion_tokens")
-        prompts = [await encode_chat(body, self.codec, self.settings)]
-        submits = self._submits(body, prompts, None, num_top if body.logprobs else None)
-        job = self._job(body, prompts, submits, num_top if body.logprobs else None, arrival_s)
-        logprobs = chat_logprobs(self.codec.token_bytes, num_top) if body.logprobs else None
+        truncation = truncation_of(body, self.settings.max_context)
+        prompts = [await encode_chat(body, self.codec, self.settings, truncation)]
+        submits = await self._submits(body, prompts, None, scores)
+        job = self._job(body, prompts, submits, scores, arrival_s)
+        logprobs = None if scores.outputs is None else chat_logprobs(self.codec.token_bytes, scores.as_ids)
         return self._respond(body, self._answer(CHAT, body, job, logprobs))
 
     async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
@@ -83,7 +93,8 @@ class Gateway:
         check_unsupported(body)
         check_best_of(body.best_of, body.n)
         check_task(body.task, self.settings.tasks)
-        check_stops(body.stop, body.stop_token_ids, self.settings.limits)
+        check_stops(body.stop, self.settings.limits)
+        check_lists(body, self.settings.limits)
 
     def _check_counts(self, num_prompts: int, n: int) -> None:
         limits = self.settings.limits
@@ -96,42 +107,42 @@ class Gateway:
                 "n",
             )
 
-    def _submits(
+    async def _submits(
         self,
         body: GenerationBody,
         prompts: Sequence[Prompt],
         default_max_tokens: int | None,
-        logprobs: int | None,
-        scores_prompt: bool = False,
+        scores: Scores,
+        echo: bool = False,
     ) -> Sequence[Submit]:
         """Every prompt is checked before the first is submitted. Empty when there is nothing to compute."""
-        settings, scores = self.settings, logprobs is not None
+        settings = self.settings
+        bad_words = await encode_bad_words(body.bad_words or (), self.codec, settings)
         most = most_output_tokens(
             prompts,
             body.n,
             settings,
-            repeats_prompts=scores_prompt or bool(body.return_token_ids),
-            scores_prompts=scores_prompt and scores,
-            scores_outputs=scores,
+            repeats_prompts=echo or bool(body.return_token_ids) or scores.prompts is not None,
+            scores_prompts=scores.prompts is not None,
+            scores_outputs=scores.outputs is not None,
             stream=bool(body.stream),
         )
         samplings: list[Sampling] = []
         for prompt in prompts:
             num_prompt = len(prompt.token_ids)
             max_tokens = resolve_max_tokens(num_prompt, body.output_limit, default_max_tokens, most, settings)
-            if max_tokens == 0 and not scores:
-                return ()  # as for the others: it is what the client asked for
-            samplings.append(
-                build_sampling(body, max_tokens, settings, logprobs=logprobs, prompt_logprobs=scores_prompt and scores)
-            )
-        return Submits(prompts, samplings, body.n, body.seed, check_task(body.task, settings.tasks))
+            samplings.append(build_sampling(body, max_tokens, settings, scores, bad_words))
+        if body.output_limit == 0 and scores.prompts is None:
+            return ()
+        task = check_task(body.task, settings.tasks)
+        return Submits(prompts, samplings, body.n, body.seed, task, body.priority or 0)
 
     def _job(
         self,
         body: GenerationBody,
         prompts: Sequence[Prompt],
         submits: Sequence[Submit],
-        logprobs: int | None,
+        scores: Scores,
         arrival_s: float,
     ) -> Job:
         rules = TextRules(
@@ -139,7 +150,7 @@ class Gateway:
             include_stop=bool(body.include_stop_str_in_output),
             min_tokens=body.min_tokens or 0,
             eos_token_ids=frozenset(self.settings.eos_token_ids),
-            keeps_ids=bool(body.return_token_ids) or logprobs is not None,
+            keeps_ids=bool(body.return_token_ids) or scores.outputs is not None,
         )
         return Job(prompts, body.n, submits, rules, arrival_s, body.skip_special_tokens is not False)
 
@@ -155,6 +166,7 @@ class Gateway:
             job=job,
             logprobs=logprobs,
             echo=echo,
+            prompt_logprobs=None if body.prompt_logprobs is None else prompt_logprobs(self.codec.token_bytes),
             return_token_ids=bool(body.return_token_ids),
             include_usage=options is not None and bool(options.include_usage),
             continuous_usage=options is not None and bool(options.continuous_usage_stats),

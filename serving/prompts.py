@@ -11,6 +11,7 @@ from serving.errors import ApiError, context_exceeded, invalid, short, shown
 from serving.schemas import MAX_UINT32, ChatMessage, ChatTemplateFields
 from serving.settings import GatewaySettings, RequestLimits
 from serving.tokenizer import NoTokenizer, TextCodec
+from serving.truncation import WHOLE, Truncation
 from serving.unsupported import check_limit
 
 PROMPT_FORMS = "a string, a list of strings, a list of token ids, or a list of lists of token ids"
@@ -53,14 +54,18 @@ def _bad_form(prompt: object) -> ApiError:
 
 
 async def encode_prompts(
-    prompts: Sequence[str] | Sequence[list[int]], codec: TextCodec, settings: GatewaySettings, add_special_tokens: bool
+    prompts: Sequence[str] | Sequence[list[int]],
+    codec: TextCodec,
+    settings: GatewaySettings,
+    add_special_tokens: bool,
+    truncation: Truncation = WHOLE,
 ) -> list[Prompt]:
     """Token ids of every prompt, which fit the context alone. Raises ApiError (400) at the first that does not."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # all of them, or none
-    budget = _TokenBudget(settings)
+    budget = _TokenBudget(settings, truncation)
     if texts:
         token_ids = await encode_texts(texts, codec, settings, add_special_tokens, "prompt", budget.take)
-        return [Prompt(ids, text) for ids, text in zip(token_ids, texts, strict=True)]
+        return [_cut(Prompt(ids, text), truncation) for ids, text in zip(token_ids, texts, strict=True)]
     encoded: list[Prompt] = []
     for prompt in prompts:
         assert isinstance(prompt, list)
@@ -68,20 +73,28 @@ async def encode_prompts(
         if set(map(type, prompt)) != {int} or min(prompt) < 0 or max(prompt) > MAX_UINT32:
             raise _bad_form(prompts if len(prompts) > 1 else prompt)
         check_ids(prompt, settings, "prompt")
-        encoded.append(Prompt(prompt))
+        encoded.append(_cut(Prompt(prompt), truncation))
         await asyncio.sleep(0)  # a context of ids takes milliseconds
     return encoded
+
+
+def _cut(prompt: Prompt, truncation: Truncation) -> Prompt:
+    """The prompt, or what is kept of it; its text is then what the tokens stand for."""
+    token_ids = truncation.cut(prompt.token_ids)
+    return prompt if len(token_ids) == len(prompt.token_ids) else Prompt(token_ids)
 
 
 class _TokenBudget:
     """Counts the tokens of a request's prompts while they are encoded. Each method raises ApiError (400)."""
 
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, truncation: Truncation) -> None:
         self._settings = settings
+        self._truncation = truncation
         self._left = settings.limits.max_prompt_tokens
 
     def count(self, num_tokens: int) -> None:
         """One more prompt."""
+        num_tokens = min(num_tokens, self._truncation.keep)
         if num_tokens > self._settings.max_context:
             raise context_exceeded(num_tokens, None, self._settings.max_context)
         self._left -= num_tokens
@@ -151,7 +164,9 @@ def check_ids(token_ids: Sequence[int], settings: GatewaySettings, param: str) -
         )
 
 
-async def encode_chat(body: ChatTemplateFields, codec: TextCodec, settings: GatewaySettings) -> Prompt:
+async def encode_chat(
+    body: ChatTemplateFields, codec: TextCodec, settings: GatewaySettings, truncation: Truncation = WHOLE
+) -> Prompt:
     """The chat as the template writes it. Raises ApiError (400)."""
     num_parts = sum(len(each.content) for each in body.messages if isinstance(each.content, list))
     check_limit("messages", len(body.messages) + num_parts, settings.limits.max_messages)
@@ -160,7 +175,7 @@ async def encode_chat(body: ChatTemplateFields, codec: TextCodec, settings: Gate
     check_ids(token_ids, settings, "messages")
     if not token_ids:
         raise invalid("messages: the chat template made an empty prompt of them.", "messages")
-    return Prompt(token_ids, text)
+    return _cut(Prompt(token_ids, text), truncation)
 
 
 def render_chat(body: ChatTemplateFields, codec: TextCodec) -> str:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import overload
 
 from protos.generation_pb2 import Sampling, Submit
+from serving.bad_words import BadWordIds
 from serving.costs import too_many_held
 from serving.errors import context_exceeded, invalid
 from serving.prompts import Prompt, check_ids
 from serving.schemas import GenerationBody
+from serving.scores import Scores
 from serving.settings import GatewaySettings
 
 DEFAULT_COMPLETION_TOKENS = 16  # OpenAI's
@@ -39,11 +41,10 @@ def build_sampling(
     body: GenerationBody,
     max_tokens: int,
     settings: GatewaySettings,
-    *,
-    logprobs: int | None,
-    prompt_logprobs: bool = False,
+    scores: Scores,
+    bad_words: BadWordIds,
 ) -> Sampling:
-    """Everything but the seed; `logprobs` counts alternatives, None is off.
+    """Everything but the seed.
 
     Raises ApiError (400) for ids beyond the vocabulary and impossible minimums.
     """
@@ -52,6 +53,8 @@ def build_sampling(
         raise invalid(f"min_tokens ({min_tokens}) exceeds max_tokens ({max_tokens}).", "min_tokens")
     check_ids(list(body.logit_bias or {}), settings, "logit_bias")
     check_ids(body.stop_token_ids or [], settings, "stop_token_ids")
+    check_ids(body.allowed_token_ids or [], settings, "allowed_token_ids")
+    check_ids(scores.listed, settings, "logprob_token_ids")
     temperature = DEFAULT_TEMPERATURE if body.temperature is None else body.temperature
     return Sampling(
         max_tokens=max_tokens,
@@ -66,8 +69,13 @@ def build_sampling(
         logit_bias=body.logit_bias,
         stop_token_ids=body.stop_token_ids,
         ignore_eos=bool(body.ignore_eos),
-        logprobs=logprobs,
-        prompt_logprobs=prompt_logprobs,
+        allowed_token_ids=sorted(set(body.allowed_token_ids or ())),
+        bad_word_ids=bad_words.token_ids,
+        num_ids_per_bad_word=bad_words.lengths,
+        logprobs=scores.outputs,
+        logprob_token_ids=scores.listed,
+        prompt_logprobs=scores.prompts is not None,
+        prompt_alternatives=scores.prompts,
     )
 
 
@@ -78,10 +86,16 @@ class Submits(Sequence[Submit]):
     """
 
     def __init__(
-        self, prompts: Sequence[Prompt], samplings: Sequence[Sampling], n: int, seed: int | None, task: str
+        self,
+        prompts: Sequence[Prompt],
+        samplings: Sequence[Sampling],
+        n: int,
+        seed: int | None,
+        task: str = "",
+        priority: int = 0,
     ) -> None:
         self._of_prompt = [
-            Submit(prompt_ids=prompt.token_ids, sampling=sampling, task=task)
+            Submit(prompt_ids=prompt.token_ids, sampling=sampling, task=task, priority=priority)
             for prompt, sampling in zip(prompts, samplings, strict=True)
         ]
         self._seeds = [secrets.randbits(63) if seed is None else seed % (1 << 64) for _ in prompts]

@@ -4,7 +4,7 @@ The line below a field is what docs/api.md and /docs say of it. Fields that are 
 one that is in neither place is refused.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -101,8 +101,8 @@ class GenerationBody(Body):
     stream: bool | None = False
     """Send tokens as they come, as server-sent events."""
     stream_options: Annotated[StreamOptions | None, BeforeValidator(_few_options)] = None
-    """Only with `stream`. `include_usage`: a chunk with the usage before the end; `continuous_usage_stats` (vLLM): the
-    usage so far in each chunk; `include_obfuscation: true` is refused."""
+    """Only with `stream`. `include_usage`: a chunk with the usage before the end, and `usage: null` in all others;
+    `continuous_usage_stats` (vLLM): the usage so far in each; `include_obfuscation: true` is refused."""
     n: Annotated[int, Field(ge=1), BeforeValidator(_choice_count)] = 1
     """Choices for each prompt."""
     best_of: Count | None = None
@@ -112,11 +112,11 @@ class GenerationBody(Body):
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True), BeforeValidator(_as_list)] = []
     """A text that ends the answer, or a list of them."""
     max_tokens: Count | None = None
-    """The most tokens of a choice; 0 with `echo` only. Left out: 16 in completions; in chats what fits the context."""
+    """The most tokens of a choice; 0: none. Left out: 16 in completions; in chats what fits the context."""
     temperature: Annotated[float, Field(ge=0, le=MAX_TEMPERATURE)] | None = None
     """0: always the best token. Left out: 1."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Draw from the best tokens that hold this share together."""
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Draw from the best tokens that hold this share together; 0: the best token."""
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     """Taken from a token's logit for each time that it is in the output."""
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
@@ -144,6 +144,23 @@ class GenerationBody(Body):
     """Leave special tokens out of the text."""
     return_token_ids: bool | None = False
     """Add `token_ids` and `prompt_token_ids`."""
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
+    """Only these tokens may be drawn: end-of-sequence too must be among them, to be drawn."""
+    bad_words: Annotated[list[str], Field(fail_fast=True)] | None = None
+    """Texts that the answer must not hold: the token that would complete one is not drawn."""
+    logprob_token_ids: Annotated[list[TokenId], Field(min_length=1, fail_fast=True)] | None = None
+    """With `logprobs`: report these tokens' log-probabilities instead of the best tokens'."""
+    prompt_logprobs: Count | None = None
+    """Add `prompt_logprobs`: each prompt token's log-probability and rank, and so many of the best tokens'. Not with
+    `stream`. The first token has none."""
+    return_tokens_as_token_ids: bool | None = False
+    """With `logprobs`: name tokens `token_id:ID`, which tells those apart that are written alike."""
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_UINT32)] | None = None
+    """Keep so many tokens of a longer prompt; -1: as many as fit beside the output."""
+    truncation_side: Literal["left", "right"] | None = None
+    """Where a prompt is cut: `left`, which is the default, keeps its last tokens, `right` its first."""
+    priority: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = 0
+    """Requests of a lower value leave the queue of a node first; see [Priority](#priority)."""
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     """The answer's `id`, after its prefix: at most 128 letters, digits, `.`, `_`, `:` and `-`."""
     # Manta's own
@@ -154,6 +171,10 @@ class GenerationBody(Body):
     def _check_together(self) -> Self:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options is allowed only when stream is true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs is allowed only when stream is false")
+        if self.truncate_prompt_tokens == 0:
+            raise ValueError("truncate_prompt_tokens is -1 or at least 1: a prompt needs a token")
         return self
 
     @property

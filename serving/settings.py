@@ -26,6 +26,8 @@ class RequestLimits:
     max_stop_string_chars: int = 256
     max_stop_token_ids: int = 64
     max_logit_bias: int = 300  # OpenAI's
+    max_allowed_token_ids: int = 1024
+    max_bad_words: int = 128  # vLLM's
     max_logprobs: int = 20
     max_scored_tokens: int = 32 * KIB  # tokens whose log-probabilities are held at a time
     max_output_tokens: int = MIB  # of all sequences of an answer that is not streamed

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from serving.errors import ApiError, invalid
 from serving.fields import NO_EFFECT, REFUSED
+from serving.schemas import GenerationBody
 from serving.settings import RequestLimits
 
 MAX_NAME_CHARS = 64  # of a name that is shown, and compared with those that are known
@@ -52,10 +53,16 @@ def check_limit(name: str, given: int, limit: int) -> None:
         raise invalid(f"{name}: {given} were asked for, at most {limit} are allowed.", name)
 
 
-def check_stops(stops: list[str], stop_token_ids: list[int] | None, limits: RequestLimits) -> None:
+def check_lists(body: GenerationBody, limits: RequestLimits) -> None:
+    """Raises ApiError (400) for more ids or words than allowed."""
+    check_limit("stop_token_ids", len(body.stop_token_ids or ()), limits.max_stop_token_ids)
+    check_limit("allowed_token_ids", len(body.allowed_token_ids or ()), limits.max_allowed_token_ids)
+    check_limit("bad_words", len(body.bad_words or ()), limits.max_bad_words)
+
+
+def check_stops(stops: list[str], limits: RequestLimits) -> None:
     """Raises ApiError (400) for more or longer stop strings than allowed."""
     check_limit("stop", len(stops), limits.max_stop_strings)
-    check_limit("stop_token_ids", len(stop_token_ids or ()), limits.max_stop_token_ids)
     longest = max(map(len, stops), default=0)
     if longest > limits.max_stop_string_chars:
         raise invalid(

@@ -52,7 +52,7 @@ def test_a_stream_adds_up(serve: Serve, tokens_per_message: int) -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["stop"]
     assert len({chunk.id for chunk in chunks}) == 1
     assert all(chunk.usage is None for chunk in chunks)
-    assert (len(chunks) == 1) == (tokens_per_message == 100)
+    assert (len(chunks) == 2) == (tokens_per_message == 100)
 
 
 def test_the_async_client_and_usage(serve: Serve) -> None:
@@ -215,7 +215,7 @@ def test_offsets_point_into_the_text_that_the_client_gets(serve: Serve, stream: 
         )
         choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
         assert "".join(choice.text for choice in choices) == "helloéa"
-        offsets = [offset for choice in choices for offset in choice.logprobs.text_offset]
+        offsets = [offset for choice in choices if choice.logprobs for offset in choice.logprobs.text_offset]
         assert offsets[: num_added + 1] == [0] * num_added + [0]
         assert offsets[-4:] == [5, 5, 6, 7]
 
@@ -229,7 +229,7 @@ def test_echo(serve: Serve, stream: bool) -> None:
         )
         choices = [chunk.choices[0] for chunk in answer] if stream else [answer.choices[0]]
         assert "".join(choice.text for choice in choices) == "hello world"
-        values = [value for choice in choices for value in choice.logprobs.token_logprobs]
+        values = [value for choice in choices if choice.logprobs for value in choice.logprobs.token_logprobs]
         assert values[0] is None
         assert len(values) == len(served.ids("hello")) + len(served.ids(" world")) + 1
 
@@ -314,13 +314,14 @@ def test_missing_experts_are_named_in_the_chunk_that_ends_a_choice(serve: Serve)
 
 
 @pytest.mark.parametrize("options", [{}, {"continuous_usage_stats": True}])
-def test_missing_experts_in_a_stream_of_one_chunk(serve: Serve, options: dict[str, object]) -> None:
+def test_missing_experts_come_with_the_end_of_a_stream(serve: Serve, options: dict[str, object]) -> None:
     served = world(serve)
     served.generator.missing_experts = {1: [1]}
     served.generator.tokens_per_message = 100
-    (chunk,) = served.client().completions.create(
+    text, chunk = served.client().completions.create(
         model=MODEL, prompt="a", max_tokens=9, stream=True, extra_body={"stream_options": options}
     )
+    assert text.model_extra == {}
     assert chunk.model_extra == {"manta": {"missing_experts": [1]}}
     assert (chunk.usage is not None) == bool(options)
 
