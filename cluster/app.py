@@ -152,6 +152,7 @@ def _gateway_settings(service: Service) -> tuple[GatewayDeploymentSettings, str]
         tasks=service.config.routing.tasks,
         request_timeout_s=spec.limits.request_timeout_s,
         api_keys=keys,
+        cors_origins=spec.api.cors_origins,
         limits=RequestLimits(**spec.limits.request.model_dump()),
     )
     limits = spec.limits

@@ -24,6 +24,15 @@ def _is_fixed(value: object) -> bool:
     return is_whole(value, 1) or (isinstance(value, Replicas) and value.min == value.max)
 
 
+def _are_origins(value: object) -> bool:
+    if not isinstance(value, list | tuple):
+        return False
+    pattern = r"https?://[^\s/?#@*]+"
+    return list(value) == ["*"] or all(
+        isinstance(origin, str) and re.fullmatch(pattern, origin) is not None for origin in value
+    )
+
+
 def _digits_to_int(value: object) -> object:
     """Mapping keys that travelled through JSON (`serve deploy`) arrive as text."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
@@ -35,6 +44,8 @@ FixedReplicaCount = Annotated[Replicas, Allowed(FIXED.words), BeforeValidator(FI
 Host = Annotated[
     str, Rule("a host name or address", lambda value: is_text(value) and re.search(r"[\s/]", value) is None)
 ]
+ORIGINS = Rule("a list of origins such as https://chat.example (no path), or of * alone", _are_origins)
+Origins = Annotated[tuple[str, ...], Allowed(ORIGINS.words), BeforeValidator(ORIGINS.check)]
 Route = Annotated[str, Rule("/ or a path such as /mixtral", _is_route)]
 Port = Annotated[int, Rule("a whole number from 1 to 65535", lambda value: is_whole(value, 1, 65535))]
 PortOrNull = Annotated[

@@ -13,6 +13,7 @@ from cluster.spec_fields import (
     FixedReplicaCount,
     Host,
     Labels,
+    Origins,
     Port,
     PortOrNull,
     Route,
@@ -94,6 +95,8 @@ class ApiSpec(Section):
     """The port of the public gRPC API."""
     keys_file: Annotated[TextOrNull, FileName()] = None
     """A file of API keys of 16 characters or more, one a line; # starts a comment. Null: no keys, loopback only."""
+    cors_origins: Origins = ()
+    """The web pages (by origin) whose scripts may use the API from a browser; `*`: all. Empty: none."""
     replicas: FixedReplicaCount = ONE
     """Gateways."""
 

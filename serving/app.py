@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from importlib import metadata
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
@@ -23,9 +25,18 @@ from serving.tokenizer import TextCodec
 LOG = logging.getLogger(__name__)
 PROMETHEUS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+DISTRIBUTION = "manta-moe"
 BODIES = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
 
 ReadyCheck = Callable[[], Awaitable[bool]]
+
+
+def installed_version() -> str:
+    """The version of the installed package; "unknown" where the sources run without being installed."""
+    try:
+        return metadata.version(DISTRIBUTION)
+    except metadata.PackageNotFoundError:
+        return "unknown"
 
 
 async def always_ready() -> bool:
@@ -53,6 +64,14 @@ def build_app(
     describe_bodies(app, BODIES)
     if settings.api_keys:
         app.add_middleware(KeyGuard, api_keys=settings.api_keys, metrics=gateway.metrics)
+    if settings.cors_origins:  # outermost: a browser asks first, without a key, and reads refusals too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=("Retry-After", "X-Request-Id"),
+        )
     return app
 
 
@@ -76,11 +95,13 @@ def _add_tokenization(app: FastAPI, gateway: Gateway) -> None:
 def _add_models(app: FastAPI, settings: GatewaySettings) -> None:
     model = _describe(settings)
 
+    @app.head("/v1/models", include_in_schema=False)
     @app.get("/v1/models")
     async def list_models() -> Response:
         """The one model that is served."""
         return JSONResponse({"object": "list", "data": [model]})
 
+    @app.head("/v1/models/{model_id:path}", include_in_schema=False)
     @app.get("/v1/models/{model_id:path}")
     async def get_model(model_id: str) -> Response:
         """The same, by name."""
@@ -117,10 +138,21 @@ def _describe(settings: GatewaySettings) -> dict[str, Any]:
 
 
 def _add_observation(app: FastAPI, gateway: Gateway, ready: ReadyCheck) -> None:
+    @app.head("/health", include_in_schema=False)
     @app.get("/health")
     async def health() -> Response:
         """200 once requests can be served."""
         return Response(status_code=200 if await ready() else 503)
+
+    @app.get("/version")
+    async def version() -> Response:
+        """Manta's version."""
+        return JSONResponse({"version": installed_version()})
+
+    @app.get("/load")
+    async def load() -> Response:
+        """How many requests this gateway is generating for: each gateway counts its own."""
+        return JSONResponse({"server_load": gateway.metrics.running_requests})
 
     @app.get("/metrics")
     async def metrics() -> Response:

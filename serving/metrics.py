@@ -90,6 +90,7 @@ class GatewayMetrics:
     successes: Counter[str] = field(default_factory=Counter[str])
     failures: Counter[str] = field(default_factory=Counter[str])
     degraded_requests: int = 0
+    running_requests: int = 0
     histograms: dict[str, Histogram] = field(
         default_factory=lambda: {name: Histogram(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
     )

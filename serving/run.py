@@ -62,12 +62,14 @@ class Run:
 
     async def __aenter__(self) -> Self:
         self._fanin = FanIn(self._generator, self._submits)
+        self._metrics.running_requests += 1
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         assert self._fanin is not None
+        self._metrics.running_requests -= 1
         await self._fanin.close()
         if any(choice.missing_experts for choice in self.choices):
             self._metrics.degraded_requests += 1

@@ -46,7 +46,7 @@ class GatewaySettings:
 
     `max_context` counts positions, prompt and output together. `vocab_size`, when given, refuses token ids
     beyond it. With `tasks`, each request names one of them. With no `api_keys` every request is let in; with some,
-    all but /health need a bearer key.
+    all but /health need a bearer key. Scripts of web pages of `cors_origins` may read answers (`*`: of all).
     """
 
     model_name: str
@@ -57,6 +57,7 @@ class GatewaySettings:
     request_timeout_s: float = 600.0
     retry_after_s: float = 1.0
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    cors_origins: tuple[str, ...] = ()
     created: int = 0  # Unix time, seconds
     limits: RequestLimits = RequestLimits()
 

@@ -65,6 +65,7 @@ def _default(field: FieldInfo) -> str:
         return "none: it must be given"
     if isinstance(value, Replicas):
         return f"`{value.num}`"
+    value = list(value) if isinstance(value, tuple) else value  # as YAML writes it
     return f"`{value if isinstance(value, str) else show(value)}`"
 
 

@@ -76,6 +76,7 @@ def test_each_field_says_how_it_changes(
     [
         {"api": {"replicas": 2}},
         {"api": {"keys_file": "keys"}},
+        {"api": {"cors_origins": ["*"]}},
         {"model": {"name": "other"}},
         {"limits": {"request_timeout_s": 1}},
         {"limits": {"recovery_timeout_s": 1}},

@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
+import serving.app
+from manta import __version__
+from serving.app import installed_version
 from serving.fake import FakeGenerator
 from serving.settings import GatewaySettings
 from tests.serving.conftest import MODEL, Serve
@@ -52,6 +56,34 @@ def test_health_follows_the_check(serve: Serve) -> None:
     assert httpx.get(served.url + "/health").status_code == 503
     state["ready"] = True
     assert httpx.get(served.url + "/health").status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", f"/v1/models/{MODEL}"])
+def test_head_is_get_without_a_body(serve: Serve, path: str) -> None:
+    served = serve(FakeGenerator())
+    got, asked = httpx.get(served.url + path), httpx.head(served.url + path)
+    assert asked.status_code == got.status_code == 200
+    assert asked.content == b""
+    assert asked.headers.get("content-length") == got.headers.get("content-length")
+    assert httpx.head(served.url + "/v1/models/other").status_code == 404
+
+
+def test_version(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(FakeGenerator())
+    assert httpx.get(served.url + "/version").json() == {"version": installed_version()}
+    assert installed_version() in ("unknown", __version__)
+    monkeypatch.setattr(serving.app, "DISTRIBUTION", "no-such-distribution")
+    assert installed_version() == "unknown"
+
+
+def test_load_counts_requests_that_generate(serve: Serve) -> None:
+    served = serve(FakeGenerator(delay_s=0.005))
+    with served.client().completions.create(model=MODEL, prompt="a", max_tokens=500, n=3, stream=True) as stream:
+        next(iter(stream))
+        assert httpx.get(served.url + "/load").json() == {"server_load": 1}
+    deadline_s = time.monotonic() + 10
+    while httpx.get(served.url + "/load").json() != {"server_load": 0}:
+        assert time.monotonic() < deadline_s
 
 
 def test_the_docs_know_the_bodies(serve: Serve) -> None:
