@@ -58,8 +58,8 @@ class Gateway:
         raw_prompts = split_prompts(body.prompt, settings.limits)
         self._check_counts(len(raw_prompts), body.n)
         truncation = truncation_of(body, settings.max_context)
-        special = body.add_special_tokens is not False
-        prompts = await encode_prompts(raw_prompts, self.codec, settings, special, truncation)
+        special, split = body.add_special_tokens is not False, bool(body.split_special_tokens)
+        prompts = await encode_prompts(raw_prompts, self.codec, settings, special, truncation, split)
         echo = bool(body.echo)
         if echo:
             prompts = await with_texts(prompts, self.codec, body.skip_special_tokens is not False)

@@ -10,6 +10,7 @@ from serving.chat_template import ChatTemplateError
 from serving.errors import ApiError, context_exceeded, invalid, short, shown
 from serving.schemas import MAX_UINT32, ChatMessage, ChatTemplateFields
 from serving.settings import GatewaySettings, RequestLimits
+from serving.splitting import Marks
 from serving.tokenizer import NoTokenizer, TextCodec
 from serving.truncation import WHOLE, Truncation
 from serving.unsupported import check_limit
@@ -59,12 +60,15 @@ async def encode_prompts(
     settings: GatewaySettings,
     add_special_tokens: bool,
     truncation: Truncation = WHOLE,
+    split_special_tokens: bool = False,
 ) -> list[Prompt]:
     """Token ids of every prompt, which fit the context alone. Raises ApiError (400) at the first that does not."""
     texts = [prompt for prompt in prompts if isinstance(prompt, str)]  # all of them, or none
     budget = _TokenBudget(settings, truncation)
     if texts:
-        token_ids = await encode_texts(texts, codec, settings, add_special_tokens, "prompt", budget.take)
+        token_ids = await encode_texts(
+            texts, codec, settings, add_special_tokens, "prompt", budget.take, split_special_tokens
+        )
         return [_cut(Prompt(ids, text), truncation) for ids, text in zip(token_ids, texts, strict=True)]
     encoded: list[Prompt] = []
     for prompt in prompts:
@@ -112,10 +116,17 @@ class _TokenBudget:
 
 
 async def encode_text(
-    text: str, codec: TextCodec, settings: GatewaySettings, add_special_tokens: bool, param: str
+    text: str,
+    codec: TextCodec,
+    settings: GatewaySettings,
+    add_special_tokens: bool,
+    param: str,
+    split_special_tokens: bool = False,
 ) -> list[int]:
     """Token ids of a text. Raises ApiError (400) when it is too long, or the model has no tokenizer."""
-    [token_ids] = await encode_texts([text], codec, settings, add_special_tokens, param)
+    [token_ids] = await encode_texts(
+        [text], codec, settings, add_special_tokens, param, split_special_tokens=split_special_tokens
+    )
     return token_ids
 
 
@@ -126,19 +137,24 @@ async def encode_texts(
     add_special_tokens: bool,
     param: str,
     check: Callable[[list[int]], None] | None = None,
+    split_special_tokens: bool = False,
 ) -> list[list[int]]:
     """Token ids of several texts; see `encode_text`. `check` sees those of each text, and may raise ApiError."""
-    limit = settings.limits.max_text_bytes
     for text in texts:  # before any is encoded: that takes a hundred times the memory
-        size = len(text) if text.isascii() else len(text.encode())
-        if size > limit:
-            raise invalid(
-                f"{param}: a text has {size} bytes, at most {limit} are allowed (limits.request.max_text_bytes).", param
-            )
+        _check_size(text, settings, param)
     try:
-        return await codec.encode_all(texts, add_special_tokens, check)
+        return await codec.encode_all(texts, add_special_tokens, check, split_special_tokens)
     except NoTokenizer as error:
         raise invalid(f"{error}.", param) from error
+
+
+def _check_size(text: str, settings: GatewaySettings, param: str) -> None:
+    limit = settings.limits.max_text_bytes
+    size = len(text) if text.isascii() else len(text.encode())
+    if size > limit:
+        raise invalid(
+            f"{param}: a text has {size} bytes, at most {limit} are allowed (limits.request.max_text_bytes).", param
+        )
 
 
 async def with_texts(prompts: Sequence[Prompt], codec: TextCodec, skip_special_tokens: bool) -> list[Prompt]:
@@ -170,22 +186,42 @@ async def encode_chat(
     """The chat as the template writes it. Raises ApiError (400)."""
     num_parts = sum(len(each.content) for each in body.messages if isinstance(each.content, list))
     check_limit("messages", len(body.messages) + num_parts, settings.limits.max_messages)
-    text = await beside(lambda: render_chat(body, codec), MESSAGE_TOKENS * (len(body.messages) + num_parts))
-    token_ids = await encode_text(text, codec, settings, bool(body.add_special_tokens), "messages")
+    if body.split_special_tokens:
+        text, token_ids = await asyncio.to_thread(_encode_split, body, codec, settings)
+    else:
+        text = await beside(lambda: render_chat(body, codec), MESSAGE_TOKENS * (len(body.messages) + num_parts))
+        token_ids = await encode_text(text, codec, settings, bool(body.add_special_tokens), "messages")
     check_ids(token_ids, settings, "messages")
     if not token_ids:
         raise invalid("messages: the chat template made an empty prompt of them.", "messages")
     return _cut(Prompt(token_ids, text), truncation)
 
 
-def render_chat(body: ChatTemplateFields, codec: TextCodec) -> str:
-    """The prompt's text. Raises ApiError (400), also where the model has no template."""
+def _encode_split(body: ChatTemplateFields, codec: TextCodec, settings: GatewaySettings) -> tuple[str, list[int]]:
+    """The prompt's text and token ids, special tokens in messages written out. Raises ApiError (400)."""
+    try:
+        splitting = codec.splitting()
+        marks = splitting.marks()
+        marked = marks.take(render_chat(body, codec, marks))
+    except ValueError as error:
+        raise invalid(f"messages: {error}.", "messages") from error
+    _check_size(marked.text, settings, "messages")
+    return marked.text, splitting.encode_marked(marked, bool(body.add_special_tokens))
+
+
+def render_chat(body: ChatTemplateFields, codec: TextCodec, marks: Marks | None = None) -> str:
+    """The prompt's text; `marks` stand for special tokens in messages. Raises ApiError (400): also without template."""
     if codec.chat_template is None:
         what = "chat template: use /v1/completions, or add a chat_template.jinja to its directory and serve it again"
         if not codec.has_tokenizer:
             what = "tokenizer, and so no chats: send token ids to /v1/completions"
         raise invalid(f"This model has no {what}.", "messages", "no_chat_template")
     messages = [_plain_message(message, index) for index, message in enumerate(body.messages)]
+    if marks is not None:
+        put = marks.put
+        messages = [
+            {key: put(value) if isinstance(value, str) else value for key, value in m.items()} for m in messages
+        ]
     if not codec.chat_template.names_developer:  # it is the newer name of the same role
         messages = [message | {"role": ROLE_OF.get(message["role"], message["role"])} for message in messages]
     try:

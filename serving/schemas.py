@@ -194,6 +194,8 @@ class CompletionBody(GenerationBody):
     """Put the prompt before the answer; with `logprobs`, its tokens are scored too."""
     add_special_tokens: bool | None = True
     """Let the tokenizer add its special tokens (such as the one that begins a text)."""
+    split_special_tokens: bool | None = False
+    """Write special tokens in the prompt out instead of obeying them; see [Special tokens](#special-tokens)."""
 
 
 class ChatMessage(BaseModel):
@@ -220,6 +222,8 @@ class ChatTemplateFields(BaseModel):
     """Variables for the template."""
     add_special_tokens: bool | None = False
     """Let the tokenizer add its special tokens: templates write their own."""
+    split_special_tokens: bool | None = False
+    """Write special tokens in messages out instead of obeying them; see [Special tokens](#special-tokens)."""
 
     @model_validator(mode="after")
     def _check_final(self) -> Self:
@@ -258,6 +262,7 @@ class TokenizeBody(Body):
     continue_final_message: bool = False
     chat_template_kwargs: dict[str, Any] | None = None
     add_special_tokens: bool | None = None  # as for completions (true) or chats (false)
+    split_special_tokens: bool | None = False
     return_token_strs: bool | None = False
 
     @model_validator(mode="after")
@@ -275,6 +280,7 @@ class TokenizeBody(Body):
             continue_final_message=self.continue_final_message,
             chat_template_kwargs=self.chat_template_kwargs,
             add_special_tokens=self.add_special_tokens,
+            split_special_tokens=self.split_special_tokens,
         )
 
 

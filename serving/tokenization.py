@@ -26,7 +26,8 @@ async def tokenize(gateway: Gateway, request: Request) -> Response:
         token_ids = (await encode_chat(body.chat(), codec, settings)).token_ids
     else:
         add_special_tokens = body.add_special_tokens is not False
-        token_ids = await encode_text(body.prompt or "", codec, settings, add_special_tokens, "prompt")
+        split = bool(body.split_special_tokens)
+        token_ids = await encode_text(body.prompt or "", codec, settings, add_special_tokens, "prompt", split)
     names = bool(body.return_token_strs)
     content = await beside(lambda: _tokens(token_ids, codec, settings.max_context, names), len(token_ids))
     return Response(content, media_type="application/json")

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from serving.chat_template import ChatTemplate, ChatTemplateError
 from serving.detokenizer import ByteDetokenizer, Detokenizer, NoDetokenizer, WindowDetokenizer
 from serving.pieces import PieceTable, piece_table, special_ids
+from serving.splitting import SplittingTokenizer
 from serving.tokenizer_files import TokenizerError, load_tokenizer
 
 # Below this in all, encoding takes less than a millisecond: a hop to a thread and back would cost more than it saves.
@@ -29,6 +30,7 @@ class TextCodec:
         self._tokenizer = tokenizer
         self.chat_template = chat_template
         self._pieces: PieceTable | None = None
+        self._splitting: SplittingTokenizer | None = None
         self._word_ids: list[int] = []  # what stands for the text before an output
         self.special_ids = frozenset[int]() if tokenizer is None else special_ids(tokenizer)
         if tokenizer is not None:
@@ -67,24 +69,38 @@ class TextCodec:
         texts: Sequence[str],
         add_special_tokens: bool = True,
         check: Callable[[list[int]], None] | None = None,
+        split_special_tokens: bool = False,
     ) -> list[list[int]]:
-        """Token ids of several texts; see `encode`. What `check` raises of those of one text ends the work."""
+        """Token ids of several texts; see `encode`. What `check` raises of those of one text ends the work.
+
+        With `split_special_tokens` those that a text holds are written out.
+        """
         tokenizer = self._required()
 
         def encode_each() -> list[list[int]]:
             # One at a time: while it is made, an encoding takes a hundred times the memory of its text. Unlike
             # `encode`, `encode_batch_fast` lets go of the interpreter lock: the event loop goes on streaming.
             all_ids: list[list[int]] = []
+            splitting = self.splitting() if split_special_tokens else None
             for text in texts:
-                [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-                all_ids.append(encoding.ids)
+                if splitting is not None:
+                    all_ids.append(splitting.encode(text, add_special_tokens))
+                else:
+                    [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+                    all_ids.append(encoding.ids)
                 if check is not None:
                     check(all_ids[-1])
             return all_ids
 
-        if sum(map(len, texts)) < THREAD_FROM_CHARS:
+        if sum(map(len, texts)) < THREAD_FROM_CHARS and not split_special_tokens:
             return encode_each()
         return await asyncio.to_thread(encode_each)
+
+    def splitting(self) -> SplittingTokenizer:
+        """Writes special tokens out. The first call copies the tokenizer, for which a thread is the place."""
+        if self._splitting is None:
+            self._splitting = SplittingTokenizer(self._required())
+        return self._splitting
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of a whole sequence. Raises NoTokenizer."""

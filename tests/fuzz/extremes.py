@@ -73,6 +73,10 @@ def _limited(limits: RequestLimits, vocab_size: int) -> dict[str, list[Any]]:
         ],
         "logprobs": [limits.max_logprobs, limits.max_logprobs + 1],
         "top_logprobs": [limits.max_logprobs, limits.max_logprobs + 1],
+        "prompt_logprobs": [limits.max_logprobs, limits.max_logprobs + 1],
+        "logprob_token_ids": _long([vocab_size - 1], limits.max_logprobs),
+        "allowed_token_ids": [[vocab_size], *_long([vocab_size - 1], limits.max_allowed_token_ids)],
+        "bad_words": [["a" * 256], ["a" * 257], [" "], *_long(["a"], limits.max_bad_words)],
         "tokens": [[vocab_size - 1], [vocab_size], [0] * 4096],
     }  # fmt: skip
 
