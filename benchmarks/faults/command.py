@@ -94,7 +94,8 @@ def open_target(arguments: argparse.Namespace, console: Console) -> AbstractCont
     limits = TimeLimits(arguments.timeout, arguments.recovery, arguments.hang)
     if arguments.attach is not None:
         return attached(arguments.attach, arguments.url, limits)
-    return started(spec_of(arguments.model, arguments.replicas, free_port()), limits, StartDisplay(console).update)
+    spec = spec_of(arguments.model, arguments.replicas, free_port(), getattr(arguments, "overrides", {}))
+    return started(spec, limits, StartDisplay(console).update)
 
 
 async def run_phases(

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from benchmarks.faults.disturbances import Happening
 from benchmarks.faults.load import Answer
+from benchmarks.load import RequestRecord
 
 
 class Display:
@@ -37,8 +38,12 @@ class Display:
 
     def request_beside(self, answer: Answer) -> None:
         """A request has ended, of a phase that something else makes up."""
+        self.record(answer.record)
+
+    def record(self, record: RequestRecord) -> None:
+        """The same, of a request that belongs to no client's list."""
         self._num_requests += 1
-        self._num_failed += answer.record.error is not None
+        self._num_failed += record.error is not None
         if self._bar is not None:
             words = f"{self._phase} ({self._num_requests} requests, {self._num_failed} failed)"
             self._progress.update(self._bar, description=words)

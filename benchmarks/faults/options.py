@@ -81,34 +81,58 @@ def _count(word: str, number: str) -> int:
     return int(number)
 
 
+def add_service(parser: argparse.ArgumentParser) -> None:
+    """What every command of this package asks of the service, and of itself."""
+    add = parser.add_argument
+    add("--model", default="demo", help="Hugging Face Mixtral directory, or demo (default); with --attach, its model")
+    add("--replicas", type=replicas, metavar="PART=N,...", help=f"of {', '.join(PARTS)} (default 2 of each)")
+    add("--attach", metavar="NAME", help="use this running service on this host's Ray, instead of starting one")
+    add("--url", metavar="URL", help=f"where the service of --attach answers (default {ATTACHED_URL})")
+    add("--timeout", type=seconds, default=120.0, metavar="S", help="a silent request fails after this (default 120)")
+    add("--recovery", type=seconds, default=120.0, metavar="S", help="a replacement's time-out (default 120)")
+    add("--hang", type=seconds, default=60.0, metavar="S", help="after that a stopped process is killed (default 60)")
+    add("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
+    add("--json", type=Path, metavar="FILE", help="write everything found here")
+
+
+def add_load(parser: argparse.ArgumentParser, clients: int = 16) -> None:
+    """The honest clients, and what they ask for."""
+    add = parser.add_argument
+    add("--clients", type=positive, default=clients, metavar="N", help=f"each sends one request at a time ({clients})")
+    add("--requests", type=positive, default=4, metavar="N", help="different requests of each client (default 4)")
+    add("--prompt-tokens", type=positive, default=64, metavar="N", help="of each request (default 64)")
+    add("--output-tokens", type=positive, default=64, metavar="N", help="of each request (default 64)")
+
+
+def complete_service(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Fills in what follows from other arguments; ends the program where they do not fit together."""
+    if arguments.attach is not None and arguments.replicas is not None:
+        parser.error("--replicas is for a service that is started here; leave it out with --attach")
+    if arguments.url is not None and arguments.attach is None:
+        parser.error("--url is the address of a running service; name that with --attach")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: its folder does not exist")
+    arguments.replicas = arguments.replicas or dict.fromkeys(PARTS, NUM_REPLICAS)
+    arguments.url = arguments.url or ATTACHED_URL
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.faults",
         description="Kill a service's processes (or resize its parts) under load, and report what its clients felt.",
     )
+    add_service(parser)
+    add_load(parser)
     add = parser.add_argument
-    add("--model", default="demo", help="Hugging Face Mixtral directory, or demo (default); with --attach, its model")
-    add("--clients", type=positive, default=16, metavar="N", help="each sends one request at a time (default 16)")
-    add("--requests", type=positive, default=4, metavar="N", help="different requests of each client (default 4)")
-    add("--prompt-tokens", type=positive, default=64, metavar="N", help="of each request (default 64)")
-    add("--output-tokens", type=positive, default=64, metavar="N", help="of each request (default 64)")
     add("--calm", type=seconds, default=20.0, metavar="S", help="of undisturbed load, for the figures (default 20)")
     what = f"what to kill, in this order, of {', '.join(KINDS)}; default counts: 10 experts, 1 of others"
     add("--kill", type=kills, metavar="KIND[:N],...", help=f"{what} (default expert, unless --resize is given)")
     what = f"give a part one replica more and take it away again, of {', '.join(FIELDS)}; default {NUM_CYCLES} cycles"
     add("--resize", type=resized, default=[], metavar="PART[:N],...", help=f"{what}; after the kills, if any")
     add("--signal", choices=list(SIGNALS), default="kill", help="kill: SIGKILL; stop: SIGSTOP, a process that hangs")
-    add("--replicas", type=replicas, metavar="PART=N,...", help=f"of {', '.join(PARTS)} (default 2 of each)")
-    add("--attach", metavar="NAME", help="disturb this running service on this host's Ray, instead of starting one")
-    add("--url", metavar="URL", help=f"where the service of --attach answers (default {ATTACHED_URL})")
-    add("--timeout", type=seconds, default=120.0, metavar="S", help="a silent request fails after this (default 120)")
-    add("--recovery", type=seconds, default=120.0, metavar="S", help="a replacement's time-out (default 120)")
-    add("--hang", type=seconds, default=60.0, metavar="S", help="after that a stopped process is killed (default 60)")
     what = f"exit with 1 if streams stand still for longer, nodes' reading apart (default {MAX_STALL_S:g}"
     add("--max-stall", type=seconds, metavar="S", help=f"{what}; with --signal stop any stall will do)")
-    add("--seed", type=int, default=1, help="of the prompts and of the kills (default 1)")
-    add("--json", type=Path, metavar="FILE", help="write everything found here")
     return parser
 
 
@@ -116,16 +140,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments; ends the program, with what to change, where they are wrong or do not fit together."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if arguments.attach is not None and arguments.replicas is not None:
-        parser.error("--replicas is for a service that is started here; leave it out with --attach")
-    if arguments.url is not None and arguments.attach is None:
-        parser.error("--url is the address of a running service; name that with --attach")
+    complete_service(parser, arguments)
     if arguments.attach is not None and arguments.resize:
         parser.error("--resize changes a service that is started here; leave it out with --attach")
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        parser.error(f"--json {arguments.json}: its folder does not exist")
-    arguments.replicas = arguments.replicas or dict.fromkeys(PARTS, NUM_REPLICAS)
-    arguments.url = arguments.url or ATTACHED_URL
     if arguments.max_stall is None and arguments.signal == "kill":
         arguments.max_stall = MAX_STALL_S
     if arguments.kill is None:

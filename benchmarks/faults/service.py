@@ -44,8 +44,13 @@ class Target:
     spec: ServiceSpec | None = None
 
 
-def spec_of(model: str, replicas: Mapping[str, int], port: int) -> ServiceSpec:
+def spec_of(
+    model: str, replicas: Mapping[str, int], port: int, overrides: Mapping[str, object] | None = None
+) -> ServiceSpec:
     """A float32 service with so many `experts` (of each shard), `routers`, `nodes` and `gateways`.
+
+    Args:
+        overrides: Other fields, by dotted path.
 
     Raises:
         SpecError: There cannot be one.
@@ -58,7 +63,7 @@ def spec_of(model: str, replicas: Mapping[str, int], port: int) -> ServiceSpec:
         "attention": {"replicas": replicas["nodes"], "num_cpus": CPU_SHARE},
         "experts": {"replicas": replicas["experts"], "num_cpus": CPU_SHARE},
     }
-    return spec_from_dict(data, base=Path.cwd())
+    return spec_from_dict(data, overrides, base=Path.cwd())
 
 
 def free_port() -> int:
