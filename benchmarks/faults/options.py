@@ -38,7 +38,7 @@ def kills(text: str) -> list[str]:
     Raises:
         argparse.ArgumentTypeError: There is no such kind, or no such count.
     """
-    return _repeated(text, KINDS, NUM_KILLS, 1)
+    return repeated(text, KINDS, NUM_KILLS, 1)
 
 
 def resized(text: str) -> list[str]:
@@ -47,10 +47,15 @@ def resized(text: str) -> list[str]:
     Raises:
         argparse.ArgumentTypeError: There is no such part, or no such count.
     """
-    return _repeated(text, FIELDS, {}, NUM_CYCLES)
+    return repeated(text, FIELDS, {}, NUM_CYCLES)
 
 
-def _repeated(text: str, names: Iterable[str], defaults: Mapping[str, int], default: int) -> list[str]:
+def repeated(text: str, names: Iterable[str], defaults: Mapping[str, int], default: int) -> list[str]:
+    """Names, each as often as it is to be done, from `NAME[:N]` with commas between.
+
+    Raises:
+        argparse.ArgumentTypeError: There is no such name, or no such count.
+    """
     chosen: list[str] = []
     for word in text.split(","):
         name, separator, number = word.partition(":")
@@ -82,15 +87,21 @@ def _count(word: str, number: str) -> int:
 
 
 def add_service(parser: argparse.ArgumentParser) -> None:
-    """What every command of this package asks of the service, and of itself."""
+    """What every command asks of a service on Ray, and of itself."""
+    add_own(parser)
     add = parser.add_argument
-    add("--model", default="demo", help="Hugging Face Mixtral directory, or demo (default); with --attach, its model")
     add("--replicas", type=replicas, metavar="PART=N,...", help=f"of {', '.join(PARTS)} (default 2 of each)")
     add("--attach", metavar="NAME", help="use this running service on this host's Ray, instead of starting one")
     add("--url", metavar="URL", help=f"where the service of --attach answers (default {ATTACHED_URL})")
-    add("--timeout", type=seconds, default=120.0, metavar="S", help="a silent request fails after this (default 120)")
     add("--recovery", type=seconds, default=120.0, metavar="S", help="a replacement's time-out (default 120)")
     add("--hang", type=seconds, default=60.0, metavar="S", help="after that a stopped process is killed (default 60)")
+
+
+def add_own(parser: argparse.ArgumentParser) -> None:
+    """What every command of this package has."""
+    add = parser.add_argument
+    add("--model", default="demo", help="Hugging Face Mixtral directory, or demo (default); with --attach, its model")
+    add("--timeout", type=seconds, default=120.0, metavar="S", help="a silent request fails after this (default 120)")
     add("--seed", type=int, default=1, help="of everything that is drawn (default 1)")
     add("--json", type=Path, metavar="FILE", help="write everything found here")
 
@@ -110,10 +121,15 @@ def complete_service(parser: argparse.ArgumentParser, arguments: argparse.Namesp
         parser.error("--replicas is for a service that is started here; leave it out with --attach")
     if arguments.url is not None and arguments.attach is None:
         parser.error("--url is the address of a running service; name that with --attach")
-    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
-        parser.error(f"--json {arguments.json}: its folder does not exist")
+    check_json(parser, arguments)
     arguments.replicas = arguments.replicas or dict.fromkeys(PARTS, NUM_REPLICAS)
     arguments.url = arguments.url or ATTACHED_URL
+
+
+def check_json(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
+    """Ends the program where what is found could not be written."""
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json {arguments.json}: its folder does not exist")
 
 
 def build_parser() -> argparse.ArgumentParser:
