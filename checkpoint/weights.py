@@ -26,6 +26,7 @@ from checkpoint.experts import (
 )
 from checkpoint.reader import CheckpointReader
 from model.config import MixtralConfig
+from model.dtypes import torch_dtype
 
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Progress = Callable[[int, int], None]  # (parts read so far, parts in all)
@@ -134,9 +135,12 @@ def as_tied(reader: CheckpointReader, config: MixtralConfig) -> MixtralConfig:
     if not config.tie_embeddings or EMBEDDING not in reader or LM_HEAD not in reader:
         return config
     shape = config.vocab_size, config.hidden_size
-    both = (TensorPart(name, shape, fields=(VOCABULARY, HIDDEN)) for name in (EMBEDDING, LM_HEAD))
-    same = torch.equal(*(read_part(reader, part) for part in both))
-    return config if same else replace(config, tie_embeddings=False)
+    one, other = (
+        read_part(reader, TensorPart(name, shape, fields=(VOCABULARY, HIDDEN))) for name in (EMBEDDING, LM_HEAD)
+    )
+    if one.dtype != other.dtype:  # what counts is what is computed with
+        one, other = (each.to(torch_dtype(config.dtype)) for each in (one, other))
+    return config if torch.equal(one, other) else replace(config, tie_embeddings=False)
 
 
 def embedding_part(reader: CheckpointReader, config: MixtralConfig) -> TensorPart:

@@ -191,12 +191,12 @@ class LocalService:
     """
 
     def __init__(self, directory: Path, dtype: str = "auto") -> None:
+        self._config = read_config(directory)  # first: where there is no model, no tokenizer is missed
         self._codec = TextCodec.load(directory)
         if not self._codec.has_tokenizer:  # said before the weights are read
             raise NoTokenizer(f"{directory} has no tokenizer, which text needs; add the model's tokenizer.json")
         self._directory = directory
         self._dtype = dtype
-        self._config = read_config(directory)
         self._loaded: tuple[int, LocalModel] | None = None  # positions of a sequence, and the model with room for them
 
     def generate(self, prompt: str, sampling: Sampling, task: str = "") -> Iterator[str]:

@@ -138,6 +138,8 @@ def _read_yarn(section: ConfigFields, original: int, max_context: int) -> RopeSc
     attention, mscale, all_dim = (
         section.optional_number(name) for name in ("attention_factor", "mscale", "mscale_all_dim")
     )
+    if attention == 0:
+        raise section.refuse("attention_factor", "a finite number above 0")
     truncate = section.flag("truncate", default=True)
     return RopeScaling("yarn", factor, original, attention, mscale, all_dim, fast, slow, truncate)
 

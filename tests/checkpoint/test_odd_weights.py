@@ -49,6 +49,18 @@ def test_a_tied_model_that_holds_its_embedding_twice_stays_tied(tmp_path: Path) 
     assert weights.lm_head_VD is weights.embedding_VD
 
 
+def test_two_number_types_of_the_same_weights_are_the_same(tmp_path: Path) -> None:
+    make_small(tmp_path, tie=True, dtype="bfloat16")
+    edit_weights(tmp_path, lambda tensors: tensors.update({LM_HEAD: tensors[EMBEDDING].float()}))
+    config = read_config(tmp_path)
+    assert config.dtype == "bfloat16"
+    with CheckpointReader(tmp_path) as reader:
+        assert as_tied(reader, config).tie_embeddings
+    edit_weights(tmp_path, lambda tensors: tensors[LM_HEAD].mul_(1.5))
+    with CheckpointReader(tmp_path) as reader:
+        assert not as_tied(reader, config).tie_embeddings
+
+
 def test_a_tied_model_that_holds_the_lm_head_alone(tmp_path: Path) -> None:
     make_small(tmp_path, tie=True)
     edit_weights(tmp_path, lambda tensors: tensors.update({LM_HEAD: tensors.pop(EMBEDDING)}))

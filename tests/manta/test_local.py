@@ -182,6 +182,15 @@ def test_a_longer_request_gets_a_larger_cache(directory: Path) -> None:
     assert "".join(service.generate("x", greedy(4))) == short
 
 
+def test_no_model_rather_than_no_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "snapshots" / "0123abc").mkdir(parents=True)
+    with pytest.raises(ModelError, match=r"there is no config\.json\. Give a local directory"):
+        LocalService(tmp_path)
+    (tmp_path / "snapshots" / "0123abc" / "config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"there is no config\.json\. This is the hub's cache.*snapshots/0123abc"):
+        LocalService(tmp_path)
+
+
 def test_no_tokenizer(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, hidden_size=32, ffn_size=48, seed=3, with_tokenizer=False)
     with pytest.raises(ValueError, match=r"add the model's tokenizer\.json"):

@@ -106,13 +106,14 @@ def test_frequencies_are_those_of_transformers(
 @pytest.mark.parametrize(
     "position", [0, 1, 511, 1023, 4095], ids=str
 )  # at and around the original contexts, and the last one
-def test_rotations_are_those_of_transformers(tmp_path: Path, said: Rope, position: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rotations_are_those_of_transformers(tmp_path: Path, said: Rope, position: int, dtype: torch.dtype) -> None:
     config = read(tmp_path, rope_scaling=said)
     scaling = config.rope_scaling
-    table = RotaryTable(config.head_dim, config.rope_theta, config.max_context, scaling=scaling)
+    table = RotaryTable(config.head_dim, config.rope_theta, config.max_context, scaling=scaling, dtype=dtype)
     cos_TS, signed_sin_TS = table.rows(torch.tensor([position]))
     theirs = MixtralRotaryEmbedding(TransformersConfig.from_pretrained(tmp_path))
-    cos, sin = theirs(torch.zeros(1), torch.tensor([[position]]))
+    cos, sin = theirs(torch.zeros(1, dtype=dtype), torch.tensor([[position]]))
     assert torch.equal(cos_TS, cos[0])
     half = config.head_dim // 2
     assert torch.equal(signed_sin_TS[:, half:], sin[0][:, half:])
@@ -168,6 +169,7 @@ def test_no_head_dim_is_derived(tmp_path: Path) -> None:
         (YARN | {"beta_fast": 0.5}, "beta_fast is 0.5, but must be at least beta_slow, which is 1.0"),
         (YARN | {"beta_slow": 40}, "beta_fast is missing, but must be at least beta_slow, which is 40.0"),
         (YARN | {"attention_factor": -1}, "attention_factor is -1"),
+        (YARN | {"attention_factor": 0}, "attention_factor is 0"),
         (YARN | {"mscale": "a"}, 'mscale is "a"'),
         (YARN | {"truncate": 1}, "truncate is 1, but must be true or false"),
         (LLAMA3 | {"low_freq_factor": None}, "low_freq_factor is null"),
