@@ -11,6 +11,7 @@ from cluster.spec import Problem, ServiceSpec, SpecError, shards
 from model.config import MixtralConfig, read_config
 from model.rope_scaling import beyond_context
 from model.routing import FIELD, Routing
+from serving.end_tokens import with_end
 
 SMALL_CPUS = 0.1  # gateways, routers: they wait more than they compute
 
@@ -68,11 +69,12 @@ def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
 
     Raises:
         ConfigError: The checkpoint is missing or not a Mixtral.
+        TokenizerError: Only its tokenizer can say what ends a text, and cannot be used.
         SpecError: `experts` does not fit the checkpoint's experts, `router.routing` is not the checkpoint's, a setting
             asks for messages that are too large, or `api.keys_file` cannot be used.
         ValueError: `model.max_context` is more than the model has.
     """
-    config = read_config(spec.model.directory)
+    config = with_end(read_config(spec.model.directory), spec.model.directory)
     _check_routing(spec, config.routing)
     model = spec.model
     max_context = config.max_context if model.max_context == "auto" else model.max_context

@@ -14,6 +14,7 @@ from manta.outcome import sigterm_is_ctrl_c
 from manta.progress import StartDisplay
 from model.config import read_config, stored_dtype_of
 from model.errors import ModelError
+from serving.end_tokens import with_end
 from serving.tokenizer_files import has_tokenizer_files
 
 
@@ -58,7 +59,7 @@ def _notes(model: ModelSpec) -> str:
                 "The weights are float16 and computed in float32, exactly, at twice their memory; --dtype bfloat16 "
                 "takes half of that, and rounds them."
             )
-        if not read_config(model.directory).eos_token_ids:
+        if not with_end(read_config(model.directory), model.directory).eos_token_ids:
             notes.append(
                 "No file of the model names the token that ends a text: texts end at max_tokens or at stop strings. "
                 "If there is one, add its id to generation_config.json as eos_token_id."

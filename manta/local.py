@@ -27,6 +27,7 @@ from model.dtypes import torch_dtype
 from protos.generation_pb2 import FAILED, Sampling, SequenceOutput, Submit
 from router.core import Router
 from router.levels import load_gates
+from serving.end_tokens import with_end
 from serving.tokenizer import NoTokenizer, TextCodec
 from transport.address import Address
 from transport.errors import CallError
@@ -75,7 +76,7 @@ class LocalModel:
         on_progress: Callable[[str, float], None] = lambda what, fraction: None,
     ) -> None:
         settings = settings or LocalSettings()
-        config = read_config(directory)
+        config = with_end(read_config(directory), directory)
         window = config.window if settings.window == "auto" else settings.window
         assert not isinstance(window, str)
         self.config = replace(config, window=window)

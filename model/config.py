@@ -32,7 +32,7 @@ class MixtralConfig:
     Args:
         window: Positions that a query sees; None: all (full attention).
         max_context: Positions that the model was trained for: `max_position_embeddings`.
-        eos_token_ids: The tokens that end a text.
+        eos_token_ids: The tokens that end a text, as the model's own files say.
         dtype: What the model is computed in unless told otherwise: the weights' own; float32 for float16.
     """
 

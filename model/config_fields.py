@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self, cast
 
@@ -43,10 +43,6 @@ class ConfigFields:
     def get(self, name: str) -> object:
         """The field's raw value; None when it is absent or null."""
         return self._values.get(name)
-
-    def items(self) -> Iterable[tuple[str, object]]:
-        """Every field's name and raw value."""
-        return self._values.items()
 
     def section(self, name: str) -> "ConfigFields":
         """The object inside field `name`; an empty one when it is absent or null."""

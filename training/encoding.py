@@ -7,17 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
 
 from tokenizers import Tokenizer
 
+from model.config_fields import MAX_INTEGER, ConfigFields
+from model.end_tokens import read_end_tokens
+from model.errors import ConfigError
 from serving.tokenizer_files import (
     CONFIG_FILE,
     TOKENIZER_FILE,
     LoadedTokenizer,
     TokenizerError,
     load_tokenizer,
-    read_json_object,
 )
 from training.data_errors import EncodingError
 
@@ -125,13 +126,16 @@ def _load(directory: Path) -> LoadedTokenizer:
 
 
 def _eos_id(loaded: LoadedTokenizer, directory: Path) -> int:
-    found: Any = loaded.eos_id
-    if found is None:
-        found = read_json_object(directory / MODEL_CONFIG).get("eos_token_id")
-    if isinstance(found, list):
-        found = next(iter(cast("list[Any]", found)), None)
-    if isinstance(found, int):
-        return found
+    """The tokenizer's own, or else the first by which texts of the model in the directory end when it is served."""
+    if loaded.eos_id is not None:
+        return loaded.eos_id
+    path = directory / MODEL_CONFIG
+    try:
+        ends = read_end_tokens(ConfigFields.read(path), MAX_INTEGER) if path.is_file() else ()
+    except ConfigError as error:
+        raise EncodingError(str(error)) from error
+    if ends:
+        return ends[0]
     raise EncodingError(
         f"{directory}: names no end-of-sequence token, which ends every document; set eos_token in {CONFIG_FILE} "
         "to a token of the vocabulary"

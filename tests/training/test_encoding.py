@@ -51,6 +51,11 @@ def test_the_end_comes_from_either_configuration(tmp_path: Path) -> None:
     for found in (7, [7, 8]):
         (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": found}))
         assert load_encoder(directory, VOCABULARY).eos_id == 7
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 9}))
+    assert load_encoder(directory, VOCABULARY).eos_id == 9  # as when it is served
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": "nine"}))
+    with pytest.raises(EncodingError, match=r"generation_config\.json: eos_token_id is"):
+        load_encoder(directory, VOCABULARY)
 
 
 def test_a_truncation_that_the_file_brings_along_is_off(tmp_path: Path) -> None:
