@@ -93,6 +93,6 @@ NO_EFFECT: Mapping[str, str] = {
     "return_mm_kwargs": NO_MEDIA,
     "session_id": "any gateway serves any request, and nothing is kept between two",
     "spaces_between_special_tokens": (
-        "the tokenizer's own decoder joins tokens; those of `tokenizers` put no spaces between special ones"
+        "the tokenizer's own decoder says what stands between tokens; byte-level and SentencePiece's put nothing there"
     ),
 }

@@ -58,13 +58,13 @@ class Marks:
 
 
 class SplittingTokenizer:
-    """A tokenizer beside a copy of it to which special tokens are text like any other."""
+    """A tokenizer beside `plain`, a copy of it to which special tokens are text like any other."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._special_ids = special_ids(tokenizer)
-        self._plain: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self._plain.encode_special_tokens = True
+        self.plain: Tokenizer = Tokenizer.from_str(tokenizer.to_str())
+        self.plain.encode_special_tokens = True
 
     def marks(self) -> Marks:
         """Fresh marks, for one chat."""
@@ -72,7 +72,7 @@ class SplittingTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids of a text that holds no special tokens but those that the tokenizer adds."""
-        [encoding] = self._plain.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        [encoding] = self.plain.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return encoding.ids
 
     def encode_marked(self, marked: Marked, add_special_tokens: bool) -> list[int]:

@@ -81,13 +81,10 @@ class TextCodec:
             # One at a time: while it is made, an encoding takes a hundred times the memory of its text. Unlike
             # `encode`, `encode_batch_fast` lets go of the interpreter lock: the event loop goes on streaming.
             all_ids: list[list[int]] = []
-            splitting = self.splitting() if split_special_tokens else None
+            chosen = self.splitting().plain if split_special_tokens else tokenizer
             for text in texts:
-                if splitting is not None:
-                    all_ids.append(splitting.encode(text, add_special_tokens))
-                else:
-                    [encoding] = tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-                    all_ids.append(encoding.ids)
+                [encoding] = chosen.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+                all_ids.append(encoding.ids)
                 if check is not None:
                     check(all_ids[-1])
             return all_ids

@@ -127,3 +127,11 @@ def test_unknown_decoders_have_no_table(decoder: decoders.Decoder | None) -> Non
     if decoder is not None:
         tokenizer.decoder = decoder
     assert piece_table(tokenizer) is None
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, SENTENCEPIECE], ids=["byte_level", "sentencepiece"])
+def test_nothing_stands_between_special_tokens(tokenizer: Tokenizer) -> None:
+    """Why `spaces_between_special_tokens` has no effect, whatever it is set to."""
+    ids = [tokenizer.token_to_id(name) for name in ("<s>", "</s>", "<s>")]
+    assert "".join(stream(byte_detokenizer(tokenizer, skip=False), ids, 1)) == "<s></s><s>"
+    assert tokenizer.decode(ids, skip_special_tokens=False) == "<s></s><s>"
