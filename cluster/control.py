@@ -13,6 +13,7 @@ from cluster.backoff import Backoff
 from cluster.causes import cause_of
 from cluster.expert_scaling import ExpertScaler
 from cluster.fleet import ExpertFleet
+from cluster.key_rotation import KeyRotation
 from cluster.ledger import Ledger
 from cluster.member_watch import TICK_S, MemberWatch
 from cluster.members import Announcement, Members
@@ -58,6 +59,7 @@ class Control:
         self._changed = asyncio.Condition()
         self._num_heard = 0
         self._foreign: dict[str, None] = {}  # members whose words are not understood, each reported once
+        self._rotation = KeyRotation(ledger.good.name, self._fleet, self._members.behind, self._event)
         start = asyncio.get_event_loop().create_task
         self._keeping = start(self._guarded(self._keep_experts))
         self._resizing: asyncio.Task[None] | None = None
@@ -74,11 +76,11 @@ class Control:
                 return pack_news()
             return pack_news(stopping=True) if self._stopping else pack_news(self._encoded)
 
-    async def announce(self, member_id: str, record: Record) -> None:
-        """A gateway, node or router says that it serves; repeated about once a second.
+    async def announce(self, member_id: str, record: Record) -> Record:
+        """A gateway, node or router says that it serves (an Announcement, packed); repeated about once a second.
 
-        Args:
-            record: An Announcement, packed.
+        Returns:
+            The generation of the data-plane keys that it is to have.
 
         Raises:
             FormatError: It is of a Manta whose words are not understood here.
@@ -89,6 +91,7 @@ class Control:
             self._event(f"{said.role} {said.pid} serves")
             await self._publish()
             await self._ledger.keep_known(self._members.known)
+        return {"keys_generation": self._rotation.generation}
 
     async def leave(self, member_id: str, snapshot: Snapshot | None) -> None:
         """A member stops serving.
@@ -122,7 +125,7 @@ class Control:
         return shown
 
     async def service(self) -> Record:
-        """Returns what it was last told to make, and has accepted, packed."""
+        """Returns what it was last told to make, packed."""
         return pack(self._ledger.accepted)
 
     async def apply(self, record: Record, seen_version: str) -> None:
@@ -133,8 +136,7 @@ class Control:
             seen_version: The version that the change was planned against.
 
         Raises:
-            FormatError: It is of another Manta, and holds what is not understood here.
-            ValueError: Another change is under way, or has been made since.
+            ValueError: Another change is under way, or has been made since; or it is not understood (FormatError).
         """
         service = unpack(Service, record, "the changed service", exact=True)
         if self._stopping or not self._settled or self._is_resizing:
@@ -157,6 +159,7 @@ class Control:
             "spec_version": self._service.version,
             "manta": MANTA,
             "state": "stopping" if self._stopping else "running",
+            "keys": self._rotation.status(),
             "resize": None if self._resize is None else self._resize.as_dict(),
             "controller": {"pid": os.getpid(), "host": ray.get_runtime_context().get_node_id()},
             "experts": self._fleet.status(),
@@ -178,7 +181,7 @@ class Control:
         tasks = [task for task in (self._keeping, self._scaling, self._beating, self._resizing) if task is not None]
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(self._rotation.stop(), *tasks, return_exceptions=True)
         await self._fleet.stop()
         release_all(self._service.name)
         forget_data_plane_key(self._service.name)
@@ -188,11 +191,9 @@ class Control:
         return list(self._members.apps)
 
     async def ask(self, question: str, *given: Any) -> Any:
-        """What a later Manta asks: nothing that this one could answer.
-
-        Raises:
-            FormatError: Always.
-        """
+        """What was not asked of the first controllers. Raises ValueError: it cannot be done, or is not known here."""
+        if question == "rotate_keys":
+            return self._rotation.start()
         raise FormatError(f"the controller is of Manta {MANTA}, which does not know {question!r}: nothing was changed")
 
     def _read(self, member_id: str, record: Record) -> Announcement:
@@ -250,15 +251,20 @@ class Control:
             self._start_resize(self._ledger.accepted, uncertain=True)
         self._settled = True
         await self._publish()
+        self._rotation.resume()
         if not self._is_resizing:
             self._sweep()
 
     def _sweep(self) -> None:
+        """Never raises: what is left over then goes with the next change, or at the end."""
+        self._try(self._fleet.sweep, "leftovers could not be ended")
+
+    def _try(self, action: Callable[[], None], failed: str) -> None:
         try:
-            self._fleet.sweep()
-        except Exception as error:  # what is left over then goes with the next change, or at the end
-            logger.exception("leftovers could not be ended")
-            self._event(f"leftovers could not be ended: {cause_of(error)}", failed=True)
+            action()
+        except Exception as error:
+            logger.exception(failed)
+            self._event(f"{failed}: {cause_of(error)}", failed=True)
 
     @property
     def _is_resizing(self) -> bool:
@@ -286,16 +292,11 @@ class Control:
             await resize.run()
         finally:
             if not self._stopping:
-                self._end_change(resize.status)
+                failure = resize.status.error if resize.status.state == "failed" else ""
+                # If not, a controller that is started anew goes on with the change, or finds it made.
+                self._try(lambda: self._ledger.end_change(failure), "the end of the change could not be stored")
                 self._scaler.forget()
                 self._sweep()
-
-    def _end_change(self, status: ResizeStatus) -> None:
-        try:
-            self._ledger.end_change(status.error if status.state == "failed" else "")
-        except Exception as error:  # a controller that is started anew goes on with the change, or finds it made
-            logger.exception("the end of a change could not be stored")
-            self._event(f"the end of the change could not be stored: {cause_of(error)}", failed=True)
 
     async def _watch_members(self) -> None:
         """Drops members that have fallen silent; ends the service when it has been without any for too long."""

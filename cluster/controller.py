@@ -66,8 +66,8 @@ class Controller:
     async def news(self, known: tuple[int, int], timeout_s: float) -> Record:
         return await self._control.news(known, timeout_s)
 
-    async def announce(self, member_id: str, said: Record) -> None:
-        await self._control.announce(member_id, said)
+    async def announce(self, member_id: str, said: Record) -> Any:
+        return await self._control.announce(member_id, said)
 
     async def leave(self, member_id: str, snapshot: Record | None) -> None:
         await self._control.leave(member_id, snapshot)

@@ -22,6 +22,7 @@ from cluster.placement import (
     reserve_further,
 )
 from cluster.resolve import Service
+from cluster.secret import DataPlaneKeys
 from cluster.spec import ShardPlan
 from transport.address import Address
 
@@ -214,6 +215,13 @@ class ExpertFleet:
         for keeper, result in zip(leaving, results, strict=True):
             if isinstance(result, Exception):
                 self._report(f"{keeper.name} did not leave as it should: {cause_of(result)}", failed=True)
+
+    async def set_keys(self, keys: DataPlaneKeys) -> list[str]:
+        """Gives every replica that serves the data-plane keys of now; returns who serves and did not take them."""
+        serving = [keeper for keeper in self._keepers if keeper.address is not None]
+        results = await asyncio.gather(*(keeper.set_keys(keys) for keeper in serving), return_exceptions=True)
+        failed = [keeper.name for keeper, result in zip(serving, results, strict=True) if result is not None]
+        return [name for name in failed if any(one.name == name and one.address is not None for one in self._keepers)]
 
     async def stop(self) -> None:
         """Ends every replica at once."""

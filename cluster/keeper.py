@@ -16,7 +16,7 @@ from cluster.layout import Layout, cpus_of, expert_settings
 from cluster.names import NAMESPACE, expert_name
 from cluster.placement import Reservation, is_placed
 from cluster.resolve import Service
-from cluster.secret import data_plane_key
+from cluster.secret import DataPlaneKeys, data_plane_keys
 from cluster.spec import ShardPlan
 from experts.actor import ExpertActor, ExpertSettings, Place
 from transport.address import Address
@@ -154,6 +154,11 @@ class ExpertKeeper:
             logger.exception("%s could not be let go of", self._name)
             self._report(f"{self._name} could not be ended: {cause_of(error)}; it is tried again", failed=True)
 
+    async def set_keys(self, keys: DataPlaneKeys) -> None:
+        """Gives the replica the data-plane keys of now, if it runs; one that is started later begins with them."""
+        if (actor := self._actor) is not None:
+            await asyncio.wait_for(actor.set_keys.remote(keys.as_bytes), ADOPT_TIMEOUT_S)
+
     async def drain(self) -> None:
         """Waits until the replica has answered what it got before routers heard that it leaves; never raises."""
         deadline_s = time.monotonic() + self._service.spec.limits.drain_timeout_s
@@ -202,7 +207,7 @@ class ExpertKeeper:
             TimeoutError: It was not loaded within `limits.load_timeout_s`, or it hangs.
             CheckpointError: It cannot be loaded.
         """
-        key, settings = data_plane_key(self._service.name), expert_settings(self._service, self.shard)
+        keys, settings = data_plane_keys(self._service.name), expert_settings(self._service, self.shard)
         timeout_s = self._service.spec.limits.load_timeout_s
         self._actor = actor = await self._find_running()
         if actor is None:
@@ -213,13 +218,15 @@ class ExpertKeeper:
             await _within(timeout_s, _started(actor, reservation), "did not start")
         place: Place = await _within(timeout_s, actor.place.remote(), "did not answer")
         self._host, self._pid = place.host, place.pid
-        if not await _within(timeout_s, actor.belongs_to.remote(settings, key), "did not answer"):
+        asked = [actor.belongs_to.remote(settings, key) for key in keys.as_bytes]
+        if not any([await _within(timeout_s, answer, "did not answer") for answer in asked]):
             raise RuntimeError("it was left over from another service of this name")
         self.core = place.core if place.started else self._core_on(place.host, place.num_cores)
         self._state = "loading"
         polling = asyncio.get_running_loop().create_task(self._poll_while_loading(actor))
         try:
-            self.address = await _within(timeout_s, actor.start.remote(key, self.core), "did not load")
+            self.address = await _within(timeout_s, actor.start.remote(keys.as_bytes[0], self.core), "did not load")
+            await self.set_keys(data_plane_keys(self._service.name))
         finally:
             polling.cancel()
         self._state, self._serving_since_s = "serving", time.monotonic()

@@ -13,6 +13,7 @@ from cluster.causes import cause_of
 from cluster.changes import Change, changes_between
 from cluster.hosts import present_room
 from cluster.ingress import check_port_free
+from cluster.key_rotation import STEP_TIMEOUT_S
 from cluster.patience import TIMEOUT_S, Deadline
 from cluster.plain import pack
 from cluster.ray_session import RaySession, joined, open_session
@@ -24,7 +25,19 @@ from cluster.startup import OnProgress, Progress, claim, start_parts
 from cluster.teardown import ask_controller, find_controller, running_service, services, stop_service
 from transport.cores import available_cores
 
-__all__ = ["Change", "OnProgress", "Plan", "Progress", "RunningService", "apply", "down", "plan", "serve", "status"]
+__all__ = [
+    "Change",
+    "OnProgress",
+    "Plan",
+    "Progress",
+    "RunningService",
+    "apply",
+    "down",
+    "plan",
+    "rotate_keys",
+    "serve",
+    "status",
+]
 
 WATCH_INTERVAL_S = 2.0
 APPLY_POLL_S = 0.2
@@ -243,6 +256,34 @@ def _follow(wanted: Service, on_progress: OnProgress, deadline: Deadline) -> Non
                 "it goes on without this command: `manta status` shows how far it is, `manta apply` follows it again",
             )
         time.sleep(APPLY_POLL_S)
+
+
+def rotate_keys(name: str, address: str | None, on_progress: OnProgress, timeout_s: float | None = None) -> None:
+    """Changes the data-plane key of a running service for a new one, and returns once only that is valid.
+
+    Raises:
+        ValueError: There is no such service, or its key is being changed already.
+        RuntimeError: It was not changed all the way: the old key stays valid beside the new one; says why.
+        TimeoutError: It was not changed in time, or the controller does not answer.
+    """
+    with joined(address):
+        deadline = Deadline(timeout_s or TIMEOUT_S + 3 * STEP_TIMEOUT_S)
+        controller = find_controller(_find(name, deadline))
+        if controller is None:
+            raise ValueError(f"service {name} is gone")
+        try:
+            ray.get(controller.ask.remote("rotate_keys"), timeout=max(APPLY_POLL_S, deadline.left_s))
+        except RayTaskError as error:
+            raise ValueError(cause_of(error)) from error
+        except (RayError, AttributeError) as error:  # no method of that name: it is of before versioned formats
+            raise RuntimeError(f"the controller of {name} was not told to: {cause_of(error)}") from error
+        while (keys := ask_controller(name, "status", deadline)["keys"])["state"] == "running":
+            on_progress(Progress("changing the data-plane key"))
+            if not deadline.left_s:
+                raise deadline.late("the data-plane key was not changed", "it goes on; `manta status --json` shows it")
+            time.sleep(APPLY_POLL_S)
+        if keys["error"]:
+            raise RuntimeError(f"the data-plane key was not changed all the way: {keys['error']}")
 
 
 def _went_wrong(name: str) -> bool:

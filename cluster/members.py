@@ -22,6 +22,7 @@ class Announcement:
         app: The Serve application it belongs to.
         actor: The name of its Ray actor, in Serve's namespace.
         snapshot: Figures for status and metrics.
+        keys_generation: Of the data-plane keys that it has.
     """
 
     role: Role
@@ -31,6 +32,7 @@ class Announcement:
     app: str
     actor: str
     snapshot: Snapshot
+    keys_generation: int = 0
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,11 @@ class Members:
         unheard = (self._silent[key] for key in self._unheard)
         said = (member.said for member in (*self._members.values(), *unheard))
         return tuple(one.address for one in said if one.role == role and one.address is not None)
+
+    def behind(self, generation: int) -> list[str]:
+        """Returns, in words, who does not have the data-plane keys of a generation yet."""
+        found = (one.said for one in self._members.values() if one.said.keys_generation < generation)
+        return [f"{said.role} {said.pid}" for said in found]
 
     @property
     def apps(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from cluster.messages import NO_TABLE, read_news
 from cluster.names import NAMESPACE, controller_name
 from cluster.plain import FormatError, pack
 from cluster.resolve import Service
-from cluster.secret import data_plane_key
+from cluster.secret import data_plane_keys
 from cluster.stored import stored_beat
 from cluster.suspicion import Suspicion
 from transport.address import Address
@@ -78,7 +78,9 @@ class ControllerMembership:
 
     def __init__(self, service: JoinService) -> None:
         self._service = service
-        self._credentials = Credentials(data_plane_key(service.name))
+        keys = data_plane_keys(service.name)
+        self._keys_generation = keys.generation
+        self._credentials = Credentials(*keys.as_bytes)
         self._member_id = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
         self._left = threading.Event()
         self._announced = threading.Event()
@@ -206,13 +208,13 @@ class ControllerMembership:
         """Returns whether the controller has answered; if not, a pause was made."""
         context, app = ray.get_runtime_context(), serve.get_replica_context().app_name
         host, actor = context.get_node_id(), context.get_actor_name() or ""
-        said = pack(Announcement(role, address, os.getpid(), host, app, actor, self._figures()))
+        said = pack(Announcement(role, address, os.getpid(), host, app, actor, self._figures(), self._keys_generation))
         if self._left.is_set():  # meanwhile
             return False
         controller = None
         try:
             controller = self._controller()
-            ray.get(controller.announce.remote(self._member_id, said), timeout=ANNOUNCE_TIMEOUT_S)
+            answer = ray.get(controller.announce.remote(self._member_id, said), timeout=ANNOUNCE_TIMEOUT_S)
         except UNREACHABLE as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, FormatError):
                 self._failed(error.cause, backoff, "the controller does not understand this process")
@@ -227,8 +229,17 @@ class ControllerMembership:
             return False
         suspicion.clear()
         self._announced.set()
+        if isinstance(answer, Mapping) and answer.get("keys_generation", 0) > self._keys_generation:  # pyright: ignore[reportUnknownMemberType]
+            self._take_keys()
+            return True  # told at once: all others wait for it
         self._left.wait(ANNOUNCE_INTERVAL_S)
         return True
+
+    def _take_keys(self) -> None:
+        """Takes the data-plane keys of now: they are being changed."""
+        keys = data_plane_keys(self._service.name)
+        self._credentials.replace(keys.as_bytes)
+        self._keys_generation = keys.generation
 
     def _end_hung(self, controller: Any) -> None:
         """Ends a controller that hangs, for Ray to start it again. Others may do the same at the same time."""

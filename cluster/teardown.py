@@ -86,6 +86,7 @@ def ask_controller(name: str, question: str, deadline: Deadline | None = None) -
             if (cause := _format_error(error)) is not None:
                 raise cause from None
             if time.monotonic() > started_s + RESTART_TIMEOUT_S or not deadline.left_s:
+                stored_service(name, "good")  # perhaps it is there no more because of that
                 raise RuntimeError(
                     f"the controller of {name} is not there: {cause_of(error)}; its parts start another one: try again "
                     "in a while, or end what is left of the service with `manta down`"

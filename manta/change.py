@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.lifecycle import Change, Plan, apply, plan
+from cluster.lifecycle import Change, Plan, apply, plan, rotate_keys
 from cluster.spec import load_spec
 from manta.progress import StartDisplay
 
@@ -26,8 +26,11 @@ def show_plan(file: str, as_json: bool, address: str | None, timeout_s: float) -
         print_plan(found, Console())
 
 
-def apply_file(file: str, yes: bool, address: str | None, timeout_s: float | None) -> None:
+def apply_file(file: str, yes: bool, address: str | None, timeout_s: float | None, rotate: bool = False) -> None:
     """Shows the changes, asks unless told not to, and makes them.
+
+    Args:
+        rotate: Whether the data-plane key is changed, too, after that.
 
     Raises:
         ValueError: A change is refused.
@@ -42,6 +45,8 @@ def apply_file(file: str, yes: bool, address: str | None, timeout_s: float | Non
         typer.confirm("Make these changes?", abort=True)
     with StartDisplay(console) as display:
         apply(found, address, display.update, timeout_s)
+        if rotate:
+            rotate_keys(found.wanted.name, address, display.update, timeout_s)
     console.print(f"Done in {display.elapsed_s:.1f} s: {found.wanted.name} is what {file} says.", highlight=False)
 
 

@@ -95,6 +95,9 @@ def plan(
 def apply(
     file: ServiceFile,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask first.")] = False,
+    rotate_keys: Annotated[
+        bool, typer.Option("--rotate-keys", help="Change the key of the data plane, too; no request fails by it.")
+    ] = False,
     address: Address = None,
     timeout: Annotated[
         float | None,
@@ -111,7 +114,7 @@ def apply(
     with plain_errors():
         from manta.change import apply_file
 
-        apply_file(file, yes, address, timeout)
+        apply_file(file, yes, address, timeout, rotate_keys)
 
 
 @app.command()

@@ -8,7 +8,7 @@ import pytest
 
 from cluster import fleet as fleet_module
 from cluster import resize as resize_module
-from cluster import stored
+from cluster import secret, stored
 from cluster.resolve import Service, resolve
 from cluster.room import Room
 from cluster.spec import spec_from_dict
@@ -38,7 +38,13 @@ def make(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> Callable
 def ray_store(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
     """What is in Ray's store, without Ray."""
     kept: dict[bytes, bytes] = {}
-    monkeypatch.setattr(stored, "_internal_kv_put", lambda key, value, **given: kept.update({key: value}))
-    monkeypatch.setattr(stored, "_internal_kv_get", lambda key, **given: kept.get(key))
-    monkeypatch.setattr(stored, "_internal_kv_del", lambda key, **given: kept.pop(key, None))
+
+    def put(key: bytes, value: bytes, overwrite: bool, namespace: bytes) -> None:
+        if overwrite or key not in kept:
+            kept[key] = value
+
+    for module in (stored, secret):
+        monkeypatch.setattr(module, "_internal_kv_put", put)
+        monkeypatch.setattr(module, "_internal_kv_get", lambda key, **given: kept.get(key))
+        monkeypatch.setattr(module, "_internal_kv_del", lambda key, **given: kept.pop(key, None))
     return kept

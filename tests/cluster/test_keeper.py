@@ -11,6 +11,7 @@ import ray
 from cluster.keeper import ExpertKeeper
 from cluster.layout import layout_of
 from cluster.resolve import Service
+from cluster.secret import DataPlaneKeys
 from experts.actor import Place
 from transport.address import Address
 
@@ -51,10 +52,11 @@ def test_a_replica_that_runs_already_keeps_its_core_until_it_is_replaced(
         address=answers(Address("host", "1", "", 0)),
         belongs_to=answers(True),
         start=answers(Address("host", "1", "", 0)),
+        set_keys=answers(None),
         snapshot=answers({"loaded": 1.0}),
         watch=answers(RuntimeError("it does not serve any more")),
     )
-    monkeypatch.setattr("cluster.keeper.data_plane_key", lambda name: b"")
+    monkeypatch.setattr("cluster.keeper.data_plane_keys", lambda name: DataPlaneKeys(("",)))
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     monkeypatch.setattr(ray, "kill", lambda actor, no_restart: None)
 
@@ -83,7 +85,7 @@ def test_a_replica_is_replaced_though_ray_fails_while_it_is_let_go_of(
     def no_kill(actor: object, no_restart: bool) -> None:
         raise ConnectionError("Ray does not answer")
 
-    monkeypatch.setattr("cluster.keeper.data_plane_key", lambda name: b"")
+    monkeypatch.setattr("cluster.keeper.data_plane_keys", lambda name: DataPlaneKeys(("",)))
     monkeypatch.setattr("cluster.backoff.FIRST_PAUSE_S", 0.01)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
     monkeypatch.setattr(ray, "kill", no_kill)

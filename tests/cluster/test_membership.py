@@ -13,6 +13,7 @@ from ray import serve
 from cluster import membership as membership_module
 from cluster.membership import join_service
 from cluster.resolve import Service
+from cluster.secret import DataPlaneKeys
 
 
 class FakeController:
@@ -31,7 +32,7 @@ def controller(monkeypatch: pytest.MonkeyPatch) -> FakeController:
     fake = FakeController()
     context = SimpleNamespace(get_node_id=lambda: "host", get_actor_name=lambda: "actor")
     monkeypatch.setattr(membership_module, "controller_of", lambda name, record: fake)
-    monkeypatch.setattr(membership_module, "data_plane_key", lambda name: b"k" * 32)
+    monkeypatch.setattr(membership_module, "data_plane_keys", lambda name: DataPlaneKeys(("6b" * 32,)))
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: fake)
     monkeypatch.setattr(ray, "get", lambda answer, timeout: answer)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)

@@ -15,6 +15,7 @@ from cluster.membership import ControllerMembership, join_service
 from cluster.messages import encode_table, pack_news
 from cluster.plain import FormatError, pack
 from cluster.resolve import Service
+from cluster.secret import DataPlaneKeys
 from transport.table import RoutingTable
 
 Make = Callable[..., Service]
@@ -58,7 +59,7 @@ class Script:
 
         context = SimpleNamespace(get_node_id=lambda: "host", get_actor_name=lambda: "actor")
         monkeypatch.setattr(membership_module, "controller_of", start)
-        monkeypatch.setattr(membership_module, "data_plane_key", lambda name: b"k" * 32)
+        monkeypatch.setattr(membership_module, "data_plane_keys", lambda name: DataPlaneKeys(("6b" * 32,)))
         monkeypatch.setattr(membership_module, "stored_beat", lambda name: "7/100")
         monkeypatch.setattr(ray, "get", self._get)
         monkeypatch.setattr(ray, "kill", kill)
@@ -180,6 +181,19 @@ def test_a_member_that_is_not_answered_asks_another_witness(
     script.answers = iter([None, GetTimeoutError(), GetTimeoutError(), None])
     membership._announce("node", None, lambda: True)
     assert script.killed == killed
+
+
+def test_the_next_keys_are_taken_and_told_at_once(make: Make, script: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    membership, left = member(make, num_pauses=2)
+    old, new = membership.credentials().keys[0], b"n" * 32
+    monkeypatch.setattr(
+        membership_module, "data_plane_keys", lambda name: DataPlaneKeys((old.hex(), new.hex()), generation=1, stage=1)
+    )
+    script.answers = iter([{"keys_generation": 0}, {"keys_generation": 1}, {"keys_generation": 1}])
+    membership._announce("node", None, lambda: True)
+    assert [said["data"]["keys_generation"] for _, said in script.said] == [0, 0, 1]
+    assert membership.credentials().keys == (old, new)
+    assert left.pauses == [membership_module.ANNOUNCE_INTERVAL_S] * 2
 
 
 def test_what_is_said_is_plain_data_with_a_format(make: Make, script: Script) -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from cluster.lifecycle import rotate_keys
+from cluster.secret import data_plane_keys
 from tests.faults.changing import Changes
 from tests.faults.load import load
 from tests.faults.parts import MEMBERS, processes, wait_gone, wait_whole, wanted
@@ -148,6 +150,21 @@ def test_keys_that_were_changed_once_more_are_not_handed_out(
     with pytest.raises(RuntimeError, match=r"rolled back.*holds other keys"):
         changes.start(planned).wait()
     assert (processes(solo), wanted(solo)) == (before, spec)
+
+
+def test_the_data_plane_key_is_changed_under_streams(solo: RayService, oracle: Oracle, seed: int) -> None:
+    """Every connection is made anew with the new key; nothing is started again, and no stream notices."""
+    before, keys = processes(solo), data_plane_keys(solo.name)
+    with load(solo, oracle, seed, num_streams=2) as streams:
+        rotate_keys(solo.name, "auto", lambda progress: None)
+        streams.wait_flowing()
+    after = data_plane_keys(solo.name)
+    assert (after.stage, after.generation) == (0, keys.generation + 3)
+    assert not set(after.keys) & set(keys.keys)
+    assert processes(solo) == before
+    kill(solo.status()["controller"]["pid"])
+    wait_whole(solo)
+    assert processes(solo) == before, "a controller that starts again takes over what has the new key"
 
 
 def test_another_change_is_refused_meanwhile(solo: RayService, changes: Changes) -> None:

@@ -22,7 +22,7 @@ from manta.cli import app
 SURFACE = {
     "serve": {"MODEL_OR_YAML", "--port", "--host", "--model-name", "--dtype", "--address"},
     "plan": {"FILE", "--json", "--address", "--timeout"},
-    "apply": {"FILE", "--yes", "-y", "--address", "--timeout"},
+    "apply": {"FILE", "--yes", "-y", "--rotate-keys", "--address", "--timeout"},
     "status": {"name", "--json", "--address", "--timeout"},
     "down": {"name", "--address", "--timeout"},
     "generate": {
@@ -111,6 +111,11 @@ class FakeLifecycle:
             raise ValueError("router.replicas: cannot be changed while the service runs")
         on_progress(FakeProgress("starting", 1, 2))
 
+    def rotate_keys(
+        self, name: str, address: str | None, on_progress: Callable[[Any], None], timeout_s: float | None
+    ) -> None:
+        self._note("rotate_keys", name, address)
+
     def down(self, name: str | None, address: str | None, timeout_s: float) -> None:
         self._note("down", name, address)
 
@@ -119,7 +124,7 @@ class FakeLifecycle:
 def lifecycle(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLifecycle]:
     fake = FakeLifecycle()
     module = types.ModuleType("cluster.lifecycle")
-    for name in ("serve", "status", "down", "plan", "apply"):
+    for name in ("serve", "status", "down", "plan", "apply", "rotate_keys"):
         setattr(module, name, getattr(fake, name))
     module.Change, module.Plan = Change, object  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "cluster.lifecycle", module)
