@@ -153,6 +153,7 @@ def _gateway_settings(service: Service) -> tuple[GatewayDeploymentSettings, str]
         request_timeout_s=spec.limits.request_timeout_s,
         api_keys=keys,
         cors_origins=spec.api.cors_origins,
+        allowed_hosts=spec.api.allowed_hosts,
         limits=RequestLimits(**spec.limits.request.model_dump()),
     )
     limits = spec.limits

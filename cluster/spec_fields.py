@@ -14,6 +14,12 @@ def _is_labels(value: object) -> bool:
     return isinstance(value, dict) and all(is_text(part) for item in value.items() for part in item)
 
 
+def _are_hosts(value: object) -> bool:
+    return isinstance(value, list | tuple) and all(
+        is_text(each) and re.search(r"[\s/]", each) is None for each in value
+    )
+
+
 def _is_route(value: object) -> bool:
     return isinstance(value, str) and (value == "/" or re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value) is not None)
 
@@ -46,6 +52,8 @@ Host = Annotated[
 ]
 ORIGINS = Rule("a list of origins such as https://chat.example (no path), or of * alone", _are_origins)
 Origins = Annotated[tuple[str, ...], Allowed(ORIGINS.words), BeforeValidator(ORIGINS.check)]
+HOST_NAMES = Rule("a list of host names, without ports", _are_hosts)
+HostNames = Annotated[tuple[str, ...], Allowed(HOST_NAMES.words), BeforeValidator(HOST_NAMES.check)]
 Route = Annotated[str, Rule("/ or a path such as /mixtral", _is_route)]
 Port = Annotated[int, Rule("a whole number from 1 to 65535", lambda value: is_whole(value, 1, 65535))]
 PortOrNull = Annotated[

@@ -12,6 +12,7 @@ from cluster.spec_fields import (
     ExpertId,
     FixedReplicaCount,
     Host,
+    HostNames,
     Labels,
     Origins,
     Port,
@@ -97,6 +98,8 @@ class ApiSpec(Section):
     """A file of API keys of 16 characters or more, one a line; # starts a comment. Null: no keys, loopback only."""
     cors_origins: Origins = ()
     """The web pages (by origin) whose scripts may use the API from a browser; `*`: all. Empty: none."""
+    allowed_hosts: HostNames = ()
+    """Without `keys_file`: names beside localhost and loopback addresses that requests may be for (their Host)."""
     replicas: FixedReplicaCount = ONE
     """Gateways."""
 

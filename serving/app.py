@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
 from serving import tokenization
-from serving.access import KeyGuard
+from serving.access import HostGuard, KeyGuard
 from serving.errors import ApiError, short, unknown_model
 from serving.exposition import merge_and_render
 from serving.gateway import Gateway
@@ -64,6 +64,13 @@ def build_app(
     describe_bodies(app, BODIES)
     if settings.api_keys:
         app.add_middleware(KeyGuard, api_keys=settings.api_keys, metrics=gateway.metrics)
+    else:
+        app.add_middleware(
+            HostGuard,
+            allowed_hosts=settings.allowed_hosts,
+            allowed_origins=settings.cors_origins,
+            metrics=gateway.metrics,
+        )
     if settings.cors_origins:  # outermost: a browser asks first, without a key, and reads refusals too
         app.add_middleware(
             CORSMiddleware,

@@ -3,9 +3,11 @@
 ApiError
 ├── invalid()           400 the request is wrong; `param` names the field
 ├── unauthorized()      401 no key, or a wrong one
+├── forbidden()         403 without keys: a request that is not for this machine, or from a page of a stranger
 ├── not_found()         404 unknown model or path
 ├── request_timeout()   408 the body did not arrive in time
 ├── too_large()         413 the body exceeds the limit
+├── unsupported_media_type()  415 without keys: the body is not said to be JSON
 └── from_generation()   400, 429, 500 or 503: what the nodes said; 504 when they took too long
 """
 
@@ -32,6 +34,7 @@ STATUS_OF_GENERATION_CODE: Mapping[str, int] = {
 }
 TYPE_OF_STATUS: Mapping[int, str] = {
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     408: "timeout_error",
     429: "rate_limit_error",
@@ -82,6 +85,17 @@ def invalid(message: str, param: str | None = None, code: str = "invalid_value")
 def unauthorized(message: str) -> ApiError:
     """401: a key is needed."""
     return ApiError(401, message, code="invalid_api_key")
+
+
+def forbidden(message: str) -> ApiError:
+    """403: not from there."""
+    return ApiError(403, message, code="host_not_allowed")
+
+
+def unsupported_media_type(given: str) -> ApiError:
+    """415: bodies are JSON."""
+    message = f"Content-Type {short(given)!r} was given: send JSON, with `Content-Type: application/json`."
+    return ApiError(415, message, code="unsupported_media_type")
 
 
 def unknown_model(given: str, served: str) -> ApiError:

@@ -45,8 +45,9 @@ class GatewaySettings:
     """What the API promises about the one model it serves.
 
     `max_context` counts positions, prompt and output together. `vocab_size`, when given, refuses token ids
-    beyond it. With `tasks`, each request names one of them. With no `api_keys` every request is let in; with some,
-    all but /health need a bearer key. Scripts of web pages of `cors_origins` may read answers (`*`: of all).
+    beyond it. With `tasks`, each request names one of them. With some `api_keys`, all but /health need one as a bearer
+    key; with none, requests for this machine are let in, and those whose Host is among `allowed_hosts`. Scripts of web
+    pages of `cors_origins` may read answers (`*`: of all).
     """
 
     model_name: str
@@ -58,6 +59,7 @@ class GatewaySettings:
     retry_after_s: float = 1.0
     api_keys: tuple[str, ...] = field(default=(), repr=False)
     cors_origins: tuple[str, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
     created: int = 0  # Unix time, seconds
     limits: RequestLimits = RequestLimits()
 

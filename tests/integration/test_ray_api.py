@@ -159,7 +159,7 @@ def test_a_disconnect_frees_the_sequence(alpha: RayService, stream: bool) -> Non
     data = json.dumps(body).encode()
     address = urlsplit(alpha.url)
     with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
         connection.sendall(head.encode() + data)
         wait_until(lambda: alpha.running() > 0, 10, "the sequences run", alpha.show)
     left_s = time.monotonic()

@@ -38,7 +38,7 @@ def test_the_request_to_try_is_answered(tmp_path: Path, has_tokenizer: bool, rou
 async def answer(directory: Path) -> dict[str, Any]:
     """What a gateway of the model in `directory` says to the curl that is printed."""
     spec = spec_for_model(str(directory))
-    text = ready_message(spec, "http://gateway", 1.0)
+    text = ready_message(spec, "http://localhost", 1.0)
     command = shlex.split(text[text.index("curl") : text.index("Ctrl-C")])
     body, url = command[command.index("-d") + 1], command[1]
     app = build_app(

@@ -36,7 +36,7 @@ async def models_of(settings: GatewayDeploymentSettings) -> dict[str, Any]:
         _ready=None,
     )
     app = Gateway.func_or_class.__serve_build_asgi_app__(gateway)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         return (await client.get("/v1/models")).json()
 
 

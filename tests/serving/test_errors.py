@@ -246,7 +246,7 @@ def test_a_body_that_never_ends(serve: Serve) -> None:
     served = serve(FakeGenerator(), limits=RequestLimits(body_timeout_s=0.2))
     host, port = served.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=5) as connection:
-        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         assert b" 408 " in connection.recv(4096)
 
 
