@@ -40,6 +40,8 @@ RAY_ENVIRONMENT = {
     # an answer may hold is bounded by `limits.request`.
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str((1 << 31) - 1),
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    # Called in Serve's proxy as it starts: the time-outs that its HTTP server lacks.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serving.http_guard:install",
     # How often Serve's controller looks at its replicas; at its default of 0.1 s, that alone takes 2.5 % of a core.
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # How often it looks at its proxy, which it replaces after three failures: at its default of 10 s, a killed proxy

@@ -239,7 +239,7 @@ class RequestLimitsSpec(Section):
     max_output_tokens: Count = DEFAULTS.max_output_tokens
     """The tokens of all sequences of an answer that is not streamed; left open by the request, they are cut to it."""
     delivery_timeout_s: Seconds = DEFAULTS.delivery_timeout_s
-    """How long a client may leave unread what is ready for it; then its request is given up."""
+    """How long a client may leave unread what is ready for it, for each MiB; then its request is given up."""
     max_unread_bytes: Count = DEFAULTS.max_unread_bytes
     """How much may be ready for a client that does not read it; then its request is given up."""
 

@@ -41,7 +41,7 @@ class Outlet:
     """Sends one answer.
 
     Args:
-        timeout_s: `limits.request.delivery_timeout_s`.
+        timeout_s: `limits.request.delivery_timeout_s`, for each MiB that the server holds.
         max_bytes: `limits.request.max_unread_bytes`.
     """
 
@@ -98,7 +98,9 @@ class Outlet:
         if self.held_bytes > self._max_bytes:
             limit = f"{self._max_bytes} bytes (limits.request.max_unread_bytes)"
             raise ClientStalled(f"the client left more than {limit} unread")
-        if self.held_bytes and time.monotonic() - self._moved_s > self._timeout_s:
+        # A server may let go of many messages at once, when all of them have been taken.
+        patience_s = self._timeout_s * max(1.0, self.held_bytes / READ_AHEAD_BYTES)
+        if self.held_bytes and time.monotonic() - self._moved_s > patience_s:
             raise self._stalled()
 
     def _stalled(self) -> ClientStalled:

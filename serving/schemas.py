@@ -103,7 +103,7 @@ class GenerationBody(Body):
     stream_options: Annotated[StreamOptions | None, BeforeValidator(_few_options)] = None
     """Only with `stream`. `include_usage`: a chunk with the usage before the end, and `usage: null` in all others;
     `continuous_usage_stats` (vLLM): the usage so far in each; `include_obfuscation: true` is refused."""
-    n: Annotated[int, Field(ge=1), BeforeValidator(_choice_count)] = 1
+    n: Annotated[int, Field(ge=1, le=MAX_UINT32), BeforeValidator(_choice_count)] = 1
     """Choices for each prompt."""
     best_of: Count | None = None
     """Allowed if it is `n`: the best of more are not picked."""

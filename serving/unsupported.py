@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 from pydantic import BaseModel
 
-from serving.errors import ApiError, invalid
+from serving.errors import ApiError, invalid, shown
 from serving.fields import NO_EFFECT, REFUSED
 from serving.schemas import GenerationBody
 from serving.settings import RequestLimits
@@ -42,7 +42,7 @@ def check_task(task: str | None, tasks: tuple[str, ...]) -> str:
             raise invalid(message, "task", "unsupported_parameter")
         return ""
     if not task or task not in tasks:
-        given = f"{task!r} is none of them" if task else "it is missing"
+        given = f"{shown(task)} is none of them" if task else "it is missing"
         raise invalid(f"task: this model routes by task, and {given}; allowed: {', '.join(tasks)}.", "task")
     return task
 

@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ import pytest
 
 from manta.local import LocalModel
 from protos.generation_pb2 import Sampling, TokenLogprob
+from serving.http_guard import DEFAULTS_S, HEAD_TIMEOUT_S
 from tests.integration.ray_fixtures import MAX_CONTEXT, VOCABULARY, WINDOW
 from tests.integration.ray_service import (
     MODEL,
@@ -165,6 +167,39 @@ def test_a_disconnect_frees_the_sequence(alpha: RayService, stream: bool) -> Non
     left_s = time.monotonic()
     wait_until(lambda: alpha.running() == 0, 10, "the sequences are freed", alpha.show)
     assert time.monotonic() - left_s < 5  # the figures are up to a second old
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_answers_of_many_megabytes(alpha: RayService, stream: bool) -> None:
+    """Whole, it is sent in pieces, as the proxy takes them; a stream gathers while nobody reads."""
+    body = {"model": MODEL, "prompt": [[5] * 400] * 32, "max_tokens": 1, "logprobs": 20, "echo": True, "stream": stream}
+    data = json.dumps(body).encode()
+    address = urlsplit(alpha.url)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        connection.settimeout(60)
+        connection.connect((address.hostname, address.port))
+        headers = ["Host: localhost", "Connection: close", f"Content-Length: {len(data)}", "", ""]
+        connection.sendall("\r\n".join(["POST /v1/completions HTTP/1.1", *headers]).encode() + data)
+        answer = connection.recv(100)
+        time.sleep(2)  # the figures are up to a second old
+        wait_until(lambda: alpha.running() == 0, 60, "the sequences end", alpha.show)
+        answer += b"".join(iter(lambda: connection.recv(1 << 20), b""))
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert len(answer) > 4 << 20
+    assert answer.count(b'"finish_reason":"length"') == 32
+    assert not stream or b"data: [DONE]" in answer[-100:]
+
+
+@pytest.mark.full
+def test_a_head_that_never_ends_is_given_up(alpha: RayService) -> None:
+    address, limit_s = urlsplit(alpha.url), DEFAULTS_S[HEAD_TIMEOUT_S]
+    with socket.create_connection((address.hostname, address.port), timeout=4 * limit_s) as connection:
+        connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n")
+        began_s = time.monotonic()
+        with suppress(ConnectionError):
+            assert connection.recv(1) == b""
+    assert time.monotonic() - began_s > limit_s / 2
 
 
 def test_status_says_what_runs_where(alpha: RayService) -> None:

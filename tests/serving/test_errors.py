@@ -9,6 +9,7 @@ import pytest
 
 from serving.fake import FakeGenerator
 from serving.generator import GenerationError
+from serving.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from serving.settings import RequestLimits
 from serving.tokenizer import TextCodec
 from tests.serving.conftest import MODEL, Serve, Served
@@ -304,3 +305,35 @@ def test_the_task_reaches_the_nodes(serve: Serve, path: str) -> None:
     body = (COMPLETION if path == "/v1/completions" else CHAT) | {"task": "C++ & co.", "n": 2}
     assert httpx.post(served.url + path, json=body, timeout=20).status_code == 200
     assert [submit.task for submit in served.generator.submits] == ["C++ & co."] * 2
+
+
+@pytest.mark.parametrize("tasks", [(), ("python",)])
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+def test_no_error_repeats_much_of_what_was_sent(serve: Serve, path: str, tasks: tuple[str, ...]) -> None:
+    served = serve(FakeGenerator(), tasks=tasks, vocab_size=None)
+    kind = {"/v1/completions": CompletionBody, "/v1/chat/completions": ChatBody, "/tokenize": TokenizeBody}
+    base = {"/v1/completions": COMPLETION, "/v1/chat/completions": CHAT, "/tokenize": {"prompt": "x"}}.get(path, {})
+    long = "long" * 5000
+    refused = 0
+    with httpx.Client(base_url=served.url, timeout=20) as client:
+        for name in [*kind.get(path, DetokenizeBody).model_fields, long]:
+            for value in (long, [long], {long: long}, [{long: long, "role": long, "type": long}], 10**4000):
+                response = client.post(path, json=base | {name: value})
+                assert response.status_code < 500
+                if response.status_code != 200:
+                    refused += 1
+                    assert len(response.text) < 700, (name, response.text[:300])
+    assert refused > 10
+
+
+def test_no_error_repeats_a_long_path_or_header(shared: Served) -> None:
+    long = "long" * 1500
+    for response in (
+        httpx.get(f"{shared.url}/{long}"),
+        httpx.get(f"{shared.url}/v1/models/{long}"),
+        httpx.request("L" * 6000, shared.url + "/v1/models"),
+        httpx.post(shared.url + "/v1/completions", json=COMPLETION, headers={"Origin": f"https://{long}"}),
+        httpx.post(shared.url + "/v1/completions", content=b"{}", headers={"Content-Type": long}),
+    ):
+        assert response.status_code in (400, 403, 404, 405, 415)
+        assert len(response.text) < 400

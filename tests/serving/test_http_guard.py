@@ -1,0 +1,158 @@
+"""Connections that are slow on purpose: closed in time, and honest ones beside them are not."""
+
+import asyncio
+import pkgutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from uvicorn import config as uvicorn_config
+
+from cluster.ray_session import RAY_ENVIRONMENT
+from serving import http_guard
+from serving.http_guard import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SEND_TIMEOUT_S, install, setting_s
+
+HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Answers as much as the path says, in MiB, and tells when it was left."""
+    num = int(scope["path"].strip("/") or 0)
+    await asyncio.sleep(float(dict(scope["headers"]).get(b"x-pause-s", 0)))
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    try:
+        for _ in range(num):
+            await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
+    finally:
+        ENDED.append(num)
+    await send({"type": "http.response.body", "body": b"end"})
+
+
+ENDED: list[int] = []
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[uvicorn.Server]:
+    monkeypatch.setenv(HEAD_TIMEOUT_S, "0.5")
+    monkeypatch.setenv(SEND_TIMEOUT_S, "1")
+    monkeypatch.setitem(uvicorn_config.HTTP_PROTOCOLS, "auto", uvicorn_config.HTTP_PROTOCOLS["auto"])
+    assert install() == []
+    ENDED.clear()
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield server
+    server.should_exit = server.force_exit = True
+    thread.join(10)
+
+
+@contextmanager
+def connected(server: uvicorn.Server) -> Iterator[socket.socket]:
+    address = server.servers[0].sockets[0].getsockname()
+    with socket.create_connection(address, timeout=10) as connection:
+        yield connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Waits for the other end to close it."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionError:
+        return True
+
+
+def sends(connection: socket.socket, data: bytes) -> bool:
+    """Sends it, and waits a little; whether the other end still takes it."""
+    time.sleep(0.02)
+    try:
+        connection.sendall(data)
+    except ConnectionError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"G", HEAD, HEAD + b"X-Long: y"])
+def test_a_head_that_does_not_end(server: uvicorn.Server, sent: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(sent)
+        assert is_closed(connection)
+    assert not server.server_state.connections
+
+
+def test_a_head_that_comes_byte_by_byte_gets_no_more_time(server: uvicorn.Server) -> None:
+    with connected(server) as connection:
+        began_s = time.monotonic()
+        assert not all(sends(connection, b"G") for _ in range(500))
+        assert time.monotonic() - began_s < 5
+
+
+def test_a_second_head_has_its_time_too(server: uvicorn.Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(HEAD + b"\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        time.sleep(0.6)  # kept alive meanwhile
+        connection.sendall(HEAD + b"\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(HEAD)
+        assert is_closed(connection)
+
+
+def test_an_answer_may_take_longer_than_a_head(server: uvicorn.Server) -> None:
+    """However the request was cut: in the middle of its head, before its body, within it."""
+    request = b"POST / HTTP/1.1\r\nX-Pause-S: 1.2\r\nContent-Length: 4\r\n\r\nbody"
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connected(server)) for _ in range(5)]
+        for connection, cuts in zip(connections, ((), (9,), (-4,), (-2,), (9, -4)), strict=True):
+            for start, end in zip((0, *cuts), (*cuts, len(request)), strict=True):
+                connection.sendall(request[start:end])
+                time.sleep(0.02)
+        for connection in connections:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("before", [b"", HEAD + b"\r\n"])
+def test_a_head_without_an_end_in_size(server: uvicorn.Server, before: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(before + HEAD + b"X-Long: ")
+        assert not all(sends(connection, b"y" * (MAX_HEAD_BYTES // 4)) for _ in range(20))
+
+
+def test_a_client_that_does_not_read(server: uvicorn.Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"GET /64 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        deadline_s = time.monotonic() + 20
+        while server.server_state.connections or not ENDED:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.05)
+
+
+def test_honest_clients(server: uvicorn.Server) -> None:
+    host, port = server.servers[0].sockets[0].getsockname()[:2]
+    with httpx.Client(trust_env=False, timeout=20, headers={"X-Large": "x" * 8000}) as client:
+        for _ in range(3):
+            assert len(client.get(f"http://{host}:{port}/2").content) == (2 << 20) + 3
+            assert client.get(f"http://{host}:{port}/", headers={"X-Pause-S": "1.2"}).status_code == 200
+            # Answered before it is read; a head comes after it on the same connection.
+            assert client.post(f"http://{host}:{port}/", content=bytes(4 * MAX_HEAD_BYTES)).status_code == 200
+
+
+def test_the_name_by_which_it_is_installed() -> None:
+    assert pkgutil.resolve_name(RAY_ENVIRONMENT["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]) is install
+
+
+def test_a_time_out_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for wrong in ("0", "-1", "nan"):
+        monkeypatch.setenv(HEAD_TIMEOUT_S, wrong)
+        with pytest.raises(ValueError, match=f"{HEAD_TIMEOUT_S} is '{wrong}'"):
+            setting_s(HEAD_TIMEOUT_S)
+    monkeypatch.delenv(HEAD_TIMEOUT_S)
+    assert setting_s(HEAD_TIMEOUT_S) == http_guard.DEFAULTS_S[HEAD_TIMEOUT_S]
