@@ -186,10 +186,13 @@ async def encode_chat(
     """The chat as the template writes it. Raises ApiError (400)."""
     num_parts = sum(len(each.content) for each in body.messages if isinstance(each.content, list))
     check_limit("messages", len(body.messages) + num_parts, settings.limits.max_messages)
+    # What is in variables of the client's own, a template may go through for each message.
+    grows = bool(body.chat_template_kwargs) or any(each.model_extra for each in body.messages)
+    num_tokens = THREAD_FROM_TOKENS if grows else MESSAGE_TOKENS * (len(body.messages) + num_parts)
     if body.split_special_tokens:
         text, token_ids = await asyncio.to_thread(_encode_split, body, codec, settings)
     else:
-        text = await beside(lambda: render_chat(body, codec), MESSAGE_TOKENS * (len(body.messages) + num_parts))
+        text = await beside(lambda: render_chat(body, codec, settings.limits), num_tokens)
         token_ids = await encode_text(text, codec, settings, bool(body.add_special_tokens), "messages")
     check_ids(token_ids, settings, "messages")
     if not token_ids:
@@ -202,14 +205,16 @@ def _encode_split(body: ChatTemplateFields, codec: TextCodec, settings: GatewayS
     try:
         splitting = codec.splitting()
         marks = splitting.marks()
-        marked = marks.take(render_chat(body, codec, marks))
+        marked = marks.take(render_chat(body, codec, settings.limits, marks))
     except ValueError as error:
         raise invalid(f"messages: {error}.", "messages") from error
     _check_size(marked.text, settings, "messages")
     return marked.text, splitting.encode_marked(marked, bool(body.add_special_tokens))
 
 
-def render_chat(body: ChatTemplateFields, codec: TextCodec, marks: Marks | None = None) -> str:
+def render_chat(
+    body: ChatTemplateFields, codec: TextCodec, limits: RequestLimits, marks: Marks | None = None
+) -> str:
     """The prompt's text; `marks` stand for special tokens in messages. Raises ApiError (400): also without template."""
     if codec.chat_template is None:
         what = "chat template: use /v1/completions, or add a chat_template.jinja to its directory and serve it again"
@@ -230,6 +235,7 @@ def render_chat(body: ChatTemplateFields, codec: TextCodec, marks: Marks | None 
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
             extra=body.chat_template_kwargs,
+            max_chars=limits.max_text_bytes,  # a longer text would be refused for its bytes
         )
     except ChatTemplateError as error:
         raise invalid(f"messages: {short(str(error), MAX_TEMPLATE_CHARS)}.", "messages") from error
