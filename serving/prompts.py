@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from serving.beside import beside
+from serving.beside import THREAD_FROM_TOKENS, beside
 from serving.chat_template import ChatTemplateError
 from serving.errors import ApiError, context_exceeded, invalid, short, shown
 from serving.schemas import MAX_UINT32, ChatMessage, ChatTemplateFields
@@ -212,9 +212,7 @@ def _encode_split(body: ChatTemplateFields, codec: TextCodec, settings: GatewayS
     return marked.text, splitting.encode_marked(marked, bool(body.add_special_tokens))
 
 
-def render_chat(
-    body: ChatTemplateFields, codec: TextCodec, limits: RequestLimits, marks: Marks | None = None
-) -> str:
+def render_chat(body: ChatTemplateFields, codec: TextCodec, limits: RequestLimits, marks: Marks | None = None) -> str:
     """The prompt's text; `marks` stand for special tokens in messages. Raises ApiError (400): also without template."""
     if codec.chat_template is None:
         what = "chat template: use /v1/completions, or add a chat_template.jinja to its directory and serve it again"
