@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from model.config import MixtralConfig
+from transport.link import ANSWER_TIMEOUT_S
 from transport.membership import Join, Membership
 from transport.part import Part
 
@@ -39,8 +40,8 @@ class NodeDeploymentSettings:
     max_sequences: int
     max_queued: int
     recovery_timeout_s: float
-    answer_timeout_s: float
     request_timeout_s: float
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
 
 
 @serve.deployment

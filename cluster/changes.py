@@ -31,6 +31,11 @@ SHORTER_CACHE = (
     "and api.route_prefix, let the clients move, then stop this one with `manta down`"
 )
 
+ONE_WAY_TO_TALK = (
+    "parts that use it and parts that do not cannot talk to each other: stop the service with `manta down`, then start "
+    "it anew (files of the same names may be replaced at any time: each part reads them when it starts)"
+)
+
 # The first entry whose name starts a field's path is its rule.
 RULES: tuple[tuple[str, How, str], ...] = (
     ("name", "refused", "a service keeps its name: start another one with `manta serve`"),
@@ -61,6 +66,7 @@ RULES: tuple[tuple[str, How, str], ...] = (
     ("limits.recovery_timeout_s", "rolling", f"gateways, attention nodes and routers {IN_TURN}; {STREAMS_END}"),
     ("limits.answer_timeout_s", "rolling", f"gateways, attention nodes and routers {IN_TURN}; {STREAMS_END}"),
     ("limits.orphan_timeout_s", "rolling", NEW_EXPERTS),
+    ("tls.", "refused", ONE_WAY_TO_TALK),
     ("limits.", "live", "holds from now on"),
 )
 UNITS = ("replicas", "labels")  # mappings that are one field

@@ -24,6 +24,7 @@ from cluster.resize import Resize, ResizeStatus
 from cluster.resolve import Service
 from cluster.secret import forget_data_plane_key
 from cluster.table import routing_table
+from spec.errors import printable
 from transport.membership import Role, Snapshot
 from transport.table import RoutingTable
 
@@ -344,5 +345,6 @@ class Control:
             self._changed.notify_all()
 
     def _event(self, text: str, failed: bool = False) -> None:
+        text = printable(text)
         logger.info("%s", text)
         self._ledger.events.note(text, failed, time.time())

@@ -53,6 +53,7 @@ def expert_settings(service: Service, shard: ShardPlan) -> ExpertSettings:
         device=shard.device,
         orphan_timeout_s=service.spec.limits.orphan_timeout_s,
         loopback=service.loopback,
+        tls=service.tls,
     )
 
 

@@ -32,6 +32,7 @@ from transport.hosts import interface_for_peers
 from transport.membership import Role, Snapshot
 from transport.strangers import refuse_open
 from transport.table import RoutingTable
+from transport.tls import load_tls
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ class ControllerMembership:
         self._service = service
         keys = data_plane_keys(service.name)
         self._keys_generation = keys.generation
-        self._credentials = Credentials(*keys.as_bytes)
+        self._credentials = Credentials(*keys.as_bytes, tls=load_tls(service.tls))
         self._member_id = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
         self._left = threading.Event()
         self._announced = threading.Event()

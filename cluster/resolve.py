@@ -12,6 +12,7 @@ from model.config import MixtralConfig, read_config
 from model.rope_scaling import beyond_context
 from model.routing import FIELD, Routing
 from serving.end_tokens import with_end
+from transport.tls import TlsFiles
 
 SMALL_CPUS = 0.1  # gateways, routers: they wait more than they compute
 
@@ -54,6 +55,14 @@ class Service:
     def num_cpus(self) -> int:
         """CPUs that expert actors may use, one of each shard, for `auto` shards."""
         return self.room.for_experts(self.spec.experts.placement)
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The certificates for connections between hosts; None: there are none, or no such connections."""
+        tls = self.spec.tls
+        if self.loopback or tls.cert_file is None or tls.key_file is None or tls.ca_file is None:
+            return None
+        return TlsFiles(Path(tls.cert_file), Path(tls.key_file), Path(tls.ca_file))
 
     @property
     def attention_device(self) -> str:

@@ -15,6 +15,10 @@ def problems_in(spec: ServiceSpec) -> Iterator[Problem]:
             f"{show(spec.api.host)} can be reached from other machines, and api.keys_file is not set. "
             "Set api.keys_file to a file with one API key a line, or use 127.0.0.1.",
         )
+    given = {name: getattr(spec.tls, name) for name in ("cert_file", "key_file", "ca_file")}
+    missing = [name for name, value in given.items() if value is None]
+    if 0 < len(missing) < len(given):
+        yield Problem("tls", f"{' and '.join(missing)} missing; give all three files, or none.")
     batch_tokens = spec.attention.max_batch_tokens
     if batch_tokens != "auto" and spec.attention.max_sequences > batch_tokens:
         yield Problem(

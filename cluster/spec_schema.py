@@ -265,6 +265,17 @@ class LimitsSpec(Section):
     """What one request may cost."""
 
 
+class TlsSpec(Section):
+    """Certificates for connections between hosts. Without them, these are encrypted under the service's own key."""
+
+    cert_file: Annotated[TextOrNull, FileName()] = None
+    """A host's certificate (PEM), at the same path on every host; null: no TLS. Parts read it when they start."""
+    key_file: Annotated[TextOrNull, FileName()] = None
+    """Its private key, without a password."""
+    ca_file: Annotated[TextOrNull, FileName()] = None
+    """The certificate of the authority that the other hosts' certificates must be of."""
+
+
 class ServiceSpec(Section):
     """One service. Every field but `model.path` has a default."""
 
@@ -277,3 +288,4 @@ class ServiceSpec(Section):
     experts: ExpertsSpec = ExpertsSpec()
     autoscaling: AutoscalingSpec = AutoscalingSpec()
     limits: LimitsSpec = LimitsSpec()
+    tls: TlsSpec = TlsSpec()

@@ -14,6 +14,7 @@ from model.config import MixtralConfig
 from transport.address import Address
 from transport.cores import available_cores
 from transport.credentials import Credentials
+from transport.tls import TlsFiles, load_tls
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,7 @@ class ExpertSettings:
         dtype: `float32` or `bfloat16`.
         device: `cpu` or `cuda`.
         loopback: Whether every router is on this host.
+        tls: Certificates for routers on other hosts; None: there are none.
         orphan_timeout_s: With neither a controller's call nor a router's connection for so long, the actor leaves by
             itself.
     """
@@ -45,6 +47,7 @@ class ExpertSettings:
     device: str
     orphan_timeout_s: float
     loopback: bool
+    tls: TlsFiles | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ class ExpertActor:
         async with self._starting:
             if self._server is None:
                 self._key, self._core = key, core
-                self._credentials = Credentials(key)
+                self._credentials = Credentials(key, tls=load_tls(self._settings.tls))
                 self._server = await asyncio.to_thread(self._load, self._credentials, core)
         return self._server.address
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from cluster.lifecycle import Change, Plan, apply, plan, rotate_keys
 from cluster.spec import load_spec
 from manta.progress import StartDisplay
+from spec.errors import printable
 
 COLOURS = {"live": "green", "rolling": "yellow", "refused": "red"}
 
@@ -70,4 +71,4 @@ def _cells(change: Change) -> tuple[str, ...]:
 
 
 def _shown(value: object) -> str:
-    return escape("-" if value is None else str(value))
+    return escape(printable("-" if value is None else str(value)))

@@ -7,6 +7,7 @@ from types import FrameType
 
 import typer
 
+from spec.errors import printable
 from spec.outcome import INTERRUPTED, status_of, traceback_wanted, words_of
 
 
@@ -31,7 +32,7 @@ def plain_errors() -> Generator[None]:
         if traceback_wanted():
             raise
         typer.secho("error: ", fg="red", nl=False, err=True)
-        typer.echo(words_of(error), err=True)
+        typer.echo(printable(words_of(error)), err=True)
         raise typer.Exit(status_of(error)) from None
 
 

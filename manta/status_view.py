@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from spec.errors import printable
+
 NUM_EVENTS = 12
 HOST_LETTERS = 6  # of a Ray node's id: enough to tell hosts apart
 NARROWEST = 100  # columns; a pipe would fold tables to 80
@@ -29,7 +31,9 @@ def print_status(status: Mapping[str, Any], console: Console | None = None) -> N
     for event in status["events"][-NUM_EVENTS:]:
         clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))
         colour = "red" if event["failed"] else "default"
-        console.print(f"  {clock}  [{colour}]{escape(event['text'])}[/{colour}]", highlight=False, soft_wrap=True)
+        console.print(
+            f"  {clock}  [{colour}]{escape(printable(event['text']))}[/{colour}]", highlight=False, soft_wrap=True
+        )
 
 
 def _print_heading(status: Mapping[str, Any], console: Console) -> None:
@@ -41,7 +45,7 @@ def _print_heading(status: Mapping[str, Any], console: Console) -> None:
     if resize is not None:
         count = f" {resize['done']}/{resize['total']}" if resize["state"] == "running" and resize["total"] else ""
         stage = f", {resize['stage']}{count}" if resize["state"] == "running" else ""
-        why = f": {escape(resize['error'])}" if resize["error"] else ""
+        why = f": {escape(printable(resize['error']))}" if resize["error"] else ""
         text = f"last change, to version {resize['version']}: {resize['state']}{stage}{why}"
         console.print(text, highlight=False, soft_wrap=True)
 
@@ -92,7 +96,7 @@ def _table(columns: Sequence[Column], rows: Sequence[Row]) -> Table:
     for name, _ in columns:
         table.add_column(name, justify="left", overflow="fold")
     for row in rows:
-        table.add_row(*(escape(cell(row)) for _, cell in columns))
+        table.add_row(*(escape(printable(cell(row))) for _, cell in columns))
     return table
 
 

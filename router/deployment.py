@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ray import serve
 
 from model.config import MixtralConfig
+from transport.link import ANSWER_TIMEOUT_S
 from transport.membership import Join, Membership
 from transport.part import Part
 
@@ -28,8 +29,8 @@ class RouterDeploymentSettings:
     config: MixtralConfig
     dtype: str
     recovery_timeout_s: float
-    answer_timeout_s: float
     degrade: bool
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
 
 
 @serve.deployment

@@ -12,6 +12,7 @@ from serving.app import build_app
 from serving.nodes import NodeGenerator
 from serving.settings import GatewaySettings
 from serving.tokenizer import TextCodec
+from transport.link import ANSWER_TIMEOUT_S
 from transport.membership import Join
 from transport.worker import freeze_garbage
 
@@ -27,7 +28,7 @@ class GatewayDeploymentSettings:
     directory: Path
     gateway: GatewaySettings
     recovery_timeout_s: float
-    answer_timeout_s: float
+    answer_timeout_s: float = ANSWER_TIMEOUT_S
 
 
 def created_s(directory: Path) -> int:

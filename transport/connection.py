@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import socket
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -12,6 +13,7 @@ from transport.errors import TransportError, VersionError
 from transport.frames import EMPTY_BODY, MAX_BODY_BYTES, PREFIX, Body, Frame, FrameReader, encode_head
 from transport.loop import READ, WRITE, Loop
 from transport.sealing import Opener, Sealer
+from transport.tls import TlsSocket
 
 SOCKET_BUFFER_BYTES = 4 << 20
 # A peer that takes nothing is given up before what it has not taken fills the memory. More than one frame, because a
@@ -45,7 +47,8 @@ class Connection:
 
     Args:
         loop: The loop whose thread owns this connection.
-        sock: A connected stream socket (or one that is connecting); the connection owns it from now on.
+        sock: A connected stream socket (or one that is connecting), or one that is to speak TLS; the connection owns it
+            from now on. Over TLS, what is sent waits until that is established.
         on_frame: Called with each frame; may be replaced.
         on_closed: Called once, with the reason, when the connection ends for any reason but `close`.
         reader: Cuts what is received into frames, and limits their sizes until `admit`.
@@ -56,7 +59,7 @@ class Connection:
     def __init__(
         self,
         loop: Loop,
-        sock: socket.socket,
+        sock: socket.socket | TlsSocket,
         on_frame: Callable[[Frame], None],
         on_closed: Callable[[str], None],
         reader: FrameReader,
@@ -77,17 +80,24 @@ class Connection:
         self._reading = True
         self._max_untaken_bytes = max_untaken_bytes
         self.closed = False
+        self._tls = sock if isinstance(sock, TlsSocket) else None
+        self._establishing = self._tls is not None
         sock.setblocking(False)
         _notice_vanished_host(sock)
-        loop.watch(self, READ)
+        loop.watch(self, WRITE if self._tls is not None and not self._tls.server_side else READ)
 
     def fileno(self) -> int:
         return self._socket.fileno()
 
     @property
-    def between_hosts(self) -> bool:
-        """Whether it is TCP: on one host, Unix sockets lie in a folder that no other user can enter."""
-        return self._socket.family != socket.AF_UNIX
+    def to_be_sealed(self) -> bool:
+        """Whether it is plain TCP: on one host, Unix sockets lie in a folder that no other user can enter."""
+        return self._socket.family != socket.AF_UNIX and self._tls is None
+
+    @property
+    def peer_certificate(self) -> bytes:
+        """What the other side's certificate is known by, once a frame has come; empty without TLS."""
+        return b"" if self._tls is None else self._tls.peer_certificate
 
     def admit(self, sealer: Sealer | None, opener: Opener | None) -> None:
         """The peer has proved itself: takes frames of every allowed size from now on, sealed or not, both ways."""
@@ -114,7 +124,7 @@ class Connection:
             self._watch()
 
     def _watch(self) -> None:
-        if not self.closed:
+        if not self.closed and not self._establishing:
             self._loop.watch(self, (READ if self._may_read else 0) | (WRITE if self._outbox else 0))
 
     @property
@@ -142,7 +152,7 @@ class Connection:
             prefix = head[: PREFIX.size]
             head = prefix + self._sealer.seal_header(head[PREFIX.size :], prefix)
             body = self._sealer.seal_body(body) if len(body) else body
-        if self._outbox:
+        if self._outbox or self._establishing:
             self._queue(head, body, 0)
             return True
         try:
@@ -158,10 +168,32 @@ class Connection:
         return True
 
     def on_ready(self, events: int) -> None:
+        if self._establishing:
+            self._establish()
+            return
         if events & WRITE and not self.closed:
             self._flush()
         if events != WRITE and not self.closed:  # a hang-up comes without READ; receiving tells what it is
             self._receive()
+
+    def _establish(self) -> None:
+        """Goes on with TLS's handshake; once that is done, sends what waits and reads."""
+        assert self._tls is not None
+        try:
+            self._tls.establish()
+        except ssl.SSLWantReadError:
+            self._loop.watch(self, READ)
+        except ssl.SSLWantWriteError:
+            self._loop.watch(self, WRITE)
+        except (TransportError, OSError) as error:
+            self.fail(str(error))
+        else:
+            self._establishing = False
+            self._watch()
+            if self._outbox:
+                self._flush()
+            if not self.closed:
+                self._receive()
 
     def close(self) -> None:
         """Closes without calling `on_closed`."""
@@ -236,8 +268,10 @@ class Connection:
             except TransportError as error:
                 self._refuse(error)
                 return
-            if count < len(space) or not self._may_read:
+            if not self._may_read or (count < len(space) and self._tls is None):
                 return  # the socket is drained; if not, the loop says so again
+        if self._tls is not None and self._tls.pending_bytes:
+            self._loop.post(lambda: self.closed or self._receive())
 
     def _take(self, frame: Frame) -> None:
         encoded = frame.encoded
@@ -254,12 +288,12 @@ class Connection:
         self.fail(str(error))
 
 
-def _enlarge_buffers(sock: socket.socket) -> None:
+def _enlarge_buffers(sock: socket.socket | TlsSocket) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BUFFER_BYTES)
 
 
-def _notice_vanished_host(sock: socket.socket) -> None:
+def _notice_vanished_host(sock: socket.socket | TlsSocket) -> None:
     if sock.family in (socket.AF_INET, socket.AF_INET6):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

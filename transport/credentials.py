@@ -1,9 +1,11 @@
-"""What a process proves itself with on the data plane: the service's keys. They can be changed while it runs."""
+"""What a process proves itself with on the data plane: keys, which can be changed while it runs, and certificates."""
 
 import hashlib
 import hmac
 import threading
 from collections.abc import Callable, Sequence
+
+from transport.tls import Tls
 
 MIN_KEY_BYTES = 16
 MAX_KEYS = 4  # at once: the present one, the one before it and the next one are enough for a change
@@ -24,9 +26,11 @@ class Credentials:
 
     Args:
         keys: The service's keys, each at least MIN_KEY_BYTES long, MAX_KEYS at most; the best first.
+        tls: For connections between hosts; None: frames are sealed instead.
     """
 
-    def __init__(self, *keys: bytes) -> None:
+    def __init__(self, *keys: bytes, tls: Tls | None = None) -> None:
+        self.tls = tls
         self._lock = threading.Lock()
         self._on_change: list[Callable[[], None]] = []
         self._keys = _checked(keys)

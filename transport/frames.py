@@ -28,6 +28,7 @@ from transport.sealing import TAG_BYTES, Opener
 
 FORMAT = b"MNT"  # what every version's frames begin with
 MAGIC = FORMAT + b"3"
+TLS_RECORD = b"\x16\x03"
 PREFIX = struct.Struct("<4sIQQ")
 MAX_HEADER_BYTES = 16 << 20
 MAX_BODY_BYTES = 1 << 30
@@ -195,6 +196,10 @@ class FrameReader:
             raise VersionError(
                 f"the other side's frames begin with {magic!r}, this process's with {MAGIC!r}: another version of "
                 "Manta runs there"
+            )
+        if magic.startswith(TLS_RECORD):
+            raise FrameError(
+                "the other side speaks TLS, and this process has no certificates (`tls` in its service file)"
             )
         if magic != MAGIC:
             raise FrameError(f"a frame begins with {magic!r} instead of {MAGIC!r}: it is not Manta's")

@@ -56,15 +56,13 @@ class ClientHandshake:
 
     Args:
         role: What this side is, one of ROLES.
-        channel: What is known of the channel that carries it (the server's certificate), both ends alike.
     """
 
-    def __init__(self, credentials: Credentials, role: Role, channel: bytes = b"") -> None:
+    def __init__(self, credentials: Credentials, role: Role) -> None:
         self._credentials = credentials
         self._offered = credentials.keys
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._role = role
-        self._channel = channel
         self._transcript = b""
         self.key = b""
         """The key that both sides have proved; empty before."""
@@ -75,8 +73,12 @@ class ClientHandshake:
         key_ids = [key_id(key) for key in self._offered]
         return Header(hello=Hello(nonce=self._nonce, role=self._role, key_ids=key_ids))
 
-    def receive(self, header: Header) -> Header:
+    def receive(self, header: Header, channel: bytes = b"") -> Header:
         """Returns the answer to the server's message.
+
+        Args:
+            channel: What is known of the channel that it came over (the server's certificate); both ends know the same,
+                or each refuses the other.
 
         Raises:
             HandshakeError: It is no handshake, or the server knows none of the keys.
@@ -85,7 +87,7 @@ class ClientHandshake:
             raise HandshakeError("the server sent a message before the handshake was complete")
         hello = header.hello
         _check_nonce(hello.nonce)
-        transcript = _transcript(self._role, self._nonce, hello.nonce, self._channel)
+        transcript = _transcript(self._role, self._nonce, hello.nonce, channel)
         taken = [key for key in self._offered if key_id(key) in hello.key_ids]
         if len(taken) != 1 or not hmac.compare_digest(hello.proof, _proof(taken[0], b"server", transcript)):
             raise HandshakeError("the server does not know a key of this service: is it another service's process?")
@@ -103,7 +105,7 @@ class ServerHandshake:
     """The accepting side. `done` once the client has proved itself.
 
     Args:
-        channel: What is known of the channel that carries it (the own certificate), both ends alike.
+        channel: What is known of the channel that carries it (the own certificate).
     """
 
     def __init__(self, credentials: Credentials, channel: bytes = b"") -> None:

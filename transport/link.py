@@ -1,5 +1,6 @@
 """The connecting side: one persistent, authenticated connection to an address, made anew when it breaks."""
 
+import socket
 from collections.abc import Callable
 
 from transport.address import Address
@@ -107,8 +108,11 @@ class Link:
         except OSError as error:
             self._retry(f"connecting to {self.address} failed: {error}")
             return
+        tls = self._credentials.tls if sock.family != socket.AF_UNIX else None
         self._handshake = ClientHandshake(self._credentials, self._role)
-        self._connection = Connection(self._loop, sock, self._first_frame, self._lost, handshake_reader())
+        self._connection = Connection(
+            self._loop, tls.connect(sock) if tls else sock, self._first_frame, self._lost, handshake_reader()
+        )
         self.send = self._connection.send
         self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._handshake_late)
         self._connection.send(self._handshake.start())
@@ -117,9 +121,9 @@ class Link:
         connection = self._connection
         assert connection is not None
         assert self._timer is not None
-        if not connection.send(self._handshake.receive(frame.header)):
+        if not connection.send(self._handshake.receive(frame.header, connection.peer_certificate)):
             return  # it has ended, and `_lost` will hear of it
-        if connection.between_hosts:
+        if connection.to_be_sealed:
             keys = self._handshake.seal_keys()
             connection.admit(Sealer(keys.to_server), Opener(keys.to_client))
         else:

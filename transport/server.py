@@ -24,10 +24,16 @@ class Session:
     def __init__(self, server: "SocketServer", listener: Listener, sock: socket.socket) -> None:
         self._server = server
         self._listener = listener
-        self._handshake = ServerHandshake(server.credentials)
+        tls = server.credentials.tls if sock.family != socket.AF_UNIX else None
+        self._handshake = ServerHandshake(server.credentials, tls.certificate if tls else b"")
         self._timer = server.loop.call_later(PROOF_TIMEOUT_S, self._late)
         self._connection = Connection(
-            server.loop, sock, self._frame, self._closed, handshake_reader(), server.max_untaken_bytes
+            server.loop,
+            tls.accept(sock) if tls else sock,
+            self._frame,
+            self._closed,
+            handshake_reader(),
+            server.max_untaken_bytes,
         )
         self.send: Send = self._connection.send
         """Sends one message; does nothing once the connection is closed."""
@@ -73,7 +79,7 @@ class Session:
             return
         self._timer.cancel()
         self._listener.settle(self)
-        if self._connection.between_hosts:
+        if self._connection.to_be_sealed:
             keys = self._handshake.seal_keys()
             self._connection.admit(Sealer(keys.to_client), Opener(keys.to_server))
         else:

@@ -24,7 +24,7 @@ from router.server import RouterServer
 from transport.address import Address
 from transport.credentials import Credentials
 from transport.frames import Frame
-from transport.link import Link
+from transport.link import ANSWER_TIMEOUT_S, Link
 from transport.loop import Loop
 from transport.socket import RequestServer
 from transport.table import RoutingTable, ShardEntry
@@ -104,6 +104,7 @@ class Setup:
     node: NodeServer
     shards: tuple[ShardEntry, ...]
     experts: list[ExitStack]
+    tcp_host: str | None = None
     version: int = 0
     gateways: list[Gateway] = field(default_factory=list)
 
@@ -115,10 +116,12 @@ class Setup:
         return gateway
 
     @contextmanager
-    def router(self, degrade: bool = False) -> Iterator[RouterServer]:
+    def router(
+        self, degrade: bool = False, recovery_timeout_s: float = 1.0, answer_timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> Iterator[RouterServer]:
         """A router that serves until the context ends."""
         gates = load_gates(self.directory, self.config, FP32, CPU)
-        router = RouterServer(gates, CREDENTIALS, None, 1.0, degrade)
+        router = RouterServer(gates, CREDENTIALS, self.tcp_host, recovery_timeout_s, degrade, answer_timeout_s)
         router.update(RoutingTable(version=1, shards=self.shards))
         with serving(_without_gradients(router.run), router.stop):
             assert router.wait_ready(TIMEOUT_S)
@@ -150,33 +153,41 @@ class Setup:
 
 
 @contextmanager
-def start_node(directory: Path, settings: NodeSettings) -> Iterator[Setup]:
-    """A node and two expert shards; no router yet."""
+def start_node(
+    directory: Path,
+    settings: NodeSettings,
+    tcp_host: str | None = None,
+    recovery_timeout_s: float = 0.5,
+    answer_timeout_s: float = ANSWER_TIMEOUT_S,
+) -> Iterator[Setup]:
+    """A node and two expert shards; no router yet. `tcp_host`: where all of them listen beside their Unix sockets."""
     config = read_config(directory)
     with ExitStack() as stack:
         half = config.num_experts // 2
         experts = [stack.enter_context(ExitStack()) for _ in range(2)]
         shards = tuple(
-            ShardEntry(ids, 0, 1, (expert.enter_context(_expert(directory, config, ids)),))
+            ShardEntry(ids, 0, 1, (expert.enter_context(_expert(directory, config, ids, tcp_host)),))
             for expert, ids in zip(experts, (tuple(range(half)), tuple(range(half, config.num_experts))), strict=True)
         )
         weights = read_attention_weights(CheckpointReader(directory), config, FP32)
         model, cache = DenseModel(config, weights, CPU), make_cache(settings, config, FP32, CPU)
         node = NodeServer(
-            model, cache, settings, CREDENTIALS, None, recovery_timeout_s=0.5, request_timeout_s=TIMEOUT_S
+            model, cache, settings, CREDENTIALS, tcp_host, recovery_timeout_s, TIMEOUT_S, answer_timeout_s
         )
         stack.enter_context(serving(node.run, node.stop))
-        setup = Setup(directory, config, node, shards, experts)
+        setup = Setup(directory, config, node, shards, experts, tcp_host)
         yield setup
         for gateway in setup.gateways:
             gateway.close()
 
 
 @contextmanager
-def _expert(directory: Path, config: MixtralConfig, expert_ids: tuple[int, ...]) -> Iterator[Address]:
+def _expert(
+    directory: Path, config: MixtralConfig, expert_ids: tuple[int, ...], tcp_host: str | None
+) -> Iterator[Address]:
     loop = Loop()
     service = ExpertService(load_shard(directory, config, expert_ids, 0, 1, FP32, CPU), CPU)
-    server = RequestServer(loop, "expert", CREDENTIALS, None, service.serve)
+    server = RequestServer(loop, "expert", CREDENTIALS, tcp_host, service.serve)
     with serving(_without_gradients(loop.run_forever), loop.stop):
         yield server.address
     server.close()

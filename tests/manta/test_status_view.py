@@ -58,3 +58,12 @@ def test_a_change_is_told_with_its_progress_or_its_reason() -> None:
     assert "last change, to version v2: running, loading the experts 1/3" in shown(resize=change)
     failed = {**change, "state": "rolled back", "error": "no room"}
     assert "last change, to version v2: rolled back: no room" in shown(resize=failed)
+
+
+def test_what_events_and_errors_quote_is_written_out() -> None:
+    """A name in a checkpoint, say, that would clear the screen."""
+    event = {"time": 0.0, "text": "expert 3: tensor '\x1b[2J' is missing", "failed": True}
+    text = shown(events=[event], resize={"version": "v2", "state": "failed", "error": "\x1b]0;x\x07", "done": 0})
+    assert "\x1b" not in text
+    assert "\\x1b[2J" in text
+    assert "\\x1b]0;x\\x07" in text
