@@ -118,14 +118,14 @@ class Progress:
         self._tries = NO_TRIES
         return True
 
-    def node_lost(self, left: bool) -> None:
+    def node_lost(self, node: "_Node", left: bool) -> None:
         """Notes that a node went away, or `left` on purpose.
 
         Raises:
             GenerationError: Several died, one after the other, without a token: it may be this very sequence's fault.
         """
         self._resumed = True
-        self._tries = self._tries.another(died=not left)
+        self._tries = self._tries.another(None if left else node, lambda other: other.usable)
         if self._tries.too_many:
             message = f"{self._tries.num} attention nodes were lost one after the other while they served this"
             raise GenerationError("internal", message)
@@ -253,7 +253,7 @@ class NodeGenerator:
                         yield output
                 return
             except _NodeLost as lost:
-                progress.node_lost(lost.left)
+                progress.node_lost(node, lost.left)
                 full.clear()  # a full queue does not refuse what was at a node that was lost
             except GenerationError as error:
                 full.add(node)

@@ -75,6 +75,7 @@ class Link:
         self._on_up = on_up
         self._on_down = on_down
         self._answer_timeout_s = answer_timeout_s
+        self._handshake_timeout_s = min(HANDSHAKE_TIMEOUT_S, answer_timeout_s)
         self._oldest = oldest
         self._silence, self._delay = _Unchanged(), _Unchanged()
         self._connection: Connection | None = None
@@ -114,7 +115,7 @@ class Link:
             self._loop, tls.connect(sock) if tls else sock, self._first_frame, self._lost, handshake_reader()
         )
         self.send = self._connection.send
-        self._timer = self._loop.call_later(HANDSHAKE_TIMEOUT_S, self._handshake_late)
+        self._timer = self._loop.call_later(self._handshake_timeout_s, self._handshake_late)
         self._connection.send(self._handshake.start())
 
     def _first_frame(self, frame: Frame) -> None:
@@ -152,7 +153,7 @@ class Link:
     def _handshake_late(self) -> None:
         assert self._connection is not None
         self._connection.close()
-        self._retry(f"{self.address} did not answer the handshake within {HANDSHAKE_TIMEOUT_S:g} s")
+        self._retry(f"{self.address} did not answer the handshake within {self._handshake_timeout_s:g} s")
 
     def _leave_revoked(self) -> None:
         if self.up and self._connection is not None and not self._credentials.accepts(self._handshake.key):

@@ -147,7 +147,7 @@ class Replicas:
 
         def answered(answer: Answer) -> None:
             if isinstance(answer, PeerLost):
-                more = tries.another(died=answer.with_rows)
+                more = tries.another(peer if answer.with_rows else None, _is_there)
                 again = functools.partial(self.call, group, header, rows_TD, on_reply, on_none, on_gone, more)
                 self._try_again(again, on_reply, group, more, pause=answer.with_rows and more.deaths > 1)
             else:
@@ -240,6 +240,10 @@ class Replicas:
                     f"no {item.awaited} came back within {self._recovery_timeout_s:g} s (limits.recovery_timeout_s)",
                 )
             )
+
+
+def _is_there(peer: Peer) -> bool:
+    return peer.ready
 
 
 def _addresses(groups: Mapping[Hashable, tuple[Address, ...]]) -> set[Address]:

@@ -1,6 +1,7 @@
 """How many peers a piece of work may cost: rows at the replicas of a shard, a sequence at the attention nodes."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 # What so many peers had, one after the other, when they died is taken for the cause.
 MAX_DEATHS = 4
@@ -13,16 +14,28 @@ class Tries(NamedTuple):
     """What has become of the peers that had a piece of work and gave no answer.
 
     Args:
-        num: How many there were.
-        deaths: How many of them went away by themselves.
+        num: How many tries there were.
+        dead: The peers that went away by themselves, and have not come back. One that did lives: it was its link that
+            failed, for a process that is replaced has another address.
     """
 
     num: int = 0
-    deaths: int = 0
+    dead: tuple[object, ...] = ()
 
-    def another(self, died: bool) -> "Tries":
-        """Returns the count with one more, which `died` with the work, or went away for another reason."""
-        return Tries(self.num + 1, self.deaths + died)
+    def another(self, dead: object | None, lives: Callable[[Any], bool]) -> "Tries":
+        """Returns the count with one more.
+
+        Args:
+            dead: The peer, if it went away by itself; None: for another reason.
+            lives: Whether a peer that was lost earlier is there again.
+        """
+        others = tuple(peer for peer in self.dead if peer is not dead and not lives(peer))
+        return Tries(self.num + 1, others if dead is None else (*others, dead))
+
+    @property
+    def deaths(self) -> int:
+        """How many peers died, as far as is known."""
+        return len(self.dead)
 
     @property
     def too_many(self) -> bool:

@@ -1,11 +1,19 @@
 """What a gateway keeps of a sequence so that another node can go on with it."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from protos.generation_pb2 import LENGTH, Sampling, SequenceOutput, Submit, TokenLogprob
 from serving.generator import GenerationError
 from serving.nodes import Progress
 from transport.tries import MAX_DEATHS, MAX_TRIES
+
+
+def node(usable: bool = False) -> Any:
+    """An attention node, of which only this is asked."""
+    return SimpleNamespace(usable=usable)
 
 
 def scores(*token_ids: int) -> SequenceOutput:
@@ -26,7 +34,7 @@ def test_a_resume_asks_for_what_is_left() -> None:
     progress = Progress(submit)
     progress.take(scores(2))
     assert not progress.request().resumed
-    progress.node_lost(left=False)
+    progress.node_lost(node(), left=False)
     assert progress.request().resumed
     assert progress.request().sampling.prompt_logprobs, "nothing has been handed on yet"
     again = scores(2)
@@ -44,22 +52,30 @@ def test_a_resume_asks_for_what_is_left() -> None:
 def test_a_sequence_that_takes_every_node_down_is_given_up() -> None:
     progress = Progress(Submit(prompt_ids=[1]))
     for _ in range(MAX_DEATHS - 1):
-        progress.node_lost(left=False)
+        progress.node_lost(node(), left=False)
     progress.take(SequenceOutput(token_ids=[5]))  # a token: the count starts again
     assert progress.request().resumed
     for _ in range(MAX_DEATHS - 1):
-        progress.node_lost(left=False)
+        progress.node_lost(node(), left=False)
     with pytest.raises(GenerationError, match="lost one after the other"):
-        progress.node_lost(left=False)
+        progress.node_lost(node(), left=False)
+
+
+def test_a_node_whose_link_fails_and_comes_back_has_not_died() -> None:
+    progress, first, second = Progress(Submit(prompt_ids=[1])), node(usable=True), node(usable=True)
+    for number in range(MAX_TRIES - 1):
+        progress.node_lost((first, second)[number % 2], left=False)
+    with pytest.raises(GenerationError, match="16 attention nodes were lost"):
+        progress.node_lost(first, left=False)
 
 
 def test_a_sequence_that_hangs_every_node_is_given_up() -> None:
     """They are dropped from the table, as those that leave are: only so many of them are believed to leave."""
     progress = Progress(Submit(prompt_ids=[1]))
     for _ in range(MAX_TRIES - 1):
-        progress.node_lost(left=True)
+        progress.node_lost(node(), left=True)
     with pytest.raises(GenerationError, match="16 attention nodes were lost"):
-        progress.node_lost(left=True)
+        progress.node_lost(node(), left=True)
 
 
 def test_an_end_without_tokens_is_handed_on() -> None:

@@ -1,6 +1,7 @@
 """Replica choice and failover, with peers and time under the test's control."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -398,10 +399,35 @@ def test_rows_that_cost_one_replica_after_the_other_fail(fleet: Fleet) -> None:
 def test_rows_that_cost_each_replacement_of_the_only_replica_fail(fleet: Fleet) -> None:
     fleet.set(g="a")
     fleet.call()
-    for _ in range(MAX_DEATHS):
+    for name, replacement in pairwise("abcdefgh"[: MAX_DEATHS + 1]):
+        assert fleet.answers == []
+        fleet.peers[name].lose()
+        fleet.expire(PAUSE_S)
+        fleet.set(g=replacement)
+    assert [getattr(answer, "code", "") for answer in fleet.answers] == ["internal"]
+
+
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_links_that_fail_and_come_back_are_no_deaths(fleet: Fleet, names: str) -> None:
+    """A process that is replaced has another address: who is there again at the same one has lived."""
+    fleet.set(g=names)
+    fleet.call()
+    for _ in range(2 * MAX_DEATHS):
+        lost = busy(fleet)
+        lost.lose()
+        fleet.expire(PAUSE_S)
+        lost.ready = True
+        fleet.replicas.retry_waiting()
+    busy(fleet).answer()
+    assert [type(answer) for answer in fleet.answers] == [Tensor]
+
+
+def test_a_link_that_never_carries_the_rows_ends_them_too(fleet: Fleet) -> None:
+    fleet.set(g="a")
+    fleet.call()
+    for _ in range(MAX_TRIES):
         assert fleet.answers == []
         fleet.peers["a"].lose()
-        fleet.expire(PAUSE_S)
         fleet.peers["a"].ready = True
         fleet.replicas.retry_waiting()
     assert [getattr(answer, "code", "") for answer in fleet.answers] == ["internal"]
@@ -452,7 +478,9 @@ def test_who_routes_rows_anew_hands_on_what_they_have_cost(fleet: Fleet) -> None
     busy(fleet).lose()
     busy(fleet).lose()
     fleet.expire()
-    assert given_back == [Tries(num=2, deaths=2)]
-    fleet.replicas.call("h", Header(), ROWS_TD, fleet.answers.append, tries=Tries(num=3, deaths=3))
+    assert [(tries.num, tries.deaths) for tries in given_back] == [(2, 2)]
+    fleet.replicas.call(
+        "h", Header(), ROWS_TD, fleet.answers.append, tries=Tries(3, tuple(FakePeer(ready=False) for _ in range(3)))
+    )
     fleet.peers["c"].lose()
     assert [getattr(answer, "code", "") for answer in fleet.answers] == ["internal"]
