@@ -32,7 +32,7 @@ from transport.hosts import interface_for_peers
 from transport.membership import Role, Snapshot
 from transport.strangers import refuse_open
 from transport.table import RoutingTable
-from transport.tls import load_tls
+from transport.tls import TlsFiles, load_tls
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,14 @@ class JoinService:
         loopback: Whether every part is on this host.
         record: The Service, packed, for a controller that has to be started.
         refuses_open: Whether to refuse a cluster that lets strangers in: nobody has looked before.
+        tls: Certificates for connections between hosts; None: there are none.
     """
 
     name: str
     loopback: bool
     record: dict[str, Any]
     refuses_open: bool = False
+    tls: TlsFiles | None = None
 
     def __call__(self) -> "ControllerMembership":
         if self.refuses_open:
@@ -67,7 +69,7 @@ class JoinService:
 
 def join_service(service: Service, refuses_open: bool = False) -> JoinService:
     """Returns what the parts of a service take part with; `refuses_open` as in JoinService."""
-    return JoinService(service.name, service.loopback, pack(service), refuses_open)
+    return JoinService(service.name, service.loopback, pack(service), refuses_open, service.tls)
 
 
 class ControllerMembership:
