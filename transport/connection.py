@@ -73,8 +73,8 @@ class Connection:
         self._outbox: deque[memoryview] = deque()
         self.outbox_bytes = 0
         """Bytes accepted by `send` that the peer has not taken yet."""
-        self.received_bytes = 0
-        """Bytes that have come; while it stands still, the peer is silent."""
+        self.heard = False
+        """Whether something has come since the owner last set this to False."""
         self._sealer: Sealer | None = None
         self._admitted = False
         self._reading = True
@@ -145,7 +145,7 @@ class Connection:
         if self.closed:
             return False
         head = encode_head(header, len(body), call_id)
-        if self.outbox_bytes > MAX_UNSENT_BYTES:
+        if self._outbox and self.outbox_bytes > MAX_UNSENT_BYTES:
             self.fail(f"the peer has not taken {self.outbox_bytes} bytes that were sent to it")
             return False
         if self._sealer is not None:
@@ -257,18 +257,21 @@ class Connection:
             if count == 0:
                 self.fail("the peer closed the connection")
                 return
-            self.received_bytes += count
+            self.heard = True
             try:
                 frame = reader.advance(count)
                 while frame is not None:
-                    self._take(frame)
+                    if frame.call_id:  # no ping: the way of rows and answers
+                        self.on_frame(frame)
+                    else:
+                        self._take(frame)
                     if self.closed:
                         return
                     frame = reader.next_frame()
             except TransportError as error:
                 self._refuse(error)
                 return
-            if not self._may_read or (count < len(space) and self._tls is None):
+            if (count < len(space) and self._tls is None) or not self._may_read:
                 return  # the socket is drained; if not, the loop says so again
         if self._tls is not None and self._tls.pending_bytes:
             self._loop.post(lambda: self.closed or self._receive())

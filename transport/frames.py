@@ -61,12 +61,13 @@ def encode_head(header: Header, body_bytes: int, call_id: int = 0) -> bytes:
         TooLargeError: Nobody would take it.
     """
     encoded = header.SerializeToString()
-    if len(encoded) > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
+    header_bytes = len(encoded)
+    if header_bytes > MAX_HEADER_BYTES or body_bytes > MAX_BODY_BYTES:
         raise TooLargeError(
-            f"a message with a header of {len(encoded)} bytes and a body of {body_bytes} was to be sent; "
+            f"a message with a header of {header_bytes} bytes and a body of {body_bytes} was to be sent; "
             f"allowed: {MAX_HEADER_BYTES} and {MAX_BODY_BYTES}"
         )
-    return PREFIX.pack(MAGIC, len(encoded), body_bytes, call_id) + encoded
+    return PREFIX.pack(MAGIC, header_bytes, body_bytes, call_id) + encoded
 
 
 def parse_header(encoded: bytes) -> Header:
@@ -104,7 +105,6 @@ class FrameReader:
         self._max_header_bytes = max_header_bytes
         self._max_body_bytes = max_body_bytes
         self._opener: Opener | None = None
-        self._tag_bytes = 0
         self._staging = memoryview(bytearray(staging_bytes))
         self._start = 0  # of what is in the staging buffer and has not been taken
         self._end = 0
@@ -119,7 +119,7 @@ class FrameReader:
             opener: Opens them; None: they are not sealed.
         """
         self._max_header_bytes, self._max_body_bytes = MAX_HEADER_BYTES, MAX_BODY_BYTES
-        self._opener, self._tag_bytes = opener, TAG_BYTES if opener else 0
+        self._opener = opener
         kept = self._staging[self._start : self._end]
         if len(self._staging) < self.STAGING_BYTES:
             self._staging = memoryview(bytearray(self.STAGING_BYTES))
@@ -153,12 +153,13 @@ class FrameReader:
         magic, header_bytes, body_bytes, call_id = PREFIX.unpack_from(self._staging, self._start)
         if magic != MAGIC or header_bytes > self._max_header_bytes or body_bytes > self._max_body_bytes:
             self._refuse(magic, header_bytes, body_bytes)
-        header_bytes += self._tag_bytes
+        opener = self._opener
+        if opener is not None:
+            header_bytes += TAG_BYTES
         body_start = head_end + header_bytes
         if body_start > self._end:
             self._make_room(PREFIX.size + header_bytes)
             return None
-        opener = self._opener
         if opener is None:
             encoded = bytes(self._staging[head_end:body_start])
         else:
@@ -166,7 +167,8 @@ class FrameReader:
         if not body_bytes:
             self._start = body_start
             return Frame(call_id, encoded, EMPTY_BODY)
-        body_bytes += self._tag_bytes
+        if opener is not None:
+            body_bytes += TAG_BYTES
         body_end = body_start + body_bytes
         if body_end > self._end:
             self._start_body(call_id, encoded, body_start, body_bytes)

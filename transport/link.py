@@ -77,7 +77,7 @@ class Link:
         self._answer_timeout_s = answer_timeout_s
         self._handshake_timeout_s = min(HANDSHAKE_TIMEOUT_S, answer_timeout_s)
         self._oldest = oldest
-        self._silence, self._delay = _Unchanged(), _Unchanged()
+        self._num_silent, self._delay = 0, _Unchanged()
         self._connection: Connection | None = None
         self.send: Send
         """Sends one message; to be called only while `up`."""
@@ -132,7 +132,7 @@ class Link:
         connection.on_frame = self._on_frame
         self._timer.cancel()
         self._retry_s = FIRST_RETRY_S
-        self._silence, self._delay = _Unchanged(), _Unchanged()
+        self._num_silent, self._delay = 0, _Unchanged()
         self._look()
         self.up = True
         self._on_up()
@@ -142,7 +142,9 @@ class Link:
         connection = self._connection
         assert connection is not None
         self._timer = self._loop.call_later(self._answer_timeout_s / LOOKS, self._look)
-        silent, delayed = self._silence.look(connection.received_bytes), self._delay.look(self._oldest())
+        self._num_silent = 0 if connection.heard else self._num_silent + 1
+        connection.heard = False
+        silent, delayed = self._num_silent, self._delay.look(self._oldest())
         if silent >= LOOKS:
             connection.fail(f"nothing was heard for {self._answer_timeout_s:g} s (limits.answer_timeout_s)")
         elif delayed >= LOOKS:

@@ -185,7 +185,7 @@ class RequestServer:
         self._scheduled = False
         arrived, senders = self._arrived, self._senders
         self._arrived, self._senders = [], []
-        if self._turns or _exceeds_a_turn(arrived):
+        if self._paused or (len(arrived) > 1 and _exceeds_a_turn(arrived)):
             for sender, request in zip(senders, arrived, strict=True):
                 self._turns.add(sender, request)
             arrived = self._turns.take()
@@ -206,7 +206,5 @@ class RequestServer:
 
 
 def _exceeds_a_turn(requests: list[Request]) -> bool:
-    if len(requests) < 2:
-        return False
     num_rows = sum([request.rows_TD.size(0) for request in requests])
     return num_rows > MAX_ROWS or sum([request.rows_TD.nbytes for request in requests]) > MAX_BYTES
