@@ -274,7 +274,11 @@ class Connection:
             if (count < len(space) and self._tls is None) or not self._may_read:
                 return  # the socket is drained; if not, the loop says so again
         if self._tls is not None and self._tls.pending_bytes:
-            self._loop.post(lambda: self.closed or self._receive())
+            self._loop.post(self._receive_pending)
+
+    def _receive_pending(self) -> None:
+        if not self.closed:
+            self._receive()
 
     def _take(self, frame: Frame) -> None:
         encoded = frame.encoded
