@@ -73,7 +73,7 @@ async def disturb(
     happenings: list[Happening] = []
     for disturbance in disturbances:
         await asyncio.sleep(rng.uniform(0.0, max_pause_s))
-        happening = await _once(disturbance)
+        happening = await once(disturbance)
         happenings.append(happening)
         on_happening(happening)
         if happening.failure is not None:
@@ -81,7 +81,8 @@ async def disturb(
     return happenings
 
 
-async def _once(disturbance: Disturbance) -> Happening:
+async def once(disturbance: Disturbance) -> Happening:
+    """Does it, waits until it is over, and tells how that went."""
     began_s, over_s, failure = time.perf_counter(), None, None
     try:
         began_s = await disturbance.do()

@@ -28,7 +28,7 @@ class Footprints:
 
     def take(self, processes: Iterable[Process]) -> None:
         """Looks once at each of them; those of other hosts, or that have just ended, are left out."""
-        seen = ((process, _held(process.pid)) for process in processes)
+        seen = ((process, held(process.pid)) for process in processes)
         self._looks.append({process: held for process, held in seen if held is not None})
 
     def survivors(self) -> list[Footprint]:
@@ -47,8 +47,8 @@ class Footprints:
         ]
 
 
-def _held(pid: int) -> tuple[float, int] | None:
-    """Resident memory in MiB and the number of open descriptors."""
+def held(pid: int) -> tuple[float, int] | None:
+    """Resident memory in MiB and the number of open descriptors of a process; None: it has ended, or is not ours."""
     folder = Path(f"/proc/{pid}")
     try:
         pages = int((folder / "statm").read_text().split()[1])

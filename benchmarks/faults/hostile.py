@@ -186,7 +186,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     wrong = result.wrong(arguments.max_ratio)
     console = open_console()
-    console.print(table(result), footprint_table(result.remains.footprints))
+    footprints = footprint_table(result.remains.footprints)
+    footprints.caption = "before the hostile clients, and after"
+    console.print(table(result), footprints)
     for line in wrong or [f"nothing was left after {result.remains.emptied_s:.1f} s; p99 ratio {result.ratio:.2f}"]:
         console.print(escape(line), soft_wrap=True)
     if arguments.json is not None:

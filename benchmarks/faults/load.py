@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -46,11 +47,16 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class SteadyLoad:
-    """Clients, each with its own prompts; a client sends its next request when its last one has ended."""
+    """Clients, each with its own prompts; a client sends its next request when its last one has ended.
+
+    Args:
+        interval_s: How much later than the last one it is sent at least.
+    """
 
     server: Server
     prompts: Prompts
     output_len: int
+    interval_s: float = 0.0
 
     async def run(
         self, on_request: Callable[[Answer], None], *, until: asyncio.Event | None = None, logprobs: bool = False
@@ -82,8 +88,11 @@ class SteadyLoad:
                 note(answer)
                 if until is not None and until.is_set():
                     return
+                pause_s = answer.record.sent_s + self.interval_s - time.perf_counter()
                 if answer.record.error is not None:
-                    await asyncio.sleep(PAUSE_AFTER_FAILURE_S)
+                    pause_s = max(pause_s, PAUSE_AFTER_FAILURE_S)
+                if pause_s > 0 and await _is_set_within(until, pause_s):
+                    return
             if until is None:
                 return
 
@@ -96,3 +105,13 @@ class SteadyLoad:
         state = StreamState()
         record = await complete(session, f"{self.server.base_url}/v1/completions", body, state)
         return Answer(key, record, time.perf_counter(), tuple(state.token_ids), tuple(state.margins))
+
+
+async def _is_set_within(event: asyncio.Event | None, seconds: float) -> bool:
+    """Waits so long, or until the event; returns whether that is set."""
+    if event is None:
+        await asyncio.sleep(seconds)
+        return False
+    with suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+    return event.is_set()

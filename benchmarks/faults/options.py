@@ -50,6 +50,16 @@ def resized(text: str) -> list[str]:
     return repeated(text, FIELDS, {}, NUM_CYCLES)
 
 
+def kinds_to_kill(text: str) -> list[str]:
+    """The same where each is killed again and again: one of each by default."""
+    return repeated(text, KINDS, {}, 1)
+
+
+def parts_to_resize(text: str) -> list[str]:
+    """The parts to resize in turn."""
+    return repeated(text, FIELDS, {}, 1)
+
+
 def repeated(text: str, names: Iterable[str], defaults: Mapping[str, int], default: int) -> list[str]:
     """Names, each as often as it is to be done, from `NAME[:N]` with commas between.
 
