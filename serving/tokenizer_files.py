@@ -173,7 +173,7 @@ def _check_ids(tokenizer: Tokenizer, directory: Path, config: Mapping[str, Any])
     """Refuses files that give one token two ids: the model has learnt one of them."""
     decoder: dict[str, Any] | None = config.get("added_tokens_decoder")
     if decoder is not None:
-        said = {token["content"]: int(token_id) for token_id, token in decoder.items()}
+        said = _added_ids(decoder, directory)
         file, field = CONFIG_FILE, ": added_tokens_decoder"
     else:
         said, file, field = cast("dict[str, int]", read_json_object(directory / ADDED_FILE)), ADDED_FILE, ""
@@ -184,6 +184,17 @@ def _check_ids(tokenizer: Tokenizer, directory: Path, config: Mapping[str, Any])
                 f"{directory / file}{field} says that {content!r} is token {token_id}, and by {TOKENIZER_FILE} it is "
                 f"{found}; give both files from one source"
             )
+
+
+def _added_ids(decoder: dict[str, Any], directory: Path) -> dict[str, int]:
+    """What added_tokens_decoder says: a token's text -> its id."""
+    try:
+        return {str(token["content"]): int(token_id) for token_id, token in decoder.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TokenizerError(
+            f"{directory / CONFIG_FILE}: added_tokens_decoder must give each token's number an object with its content "
+            f"({type(error).__name__}: {error}); {COPY_AGAIN}"
+        ) from error
 
 
 def _check_clean_up(found: Any, tokenizer: Tokenizer, directory: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tests.fuzz.execute import HAS_ATHERIS, KNOWN_FILE
+from tests.fuzz.execute import FAILURE, HAS_ATHERIS, KNOWN_FILE
 from tests.fuzz.outcome import Finding, Outcome
 from tests.fuzz.targets import load
 
@@ -155,4 +155,4 @@ def reduce(name: str, path: Path) -> str:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=REDUCE_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return f"the input in {path} fails, and did not get smaller within {REDUCE_TIMEOUT_S} s"
-    return done.stdout.strip()
+    return done.stdout.rpartition(FAILURE)[2].strip()

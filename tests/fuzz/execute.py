@@ -15,6 +15,7 @@ from tests.fuzz.targets import load, steering, words_of
 HAS_ATHERIS = find_spec("atheris") is not None
 REDUCE_S = 20.0
 WORDS_FILE = "words"
+FAILURE = "failure: "  # begins the line that tells a signature: libraries print too
 KNOWN_FILE = "known"  # failures that were found already, a line each: passed over
 
 
@@ -61,7 +62,7 @@ def reduce(name: str, path: Path) -> None:
 
     found = reduced(path.read_bytes(), failure, REDUCE_S)
     path.write_bytes(found.data)
-    print(found.failure)
+    print(f"{FAILURE}{found.failure}")
     try:
         guarded(found.data)
     except Exception:
