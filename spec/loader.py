@@ -65,7 +65,10 @@ class _StrictLoader(yaml.SafeLoader):
             problem = f"this cannot be read as {kind} ({error}); put it in quotes if it is text"
             raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark) from error
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+    def construct_mapping(self, node: yaml.Node, deep: bool = False) -> dict[Hashable, Any]:
+        if not isinstance(node, yaml.MappingNode):  # such as `!!set [1]`
+            problem = f"this cannot be read as {node.tag.rpartition(':')[2]}: it is no mapping"
+            raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
         seen: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):

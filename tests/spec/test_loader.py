@@ -33,6 +33,7 @@ def aliases(first: str, each: str, levels: int) -> str:
         ("a: !!int x", "cannot be read as int"),
         ("a: !!float x", "cannot be read as float"),
         ("a: !!bool x", "cannot be read as bool"),
+        ("a: !!set [1]", "line 1, column 4: this cannot be read as set: it is no mapping"),
         ("a: " + "9" * 5000, "cannot be read as int"),
         ("a: 0x" + "f" * 5000, "cannot be read as int .it has more than 1024 bits"),
         ("a: " + ":".join(["1"] * 3000), "more than 1024 bits"),
