@@ -58,6 +58,6 @@ def _num_data(header: bytes) -> int:
     try:
         entries = json.loads(header).values()
         ends = [entry["data_offsets"][1] for entry in entries if isinstance(entry, dict) and "data_offsets" in entry]
-        return min(max(map(int, ends), default=0), MAX_DATA_BYTES)
+        return max(0, min(max(map(int, ends), default=0), MAX_DATA_BYTES))
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError):
         return 0
