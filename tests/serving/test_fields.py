@@ -25,6 +25,24 @@ CLIENTS = {
     "/v1/completions": completion_resource.Completions,
     "/v1/chat/completions": chat_resource.Completions,
 }
+# The fields of vLLM's requests as its sources have them in late 2026.
+OF_VLLM = """
+    model stream stream_options n seed stop max_tokens temperature top_p top_k min_p frequency_penalty presence_penalty
+    repetition_penalty logit_bias stop_token_ids include_stop_str_in_output ignore_eos min_tokens skip_special_tokens
+    spaces_between_special_tokens truncate_prompt_tokens truncation_side allowed_token_ids bad_words logprobs
+    prompt_logprobs logprob_token_ids use_beam_search length_penalty watermarking response_format structured_outputs
+    priority request_id session_id echo add_special_tokens user return_tokens_as_token_ids return_token_ids
+    return_token_offsets return_mm_kwargs routed_experts_prompt_start cache_salt kv_transfer_params ec_transfer_params
+    vllm_xargs repetition_detection thinking_token_budget stream_interval
+"""
+OF_VLLM_ALONE = {
+    "/v1/completions": "prompt suffix prompt_embeds",
+    "/v1/chat/completions": """
+        messages max_completion_tokens top_logprobs tools tool_choice parallel_tool_calls reasoning_effort
+        include_reasoning add_generation_prompt continue_final_message documents chat_template chat_template_kwargs
+        media_io_kwargs mm_processor_kwargs return_prompt_text
+    """,
+}
 OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 
 
@@ -60,6 +78,12 @@ def test_each_field_that_is_honoured_says_what_it_does() -> None:
 def test_every_parameter_of_the_openai_client_is_known(path: str) -> None:
     parameters = set(inspect.signature(CLIENTS[path].create).parameters) - OF_THE_CLIENT
     assert parameters - BODIES[path].model_fields.keys() - REFUSED.keys() - NO_EFFECT.keys() == set()
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_every_field_of_vllm_is_known(path: str) -> None:
+    known = BODIES[path].model_fields.keys() | REFUSED.keys() | NO_EFFECT.keys()
+    assert {*OF_VLLM.split(), *OF_VLLM_ALONE[path].split()} - known == set()
 
 
 @pytest.mark.parametrize("path", BODIES)
