@@ -15,6 +15,7 @@ import torch
 from checkpoint.errors import CheckpointError, ForeignCheckpoint, ShapeMismatch
 from checkpoint.reader import CheckpointReader, Index
 from model.config import MixtralConfig
+from model.json_text import shortened
 
 # Fields of config.json.
 HIDDEN, FFN, EXPERTS, VOCABULARY = "hidden_size", "intermediate_size", "num_local_experts", "vocab_size"
@@ -92,7 +93,7 @@ def detect_naming(reader: CheckpointReader) -> ExpertNaming:
 
 def no_mixtral(reader: CheckpointReader) -> CheckpointError:
     """The error to raise where a checkpoint has no layer like a Mixtral's."""
-    some = ", ".join(sorted(reader.names)[:3])
+    some = ", ".join(map(shortened, sorted(reader.names)[:3]))
     return ForeignCheckpoint(
         str(reader.directory),
         f"no tensor is called like a Mixtral gate (model.layers.0.block_sparse_moe.gate.weight); found {some}, ...",

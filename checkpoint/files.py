@@ -6,7 +6,7 @@ from typing import cast
 from checkpoint.errors import ForeignCheckpoint, MissingFile, TruncatedFile
 from checkpoint.foreign import no_weights
 from checkpoint.header import read_header, unreadable
-from model.json_text import MAX_BYTES, JsonError, parse_object
+from model.json_text import MAX_BYTES, JsonError, parse_object, shortened
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -82,5 +82,7 @@ def _read_index(path: Path) -> dict[str, str]:
         # Only files beside the index: a checkpoint from elsewhere must not make us open any other path.
         if not isinstance(file, str) or not _is_shard_name(file):
             remedy = "Put the shards, safetensors files, beside the index and name them there without a folder."
-            raise ForeignCheckpoint(str(path), f"tensor {name} is said to be in {file!r}.", remedy)
+            raise ForeignCheckpoint(
+                str(path), f"tensor {shortened(name)} is said to be in {shortened(repr(file))}.", remedy
+            )
     return cast("dict[str, str]", weight_map)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from checkpoint.errors import MissingFile, TruncatedFile, UnreadableFile
-from model.json_text import GIT_LFS_PROBLEM, GIT_LFS_REMEDY, GIT_LFS_START, JsonError, parse_object
+from model.json_text import GIT_LFS_PROBLEM, GIT_LFS_REMEDY, GIT_LFS_START, JsonError, parse_object, shortened
 
 # Some 160 bytes a tensor: room for 200,000 of them. The format itself ends at 100 MB, of which JSON makes a gigabyte.
 MAX_HEADER_BYTES = 32 << 20
@@ -26,6 +26,7 @@ BITS = {
 
 _PREFIX_BYTES = 8
 _MAX_DIMENSIONS = 16
+_MAX_COUNT = 1 << 63
 _METADATA = "__metadata__"
 _COPY_AGAIN = "Download or copy the file again; if you saved it yourself, save the model again."
 
@@ -107,21 +108,21 @@ def _entry(path: Path, name: str, said: object) -> StoredTensor:
     entry = cast("Mapping[str, object]", said) if isinstance(said, dict) else dict[str, object]()
     dtype, shape, offsets = entry.get("dtype"), _counts(entry.get("shape")), _counts(entry.get("data_offsets"))
     if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
-        raise _incoherent(path, f"tensor {name!r} lacks its dtype, shape or data_offsets")
+        raise _incoherent(path, name, "lacks its dtype, shape or data_offsets")
     if dtype not in BITS:
-        raise _incoherent(path, f"tensor {name!r} has dtype {dtype!r}, which the format does not know")
+        raise _incoherent(path, name, f"has a dtype that the format does not know: {dtype!r}")
     start, stop = offsets
     if 8 * (stop - start) != BITS[dtype] * math.prod(shape):
-        raise _incoherent(path, f"tensor {name!r} of dtype {dtype} and shape {list(shape)} has {stop - start} bytes")
+        raise _incoherent(path, name, f"has {stop - start} bytes, with dtype {dtype} and shape {list(shape)}")
     return StoredTensor(dtype, shape, start, stop)
 
 
 def _counts(value: object) -> tuple[int, ...] | None:
-    """The list `value` as a tuple, if it is short and all it holds are integers that are not negative."""
+    """The list `value` as a tuple, if it is short and all it holds are integers from 0 on, of 63 bits."""
     items = cast("list[object]", value) if isinstance(value, list) else None
     if items is None or len(items) > _MAX_DIMENSIONS:  # a product of a million numbers takes for ever
         return None
-    if not all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items):
+    if not all(isinstance(item, int) and not isinstance(item, bool) and 0 <= item < _MAX_COUNT for item in items):
         return None
     return tuple(cast("list[int]", items))
 
@@ -132,12 +133,13 @@ def _check_layout(path: Path, tensors: Mapping[str, StoredTensor], header_bytes:
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].start, item[1].stop)):
         if tensor.start != stop:
             fault = "begins inside another" if tensor.start < stop else "leaves bytes unused before it"
-            raise _incoherent(path, f"tensor {name!r} {fault}")
+            raise _incoherent(path, name, fault)
         stop = tensor.stop
     if header_bytes + stop != size_bytes:
         problem = f"the file has {size_bytes} bytes, but its header describes {header_bytes + stop}."
         raise TruncatedFile(str(path), problem, _COPY_AGAIN)
 
 
-def _incoherent(path: Path, fault: str) -> TruncatedFile:
-    return TruncatedFile(str(path), f"the file's safetensors header does not hold together: {fault}.", _COPY_AGAIN)
+def _incoherent(path: Path, name: str, fault: str) -> TruncatedFile:
+    words = f"tensor {shortened(name)!r} {shortened(fault)}"
+    return TruncatedFile(str(path), f"the file's safetensors header does not hold together: {words}.", _COPY_AGAIN)

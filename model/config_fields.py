@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self, cast
 
 from model.errors import ConfigError
-from model.json_text import MAX_BYTES, JsonError, parse_object
+from model.json_text import MAX_BYTES, JsonError, parse_object, shortened
 
 MAX_INTEGER = (1 << 31) - 1
 
@@ -160,7 +160,7 @@ class ConfigFields:
 
     def refuse(self, name: str, allowed: str, remedy: str = "") -> ConfigError:
         """The error to raise for field `name`: names the file, the field, its value and what is allowed."""
-        field = f"{self._prefix}{name}"
-        given = f"is {json.dumps(self._values[name])}" if name in self._values else "is missing"
+        field = f"{self._prefix}{shortened(name)}"
+        given = f"is {shortened(json.dumps(self._values[name]))}" if name in self._values else "is missing"
         remedy = remedy or f"Correct it in {self.path.name}, or copy the file again from where the model came from."
         return ConfigError(str(self.path), f"{field} {given}, but must be {allowed}.", remedy)

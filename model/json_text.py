@@ -8,6 +8,7 @@ GIT_LFS_START = b"version https://git-lfs.github.com/spec/"
 GIT_LFS_PROBLEM = "this is a git-lfs pointer, not the file itself."
 GIT_LFS_REMEDY = "Run `git lfs install`, then `git lfs pull`, in the folder that was cloned."
 MAX_BYTES = 64 << 20  # of a file that only describes a model: larger than any that was ever published
+MAX_SHOWN = 200  # characters of a value, or of a name, in an error
 
 _COPY_AGAIN = "Copy the file again from where the model came from."
 _SAVE_AS_UTF8 = "Save it as UTF-8 without a byte-order mark."
@@ -25,6 +26,11 @@ class JsonError(ValueError):
         super().__init__(f"{problem} {remedy}")
         self.problem = problem
         self.remedy = remedy
+
+
+def shortened(text: str) -> str:
+    """The text, or its beginning: what an error repeats of a file is bounded."""
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
 def parse_object(data: bytes) -> dict[str, object]:

@@ -42,14 +42,16 @@ def test_a_whole_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "words"),
     [
-        ({"a": ENTRY | {"data_offsets": [0, 20]}}, "tensor 'a' of dtype F32 and shape [2, 3] has 20 bytes"),
+        ({"a": ENTRY | {"data_offsets": [0, 20]}}, "tensor 'a' has 20 bytes, with dtype F32 and shape [2, 3]"),
         ({"a": ENTRY | {"data_offsets": [4, 28]}}, "tensor 'a' leaves bytes unused before it"),
         ({"a": ENTRY | {"data_offsets": [24, 0]}}, "has -24 bytes"),
         ({"a": ENTRY, "b": ENTRY}, "tensor 'b' begins inside another"),
         ({"a": ENTRY, "b": ENTRY | {"data_offsets": [12, 36]}}, "tensor 'b' begins inside another"),
         ({"a": ENTRY, "b": ENTRY | {"data_offsets": [24, 48]}}, "but its header describes"),
-        ({"a": ENTRY | {"data_offsets": [2**70, 2**70 + 24]}}, "leaves bytes unused"),
-        ({"a": ENTRY | {"dtype": "F31"}}, "has dtype 'F31', which the format does not know"),
+        ({"a": ENTRY | {"data_offsets": [2**62, 2**62 + 24]}}, "leaves bytes unused"),
+        ({"a": ENTRY | {"data_offsets": [2**70, 2**70 + 24]}}, "lacks its dtype, shape or data_offsets"),
+        ({"a": ENTRY | {"data_offsets": [0, int("9" * 4300)]}}, "lacks its dtype, shape or data_offsets"),
+        ({"a": ENTRY | {"dtype": "F31"}}, "has a dtype that the format does not know: 'F31'"),
         ({"a": ENTRY | {"dtype": ["F32"]}}, "lacks its dtype, shape or data_offsets"),
         ({"a": ENTRY | {"shape": [2, -3]}}, "lacks its dtype, shape or data_offsets"),
         ({"a": ENTRY | {"shape": [2, 3.0]}}, "lacks its dtype, shape or data_offsets"),
@@ -70,6 +72,22 @@ def test_what_does_not_hold_together(tmp_path: Path, header: object, words: str)
     assert words in caught.value.problem
     assert str(path) in str(caught.value)
     assert "again" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a" * 10**6: 3},
+        {"a": ENTRY | {"dtype": "F" * 10**6}},
+        {"a": ENTRY | {"shape": [10**4000] * 16}},
+        {"a": ENTRY | {"data_offsets": [0, 10**4000]}},
+    ],
+    ids=["name", "dtype", "shape", "offsets"],
+)
+def test_an_error_is_no_longer_than_it_needs_to_be(tmp_path: Path, header: object) -> None:
+    with pytest.raises(TruncatedFile) as caught:
+        read_header(write(tmp_path / "model.safetensors", header))
+    assert len(str(caught.value)) < 1000
 
 
 def test_an_absurd_length_reads_nothing(tmp_path: Path) -> None:

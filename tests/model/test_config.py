@@ -172,6 +172,13 @@ def test_refused(tmp_path: Path, changes: dict[str, object], field: str) -> None
     assert value is ... or json.dumps(value) in message
 
 
+def test_an_error_is_no_longer_than_it_needs_to_be(tmp_path: Path) -> None:
+    for changes in ({"hidden_size": "a" * 10**6}, {"manta_routing": {"a" * 10**6: 3}}, {"eos_token_id": ["a"] * 10**6}):
+        with pytest.raises(ConfigError) as caught:
+            read_config(write(tmp_path, **changes))
+        assert len(str(caught.value)) < 1000
+
+
 SENTENCE = {"level": "sentence", "positions": 32}
 TASK = {"level": "task", "tasks": ["python", "prose"]}
 
