@@ -7,6 +7,8 @@ serve run cluster.app:build model=PATH
 serve deploy deploy/serve.yaml
 """
 
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +18,7 @@ import ray
 import yaml
 from ray.serve import Application
 
+import protos
 from attention.deployment import AttentionNode, NodeDeploymentSettings
 from cluster.api_keys import keys_and_digest
 from cluster.fingerprint import fingerprint
@@ -24,6 +27,7 @@ from cluster.membership import join_service
 from cluster.resolve import SMALL_CPUS, Service, resolve
 from cluster.serve_policy import autoscaling_config
 from cluster.spec import AttentionSpec, Replicas, ServiceSpec, load_spec, spec_for_model, spec_from_dict
+from manta_imports import shadows
 from router.deployment import RouterDeploymentSettings, RouterReplica
 from serving.deployment import Gateway, GatewayDeploymentSettings
 from serving.settings import GatewaySettings, RequestLimits
@@ -49,12 +53,35 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         SpecError: They do not describe a service.
         ModelError: The checkpoint cannot be served.
+        ValueError: Replicas would import other packages of the same names than ours.
         OpenCluster: The cluster lets strangers in (`transport.strangers`). Where none has been joined yet, each part
             finds that out before it does anything.
     """
     if ray.is_initialized():
         refuse_open(ray.get_runtime_context().gcs_address)
-    return build_service(resolve(_spec(args), present_room()), refuses_open=not open_allowed())
+        _check_path()
+    made = build_service(resolve(_spec(args), present_room()), refuses_open=not open_allowed())
+    if not ray.is_initialized():
+        _leave_others_folder()
+    return made
+
+
+def _leave_others_folder() -> None:
+    """Lets `serve run` join a cluster from a folder without others of our names: Ray puts it on the replicas' path.
+
+    Nothing relative is left to be read: the service's paths are absolute by now.
+    """
+    if shadows([os.getcwd()]):
+        os.chdir(os.path.dirname(protos.__file__))
+
+
+def _check_path() -> None:
+    """Raises ValueError if the replicas that Serve starts would not import our packages; `serve deploy` asks here."""
+    for name, folder in shadows(sys.path).items():
+        raise ValueError(
+            f"{folder} has a {name} of its own, and comes before Manta's packages on the path of Serve's replicas: it "
+            "is on PYTHONPATH, or `ray start` ran there. Start Ray elsewhere, or take it off PYTHONPATH"
+        )
 
 
 def _spec(args: dict[str, Any]) -> ServiceSpec:

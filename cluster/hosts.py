@@ -16,6 +16,11 @@ def mark_own() -> None:
     _internal_kv_put(OWN_RAY, b"", overwrite=True, namespace=NAMESPACE.encode())
 
 
+def num_gpus() -> float:
+    """Returns the GPUs of the cluster that this process has joined, taken or free."""
+    return ray.cluster_resources().get("GPU", 0.0)
+
+
 def present_room() -> Room:
     """Returns the room of the cluster that this process has joined; if it has joined none, as if this host were one."""
     if not ray.is_initialized():

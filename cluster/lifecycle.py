@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +12,8 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from cluster.causes import cause_of
 from cluster.changes import Change, changes_between
-from cluster.hosts import present_room
+from cluster.gpus import unused_gpus
+from cluster.hosts import num_gpus, present_room
 from cluster.ingress import check_port_free
 from cluster.key_rotation import STEP_TIMEOUT_S
 from cluster.patience import TIMEOUT_S, Deadline
@@ -87,11 +89,17 @@ class RunningService:
         self.stop()
 
 
-def serve(spec: ServiceSpec, address: str | None, on_progress: OnProgress) -> RunningService:
+def serve(
+    spec: ServiceSpec,
+    address: str | None,
+    on_progress: OnProgress,
+    on_notice: Callable[[str], None] = lambda text: None,
+) -> RunningService:
     """Starts a service and returns once it answers.
 
     Args:
         address: A Ray cluster to use (the one this process has joined, if it has); None starts one on this machine.
+        on_notice: Called with what the user should know, such as that GPUs are not used.
 
     Raises:
         ValueError: The model cannot be served, the port is taken, or the cluster's HTTP listens elsewhere.
@@ -105,6 +113,8 @@ def serve(spec: ServiceSpec, address: str | None, on_progress: OnProgress) -> Ru
     session = open_session(address)
     try:
         service = resolve(spec, present_room(), loopback=address is None)
+        if notice := unused_gpus(num_gpus(), spec, service.config.num_experts):
+            on_notice(notice)
         controller = claim(service)
     except BaseException:
         session.close()

@@ -17,6 +17,7 @@ from cluster.hosts import mark_own
 from cluster.names import NAMESPACE
 from cluster.ray_token import demand_token, present_token
 from transport.cores import available_cores
+from transport.job import OwnJob
 from transport.strangers import refuse_open
 
 CONNECT_TIMEOUT_S = 5.0
@@ -73,6 +74,7 @@ def start_local_ray(num_cpus: int | None = None) -> None:
         try:
             ray.init(
                 address="local",
+                job_config=OwnJob(),
                 namespace=NAMESPACE,
                 num_cpus=num_cpus or available_cores(),
                 include_dashboard=False,
@@ -105,7 +107,13 @@ def join_ray(address: str) -> None:
     _check_answers(found)
     present_token(found)
     with _signals_kept(), _loopback_only() if found.startswith("127.") else nullcontext():
-        ray.init(address=found, namespace=NAMESPACE, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=found,
+            job_config=OwnJob(),
+            namespace=NAMESPACE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
 
 
 def _find_cluster(address: str) -> str:

@@ -1,1 +1,3 @@
 """Runs in the ExpertActor: SwiGLU kernels, batching, the actor."""
+
+import manta_imports as manta_imports

@@ -170,6 +170,7 @@ def generate(
         str | None, typer.Option(help="One of the model's tasks, if it routes by task.", show_default=False)
     ] = None,
     dtype: DtypeOption = None,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="What to compute on.")] = "cpu",
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt first.")] = False,
 ) -> None:
     """Continue a text in this one process, without Ray or a server."""
@@ -189,9 +190,11 @@ def generate(
         spec = spec_of(model, {"model.dtype": dtype or "auto"}, check_files=True, allow_yaml=False)
         text = sys.stdin.read() if prompt == "-" else prompt
 
-        from manta.local import LocalService
+        from manta.local import LocalService, check_device
 
-        pieces = LocalService(spec.model.directory, spec.model.dtype).generate(text, sampling, task or "")
+        if notice := check_device(device):
+            typer.echo(notice, err=True)
+        pieces = LocalService(spec.model.directory, spec.model.dtype, device).generate(text, sampling, task or "")
         typer.echo(text if echo else "", nl=False)
         for piece in pieces:
             typer.echo(piece, nl=False)  # flushes

@@ -28,7 +28,7 @@ def serve_in_foreground(spec: ServiceSpec, address: str | None) -> None:
     display = StartDisplay(Console(stderr=True))
     with sigterm_is_ctrl_c():
         with display:
-            service = serve(spec, address, display.update)
+            service = serve(spec, address, display.update, display.say)
         with service, sigterm_is_ctrl_c():
             typer.echo(ready_message(spec, service.url, display.elapsed_s))
             with suppress(KeyboardInterrupt):

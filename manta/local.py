@@ -185,19 +185,21 @@ class LocalService:
 
     Args:
         dtype: `auto` (the checkpoint's), `float32` or `bfloat16`.
+        device: `cpu` or `cuda`.
 
     Raises:
         ModelError: config.json cannot be used.
         ValueError: There is no tokenizer that can be read.
     """
 
-    def __init__(self, directory: Path, dtype: str = "auto") -> None:
+    def __init__(self, directory: Path, dtype: str = "auto", device: str = "cpu") -> None:
         self._config = read_config(directory)  # first: where there is no model, no tokenizer is missed
         self._codec = TextCodec.load(directory)
         if not self._codec.has_tokenizer:  # said before the weights are read
             raise NoTokenizer(f"{directory} has no tokenizer, which text needs; add the model's tokenizer.json")
         self._directory = directory
         self._dtype = dtype
+        self._device = device
         self._loaded: tuple[int, LocalModel] | None = None  # positions of a sequence, and the model with room for them
 
     def generate(self, prompt: str, sampling: Sampling, task: str = "") -> Iterator[str]:
@@ -223,7 +225,7 @@ class LocalService:
     def _model(self, num_positions: int) -> LocalModel:
         """The model with a cache for one sequence of so many positions."""
         if self._loaded is None or self._loaded[0] < num_positions:
-            settings = LocalSettings(dtype=self._dtype, max_context=num_positions, max_sequences=1)
+            settings = LocalSettings(dtype=self._dtype, device=self._device, max_context=num_positions, max_sequences=1)
             try:
                 self._loaded = num_positions, LocalModel(self._directory, settings)
             except CacheTooSmall as error:
@@ -239,6 +241,19 @@ class LocalService:
             ends = output.HasField("stop_token_id")
             yield detokenizer.push(list(output.token_ids)[: -1 if ends else None])
         yield detokenizer.finish()
+
+
+def check_device(device: str) -> str | None:
+    """Returns what to say of a GPU that is not used; None if there is none, or it is.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+    found = torch.cuda.is_available()
+    if device == "cuda" and not found:
+        raise ValueError("--device: cuda was given; torch finds no CUDA device here. Use cpu, or install a CUDA build")
+    unused = found and device == "cpu"
+    return "This host has a CUDA device, and this computes on CPUs; --device cuda uses it." if unused else None
 
 
 def _no_timer(delay_s: float, callback: Callable[[], None]) -> Timer:

@@ -57,6 +57,10 @@ class StartDisplay:
             count = f"{step.done}/{step.total}" if step.total else ""
             self._live.update(self._task, completed=step.done, total=step.total or None, count=count)
 
+    def say(self, text: str) -> None:
+        """Prints something that stays, above the stages that are still to come."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
     def _begin_stage(self, step: Step) -> None:
         if self._live is None:
             self._console.print(f"{self.elapsed_s:6.1f} s  {step.stage}", markup=False, highlight=False, soft_wrap=True)

@@ -68,9 +68,9 @@ class TrainingDisplay:
         last = record["step"] == self._num_steps
         self._say(f"step {record['step']}/{self._num_steps}: {figures}", self._due() or last, lasting=False)
 
-    def waiting(self, why: str) -> None:
-        """The workers have no room yet."""
-        self._say(why, now=True)
+    def notice(self, text: str) -> None:
+        """The workers have no room yet, or GPUs are not used."""
+        self._say(text, now=True)
 
     def stopped(self, newest: str) -> None:
         """Ctrl-C has ended the run."""
@@ -95,7 +95,7 @@ def train_in_foreground(spec: TrainingSpec, address: str | None) -> None:
     console = Console(stderr=True)
     with sigterm_is_ctrl_c(), closing(open_session(address)), TrainingDisplay(console, spec.schedule.steps) as display:
         try:
-            watch = Watch(display.tokens, display.data, display.record, display.waiting)
+            watch = Watch(display.tokens, display.data, display.record, display.notice, display.notice)
             finished = run_training(spec, watch, present_room().own)
         except KeyboardInterrupt:
             display.stopped(newest_in(run_folder(spec) / CHECKPOINT_FOLDER))

@@ -1,1 +1,3 @@
 """Runs in the Router: gating, dispatch plan, combine, replica choice."""
+
+import manta_imports as manta_imports

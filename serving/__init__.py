@@ -1,0 +1,1 @@
+import manta_imports as manta_imports

@@ -1,1 +1,3 @@
 """Reads the YAML files that people write: sections, fields and their rules, errors in words, reference pages. Pure."""
+
+import manta_imports as manta_imports

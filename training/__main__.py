@@ -12,6 +12,7 @@ import ray
 from spec.outcome import BAD_INPUT, INTERRUPTED, status_of, traceback_wanted, words_of
 from training.running import Watch, run_training
 from training.spec import load_training
+from transport.job import OwnJob
 from transport.strangers import refuse_open
 
 
@@ -22,9 +23,10 @@ def main(arguments: list[str]) -> int:
         return BAD_INPUT
     try:
         spec = load_training(arguments[0])
-        ray.init(log_to_driver=False)
+        ray.init(log_to_driver=False, job_config=OwnJob())
         refuse_open(ray.get_runtime_context().gcs_address)
-        finished = run_training(spec, Watch(on_record=print_record, on_waiting=partial(print, flush=True)))
+        say = partial(print, flush=True)
+        finished = run_training(spec, Watch(on_record=print_record, on_waiting=say, on_notice=say))
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return INTERRUPTED

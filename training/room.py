@@ -43,6 +43,11 @@ def wait_for_room(workers: Workers, on_waiting: Callable[[str], None] = lambda w
         remove_placement_group(group)
 
 
+def num_gpus() -> float:
+    """Returns the GPUs of all hosts together, taken or free."""
+    return ray.cluster_resources().get("GPU", 0.0)
+
+
 def num_cores() -> float:
     """Returns the CPUs of all hosts together, taken or free."""
     return ray.cluster_resources().get("CPU", 0.0)

@@ -13,7 +13,7 @@ from training.ingest import Ingested, ingest
 from training.packing import PackedData
 from training.progress import Complete, newest_checkpoint
 from training.resolve import job_of, model_of, run_folder, sources_of, with_tasks, workers_of
-from training.room import num_cores
+from training.room import num_cores, num_gpus
 from training.spec import TrainingSpec
 from training.trainer import TrainingFailed, train
 
@@ -36,12 +36,14 @@ class Watch:
         on_data: The token stores are ready.
         on_record: A step was made (`training.metrics.Record` as plain data).
         on_waiting: There is no room for the workers yet; says for what.
+        on_notice: What the user should know, such as that GPUs are not used.
     """
 
     on_tokens: Callable[[int, int], None] = lambda documents, tokens: None
     on_data: Callable[[Ingested], None] = lambda ingested: None
     on_record: Callable[[dict[str, Any]], None] = lambda record: None
     on_waiting: Callable[[str], None] = lambda why: None
+    on_notice: Callable[[str], None] = lambda text: None
 
 
 def run_training(spec: TrainingSpec, watch: Watch, own_ray: bool = False) -> Finished:
@@ -57,6 +59,8 @@ def run_training(spec: TrainingSpec, watch: Watch, own_ray: bool = False) -> Fin
     """
     config = model_of(spec)
     storage, workers = Path(spec.storage), workers_of(spec, num_cores() if own_ray else math.inf)
+    if notice := workers.unused_gpus(num_gpus()):
+        watch.on_notice(notice)
     ingested = ingest(
         sources_of(spec),
         spec.model.tokenizer_directory,

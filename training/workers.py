@@ -40,6 +40,17 @@ class Workers:
         each = " and ".join(f"{amount:g} {name}" for name, amount in self.resources.items())
         return f"{self.fewest} worker{'s' * (self.fewest != 1)} with {each}{' each' * (self.fewest != 1)}"
 
+    def unused_gpus(self, num_gpus: float) -> str | None:
+        """Returns what to say of a cluster's GPUs that no worker uses; None if they do, or there are none.
+
+        >>> Workers().unused_gpus(0), Workers(num_gpus=1).unused_gpus(8)
+        (None, None)
+        """
+        if self.num_gpus or num_gpus < 1:
+            return None
+        have = "1 GPU" if num_gpus == 1 else f"{num_gpus:g} GPUs"
+        return f"Ray has {have}, and workers compute on CPUs; with parallel: {{num_gpus: 1}} each has one"
+
     def no_room(self) -> str:
         """Says that there was none in time."""
         return f"no room within {self.start_timeout_s:g} s (limits.start_timeout_s) for {self.wanted}"

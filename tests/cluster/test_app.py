@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from cluster.app import build, build_service
 from cluster.resolve import resolve
 from cluster.room import Room
 from cluster.spec import SpecError, spec_for_model
+from manta_imports import shadows
 from model.routing import Routing
 from serving.settings import RequestLimits
 from tests.random_checkpoint import make_checkpoint
@@ -185,3 +187,30 @@ def test_other_keys_in_the_same_file_make_another_version(model: Path, tmp_path:
     assert version() == before
     keys.write_text("two-two-two-two-two\n")
     assert version() != before
+
+
+@pytest.mark.parametrize("name", ["serving", "corpus"])
+def test_a_folder_with_packages_of_our_names_is_left(
+    model: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`serve run` joins a cluster after it has built: Ray puts the folder that it is in then on the replicas' path."""
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path)
+    build({"model": str(model)})
+    assert (Path.cwd() == tmp_path) == (name == "corpus")
+    assert not shadows([str(Path.cwd())])
+
+
+def test_replicas_that_would_import_others_are_refused(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a cluster, as `serve deploy` builds."""
+    (tmp_path / "router.py").touch()
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(gcs_address="127.0.0.1:6379"))
+    monkeypatch.setattr("cluster.app.refuse_open", lambda address: None)
+    monkeypatch.setattr("cluster.app.present_room", lambda: ROOM)
+    build({"model": str(model)})
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=f"{tmp_path} has a router of its own, and comes before Manta's packages"):
+        build({"model": str(model)})

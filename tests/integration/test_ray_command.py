@@ -105,16 +105,38 @@ def manta_serve(directory: Path, tmp_path: Path, *args: str) -> AbstractContextM
     return manta(tmp_path, "serve", str(directory), *args)
 
 
+# A shell starts what a script puts into the background with SIGINT ignored, a terminal not: whatever started the tests,
+# a command is started as its test says.
+TERMINAL, SCRIPT = "signal.default_int_handler", "signal.SIG_IGN"
+
+
 @contextmanager
-def manta(tmp_path: Path, *args: str) -> Iterator[Command]:
+def manta(
+    tmp_path: Path,
+    *args: str,
+    started_by: str = TERMINAL,
+    folder: Path | None = None,
+    python: Path | str = sys.executable,
+    **environment: str,
+) -> Iterator[Command]:
+    """A `manta` command under way; nothing of it is left at the end.
+
+    Args:
+        tmp_path: Where its output is kept.
+        started_by: TERMINAL or SCRIPT.
+        folder: Where it is started; None: where the tests were.
+        python: Of the environment that Manta is installed in.
+    """
     output, mark = tmp_path / "output.txt", new_mark()
+    code = f"import signal; signal.signal(signal.SIGINT, {started_by}); from manta.cli import main; main()"
     with output.open("wb") as file:
         process = subprocess.Popen(
-            [sys.executable, "-c", "from manta.cli import main; main()", *args],
+            [str(python), "-c", code, *args],
+            cwd=folder,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, MARK: mark},
+            env={**os.environ, MARK: mark, **environment},
             start_new_session=True,
         )
     command = Command(process, output, mark)
@@ -145,17 +167,19 @@ def test_it_serves_until_ctrl_c(checkpoint: tuple[Path, Oracle], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("stage", "number", "times"),
+    ("stage", "number", "times", "started_by"),
     [
-        ("starting Ray", signal.SIGINT, 1),
-        pytest.param("starting the parts", signal.SIGINT, 2, marks=pytest.mark.full),
-        ("connecting the parts", signal.SIGTERM, 1),
+        ("starting Ray", signal.SIGINT, 1, TERMINAL),
+        pytest.param("starting the parts", signal.SIGINT, 2, TERMINAL, marks=pytest.mark.full),
+        pytest.param("starting Ray", signal.SIGTERM, 1, SCRIPT, marks=pytest.mark.full),
+        ("connecting the parts", signal.SIGTERM, 1, SCRIPT),
     ],
 )
 def test_a_signal_while_it_starts(
-    checkpoint: tuple[Path, Oracle], tmp_path: Path, stage: str, number: signal.Signals, times: int
+    checkpoint: tuple[Path, Oracle], tmp_path: Path, stage: str, number: signal.Signals, times: int, started_by: str
 ) -> None:
-    with manta_serve(checkpoint[0], tmp_path, "--port", str(free_port())) as command:
+    args = ("serve", str(checkpoint[0]), "--port", str(free_port()))
+    with manta(tmp_path, *args, started_by=started_by) as command:
         command.wait_for(stage)
         time.sleep(0.5)
         for _ in range(times):

@@ -34,6 +34,7 @@ SURFACE = {
         "--top-k",
         "--seed",
         "--task",
+        "--device",
         "--dtype",
         "--echo",
     },
@@ -83,7 +84,14 @@ class FakeLifecycle:
         if self.failure is not None:
             raise self.failure
 
-    def serve(self, spec: ServiceSpec, address: str | None, on_progress: Callable[[Any], None]) -> FakeService:
+    def serve(
+        self,
+        spec: ServiceSpec,
+        address: str | None,
+        on_progress: Callable[[Any], None],
+        on_notice: Callable[[str], None],
+    ) -> FakeService:
+        on_notice("Ray has 8 GPUs")
         on_progress(FakeProgress("starting Ray"))
         on_progress(FakeProgress("loading experts", 0, 2))
         on_progress(FakeProgress("loading experts", 2, 2))
@@ -191,6 +199,7 @@ def test_serve_passes_the_options_on(lifecycle: FakeLifecycle, model_dir: Path) 
 
 def test_serve_shows_progress_then_a_request_to_try_then_stops(lifecycle: FakeLifecycle, model_dir: Path) -> None:
     result = run("serve", str(model_dir))
+    assert result.stderr.startswith("Ray has 8 GPUs\n")
     assert re.search(r"\d s  starting Ray\n +\d+\.\d s  loading experts\n", result.stderr)
     assert "curl http://127.0.0.1:8000/v1/completions" in result.stdout
     assert '"model": "mixtral"' in result.stdout
@@ -336,8 +345,8 @@ def local(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     asked: list[Any] = []
 
     class LocalService:
-        def __init__(self, model_path: Path, dtype: str) -> None:
-            asked.extend((model_path, dtype))
+        def __init__(self, model_path: Path, dtype: str, device: str) -> None:
+            asked.extend((model_path, dtype, device))
 
         def generate(self, prompt: str, sampling: Any, task: str) -> Iterator[str]:
             asked.extend((prompt, sampling, task))
@@ -345,6 +354,7 @@ def local(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     module = types.ModuleType("manta.local")
     module.LocalService = LocalService  # pyright: ignore[reportAttributeAccessIssue]
+    module.check_device = lambda device: f"not on {device}"  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "manta.local", module)
     return asked
 
@@ -352,15 +362,16 @@ def local(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_generate_streams_the_text(local: list[Any], model_dir: Path) -> None:
     result = run("generate", str(model_dir), "x = ", "--temperature", "0.5", "--top-k", "3", "--seed", "7", "--echo")
     assert (result.exit_code, result.stdout) == (0, "x = a b\n")
-    path, dtype, prompt, sampling, task = local
-    assert (path, dtype, prompt, task) == (model_dir, "auto", "x = ", "")
+    assert result.stderr == "not on cpu\n"
+    path, dtype, device, prompt, sampling, task = local
+    assert (path, dtype, device, prompt, task) == (model_dir, "auto", "cpu", "x = ", "")
     assert (sampling.temperature, sampling.top_k, sampling.seed, sampling.max_tokens) == (0.5, 3, 7, 128)
     assert not sampling.HasField("top_p")
 
 
 def test_generate_reads_a_prompt_from_standard_input(local: list[Any], model_dir: Path) -> None:
     assert run("generate", str(model_dir), "-", stdin="from a pipe").exit_code == 0
-    assert local[2] == "from a pipe"
+    assert local[3] == "from a pipe"
 
 
 def test_generate_names_a_task(local: list[Any], model_dir: Path) -> None:

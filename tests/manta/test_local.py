@@ -7,7 +7,7 @@ import pytest
 
 from attention.admission import SubmitError
 from attention.dense import DenseModel
-from manta.local import LocalModel, LocalService, LocalSettings
+from manta.local import LocalModel, LocalService, LocalSettings, check_device
 from model.errors import ModelError
 from protos.generation_pb2 import LENGTH, STOP, Sampling, SequenceOutput, Submit
 from tests.local_driver import Wish, run
@@ -195,3 +195,21 @@ def test_no_tokenizer(tmp_path: Path) -> None:
     make_checkpoint(tmp_path, hidden_size=32, ffn_size=48, seed=3, with_tokenizer=False)
     with pytest.raises(ValueError, match=r"add the model's tokenizer\.json"):
         LocalService(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("has_one", "device", "expected"),
+    [(True, "cpu", "--device cuda uses it"), (True, "cuda", None), (False, "cpu", None)],
+)
+def test_a_gpu_that_is_not_used_is_named(
+    has_one: bool, device: str, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_one)
+    notice = check_device(device)
+    assert notice is None if expected is None else expected in str(notice)
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match="--device: cuda was given; torch finds no CUDA device here"):
+        check_device("cuda")

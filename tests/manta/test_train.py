@@ -37,7 +37,7 @@ def shown(tmp_path: Path, *, terminal: bool, reused: bool = False) -> str:
         display.tokens(1, 10)
         display.tokens(2, 20)
         display.data(Ingested(make_store(tmp_path / "store", [[3, 1], [4, 5, 1]]), None, reused))
-        display.waiting("waiting for room for 2 workers")
+        display.notice("waiting for room for 2 workers")
         for each in (record(1), record(2, held_out=1.5), record(3)):
             display.record(each)
     assert isinstance(console.file, io.StringIO)

@@ -29,6 +29,7 @@ RAY_FOLDERS = {"cluster", "benchmarks"}
 RAY_PATHS = {
     Path("transport/ray.py"),
     Path("transport/hosts.py"),
+    Path("transport/job.py"),
     Path("training/ingest.py"),
     Path("training/room.py"),
     Path("training/trainer.py"),

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 import manta
+from manta_imports import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EVERYTHING = [*PROJECT["project"]["dependencies"], *PROJECT["project"]["optional-dependencies"]["dev"]]
-OURS = set(PROJECT["tool"]["importlinter"]["root_packages"])
+OURS = {*PROJECT["tool"]["importlinter"]["root_packages"], *PROJECT["tool"]["setuptools"]["py-modules"]}
 INSTALLED = packages_distributions()  # what brings a module, by its top-level name
 TEXT_SUFFIXES = {".cfg", ".json", ".md", ".proto", ".py", ".pyi", ".sh", ".toml", ".txt", ".yaml", ".yml"}
 NOT_OURS = {".venv", ".git", "build", "dist", "results", "node_modules"}
@@ -53,7 +54,19 @@ def test_every_package_is_listed_and_every_listed_package_exists() -> None:
     }
     assert found | below == listed
     assert found == set(PROJECT["tool"]["importlinter"]["root_packages"])
-    assert found == set(PROJECT["tool"]["basedpyright"]["include"])
+    modules = {f"{name}.py" for name in PROJECT["tool"]["setuptools"]["py-modules"]}
+    assert found | modules == set(PROJECT["tool"]["basedpyright"]["include"])
+    assert {path.name for path in ROOT.glob("*.py")} == modules
+    assert found == set(PACKAGES)
+
+
+def test_every_package_finds_its_own_kind_first() -> None:
+    """Whichever of them is imported first: see manta_imports.py."""
+    for name in PACKAGES:
+        tree = ast.parse((ROOT / name / "__init__.py").read_text(encoding="utf-8"))
+        first = next(node for node in tree.body if not isinstance(node, ast.Expr))  # after the docstring
+        assert isinstance(first, ast.Import), name
+        assert [alias.name for alias in first.names] == ["manta_imports"], name
 
 
 def test_every_dependency_is_pinned() -> None:

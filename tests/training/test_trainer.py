@@ -64,3 +64,10 @@ def test_on_gpus_the_cpu_has_a_backend_too() -> None:
     assert dict(part.split(":") for part in backend.split(",")) == {"cpu": "gloo", "cuda": "nccl"}
     assert _is_backend_nccl(backend), "Ray knows it for what it is"
     assert backend_of(Workers()) == "gloo"
+
+
+def test_gpus_that_no_worker_uses_are_named() -> None:
+    expected = "Ray has 8 GPUs, and workers compute on CPUs; with parallel: {num_gpus: 1} each has one"
+    assert Workers().unused_gpus(8) == expected
+    assert Workers(num_gpus=1).unused_gpus(8) is None
+    assert Workers().unused_gpus(0) is None
