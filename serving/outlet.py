@@ -22,7 +22,10 @@ class ClientStalled(Exception):
 
 
 class _Counted(dict[str, Any]):
-    """A message that tells when nobody holds it any more. Where it is pickled, it becomes a plain dictionary."""
+    """A message that tells when it goes on its way: when it is pickled (as a plain dictionary), or nobody holds it.
+
+    Serve pickles what has gathered once what was before has been taken, and holds on to it until there is more.
+    """
 
     def __init__(self, message: Message, outlet: "Outlet", num_bytes: int) -> None:
         super().__init__(message)
@@ -31,10 +34,16 @@ class _Counted(dict[str, Any]):
         outlet.held_bytes += num_bytes
 
     def __del__(self) -> None:
-        self._outlet.let_go(self._num_bytes)
+        self._let_go()
 
     def __reduce__(self) -> tuple[Any, ...]:
+        self._let_go()
         return dict, (dict(self),)
+
+    def _let_go(self) -> None:
+        num_bytes, self._num_bytes = self._num_bytes, 0
+        if num_bytes:
+            self._outlet.let_go(num_bytes)
 
 
 class Outlet:
