@@ -39,7 +39,7 @@ LIMITS = RequestLimits(
         ("/v1/completions", {"prompt": [5] * 97, "echo": True, "logprobs": 0}, "max_tokens", "may have 3 each"),
         ("/v1/chat/completions", {"messages": [USER] * 5}, "messages", "at most 4"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [PART] * 4}]}, "messages", "at most 4"),
-        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 60}]}, "messages", "at most 60"),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 60}]}, "messages", "more than 60"),
         ("/tokenize", {"prompt": "x" * 61}, "prompt", "61 bytes, at most 60"),
         ("/tokenize", {"messages": [USER] * 5}, "messages", "at most 4"),
         ("/detokenize", {"tokens": [5] * 120}, "tokens", "at most 119"),
