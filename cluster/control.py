@@ -24,7 +24,7 @@ from cluster.resize import Resize, ResizeStatus
 from cluster.resolve import Service
 from cluster.secret import forget_data_plane_key
 from cluster.table import routing_table
-from spec.errors import printable
+from spec.outcome import printable
 from transport.membership import Role, Snapshot
 from transport.table import RoutingTable
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from cluster.lifecycle import Change, Plan, apply, plan, rotate_keys
 from cluster.spec import load_spec
 from manta.progress import StartDisplay
-from spec.errors import printable
+from spec.outcome import printable
 
 COLOURS = {"live": "green", "rolling": "yellow", "refused": "red"}
 

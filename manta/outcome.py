@@ -7,8 +7,7 @@ from types import FrameType
 
 import typer
 
-from spec.errors import printable
-from spec.outcome import INTERRUPTED, status_of, traceback_wanted, words_of
+from spec.outcome import INTERRUPTED, printable, status_of, traceback_wanted, words_of
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from spec.errors import printable
+from spec.outcome import printable
 
 NUM_EVENTS = 12
 HOST_LETTERS = 6  # of a Ray node's id: enough to tell hosts apart

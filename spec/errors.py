@@ -53,14 +53,6 @@ def problems_of(error: ValidationError, root: type[Section]) -> Iterator[Problem
         yield Problem(".".join(map(str, path)), _reword(details, path, root))
 
 
-def printable(text: str) -> str:
-    """Text with everything that a terminal would obey instead of showing it written out: `\\x1b`, not an escape.
-
-    Messages may quote what somebody else has written: names in a checkpoint, say.
-    """
-    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)
-
-
 def show(value: object) -> str:
     """A value as the user would write it, cut to a readable length."""
     words = {None: "null", True: "true", False: "false"}

@@ -24,3 +24,11 @@ def words_of(error: Exception) -> str:
     if isinstance(error, ValueError | OSError | RuntimeError | TimeoutError):
         return text
     return f"{type(error).__name__}: {text} ({TRACEBACK_VARIABLE}=1 shows where)"
+
+
+def printable(text: str) -> str:
+    """Text with everything that a terminal would obey instead of showing it written out: `\\x1b`, not an escape.
+
+    Messages may quote what somebody else has written: names in a checkpoint, say.
+    """
+    return "".join(sign if sign.isprintable() or sign == "\n" else repr(sign)[1:-1] for sign in text)

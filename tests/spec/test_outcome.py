@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spec.errors import printable
+from spec.outcome import printable
 
 
 @pytest.mark.parametrize(
