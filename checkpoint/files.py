@@ -25,13 +25,18 @@ def find_weight_map(directory: Path) -> dict[str, str]:
         ForeignCheckpoint: There are weights, but none in safetensors format; or the index names other folders.
     """
     try:
-        if (directory / SINGLE_FILE).exists():
+        if _is_there(directory / SINGLE_FILE):
             return dict.fromkeys(read_header(directory / SINGLE_FILE), SINGLE_FILE)
-        if not (directory / INDEX_FILE).exists():
+        if not _is_there(directory / INDEX_FILE):
             raise no_weights(directory)
     except OSError as error:
         raise unreadable(directory, error) from error
     return _read_index(directory / INDEX_FILE)
+
+
+def _is_there(path: Path) -> bool:
+    """A link that leads nowhere is: what is wrong with it is said when it is opened."""
+    return path.exists() or path.is_symlink()
 
 
 def stored_dtype(directory: Path) -> str | None:

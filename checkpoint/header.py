@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from checkpoint.errors import MissingFile, TruncatedFile, UnreadableFile
-from model.json_text import GIT_LFS_PROBLEM, GIT_LFS_REMEDY, GIT_LFS_START, JsonError, parse_object, shortened
+from model.json_text import (
+    GIT_LFS_PROBLEM,
+    GIT_LFS_REMEDY,
+    GIT_LFS_START,
+    LINK_PROBLEM,
+    LINK_REMEDY,
+    JsonError,
+    parse_object,
+    shortened,
+)
 
 # Some 160 bytes a tensor: room for 200,000 of them. The format itself ends at 100 MB, of which JSON makes a gigabyte.
 MAX_HEADER_BYTES = 32 << 20
@@ -79,6 +88,8 @@ def _check_kind(path: Path) -> None:
 def unreadable(path: Path, error: OSError) -> MissingFile | UnreadableFile:
     """The error to raise where the system does not let a file be read."""
     if isinstance(error, FileNotFoundError):
+        if path.is_symlink():
+            return MissingFile(str(path), LINK_PROBLEM, LINK_REMEDY)
         remedy = "Copy it into the directory; model.safetensors.index.json lists every file of the checkpoint."
         return MissingFile(str(path), "this weights file does not exist.", remedy)
     if isinstance(error, IsADirectoryError):

@@ -108,7 +108,7 @@ def read_config(directory: Path) -> MixtralConfig:
 def _config_path(directory: Path) -> Path:
     path = directory / CONFIG_FILE
     try:
-        if path.is_file():
+        if path.is_file() or path.is_symlink():
             return path
         problem = f"there is no {CONFIG_FILE}." if directory.is_dir() else "this directory does not exist."
         snapshots = sorted(directory.glob(f"snapshots/*/{CONFIG_FILE}"))

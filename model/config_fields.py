@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Self, cast
 
 from model.errors import ConfigError
-from model.json_text import MAX_BYTES, JsonError, parse_object, shortened
+from model.json_text import LINK_PROBLEM, LINK_REMEDY, MAX_BYTES, JsonError, parse_object, shortened
 
 MAX_INTEGER = (1 << 31) - 1
 
@@ -27,6 +27,8 @@ class ConfigFields:
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and path.is_symlink():
+                raise ConfigError(str(path), LINK_PROBLEM, LINK_REMEDY) from error
             raise ConfigError(str(path), f"the file cannot be read ({error}).", "Check its permissions.") from error
         if len(data) > MAX_BYTES:
             problem = f"the file has more than {MAX_BYTES} bytes, which no configuration has."

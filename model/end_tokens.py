@@ -20,6 +20,7 @@ def read_end_tokens(fields: ConfigFields, vocab_size: int) -> tuple[int, ...]:
         ConfigError: A file cannot be read, or names what is no token.
     """
     generation = fields.path.with_name(GENERATION_FILE)
-    said = (ConfigFields.read(generation) if generation.is_file() else fields).token_ids(FIELD)
+    is_there = generation.is_file() or generation.is_symlink()
+    said = (ConfigFields.read(generation) if is_there else fields).token_ids(FIELD)
     # One beyond the vocabulary (an added token that was never trained) cannot be drawn, so it ends nothing.
     return tuple(dict.fromkeys(token for token in said if 0 <= token < vocab_size))

@@ -7,6 +7,10 @@ from typing import cast
 GIT_LFS_START = b"version https://git-lfs.github.com/spec/"
 GIT_LFS_PROBLEM = "this is a git-lfs pointer, not the file itself."
 GIT_LFS_REMEDY = "Run `git lfs install`, then `git lfs pull`, in the folder that was cloned."
+LINK_PROBLEM = "this is a link to a file that does not exist."
+LINK_REMEDY = (
+    "Copy what it leads to, not the link (`cp -rL`): the hub's cache keeps files elsewhere, and links to them."
+)
 MAX_BYTES = 64 << 20  # of a file that only describes a model: larger than any that was ever published
 MAX_SHOWN = 200  # characters of a value, or of a name, in an error
 
@@ -33,11 +37,11 @@ def shortened(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"
 
 
-def parse_object(data: bytes) -> dict[str, object]:
-    """Returns the object that UTF-8 JSON holds.
+def check_start(data: bytes) -> None:
+    """Does nothing if a text begins as plain UTF-8 may.
 
     Raises:
-        JsonError: It holds none.
+        JsonError: It is something else that is known, for which another copy would be no remedy.
     """
     if data.startswith(GIT_LFS_START):
         raise JsonError(GIT_LFS_PROBLEM, GIT_LFS_REMEDY)
@@ -46,6 +50,15 @@ def parse_object(data: bytes) -> dict[str, object]:
             raise JsonError(f"the file {words}, but must be plain UTF-8.", _SAVE_AS_UTF8)
     if b"\0" in data[:4]:
         raise JsonError("the file is UTF-16 or no text at all, but must be plain UTF-8.", _SAVE_AS_UTF8)
+
+
+def parse_object(data: bytes) -> dict[str, object]:
+    """Returns the object that UTF-8 JSON holds.
+
+    Raises:
+        JsonError: It holds none.
+    """
+    check_start(data)
     try:
         value: object = json.loads(data.decode())
     except RecursionError as error:

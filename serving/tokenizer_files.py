@@ -7,13 +7,23 @@ say of no file, is refused here.
 """
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from tokenizers import Tokenizer, models
+
+from model.json_text import (
+    GIT_LFS_PROBLEM,
+    GIT_LFS_REMEDY,
+    GIT_LFS_START,
+    LINK_PROBLEM,
+    LINK_REMEDY,
+    JsonError,
+    check_start,
+    parse_object,
+)
 
 TOKENIZER_FILE, CONFIG_FILE, ADDED_FILE = "tokenizer.json", "tokenizer_config.json", "added_tokens.json"
 SENTENCEPIECE_FILE, TEMPLATE_FILE = "tokenizer.model", "chat_template.jinja"
@@ -62,7 +72,8 @@ class LoadedTokenizer:
 
 def has_tokenizer_files(directory: Path) -> bool:
     """Whether `load_tokenizer` would read a tokenizer (or say what is wrong with it)."""
-    return any((directory / name).is_file() for name in (TOKENIZER_FILE, *CONVERTIBLE_FILES, *FOREIGN_FILES))
+    names = (TOKENIZER_FILE, *CONVERTIBLE_FILES, *FOREIGN_FILES)
+    return any((directory / name).exists() or (directory / name).is_symlink() for name in names)
 
 
 def load_tokenizer(directory: Path) -> LoadedTokenizer | None:
@@ -88,31 +99,52 @@ def load_tokenizer(directory: Path) -> LoadedTokenizer | None:
 def _check_files(directory: Path) -> dict[str, Any]:
     """What tokenizer_config.json says, after a look at what transformers would say no file of."""
     templates = sorted((directory / TEMPLATE_FOLDER).glob("*.jinja"))
-    for path in (directory / TOKENIZER_FILE, directory / SENTENCEPIECE_FILE):
-        _check_size(path)
+    for name in (TOKENIZER_FILE, *CONVERTIBLE_FILES, *FOREIGN_FILES):
+        _check_start(directory / name)
     for path in (directory / TEMPLATE_FILE, *templates):
-        _read_text(path)
+        _check_text(path)
     objects = {name: read_json_object(directory / name) for name in JSON_FILES}
     return objects[CONFIG_FILE]
 
 
-def _check_size(path: Path) -> None:
-    if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise TokenizerError(f"{path} has over {MAX_BYTES >> 20} MiB, more than any tokenizer; {COPY_AGAIN}")
-
-
-def _read_text(path: Path) -> str:
-    _check_size(path)
+def _check_start(path: Path) -> None:
+    """Refuses what the libraries would say no remedy of, or another than what helps."""
+    start = _read(path, 64)
     try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except UnicodeError as error:
-        raise TokenizerError(f"{path} is not UTF-8 text ({error}); convert it, or {COPY_AGAIN}") from error
+        if path.suffix == ".json":
+            check_start(start or b"")
+    except JsonError as error:
+        raise TokenizerError(f"{path}: {error}") from error
+
+
+def _read(path: Path, num_bytes: int) -> bytes | None:
+    """What a file begins with, if there is one; whole, it is of a size that a tokenizer's files have."""
+    try:
+        if not path.exists() and not path.is_symlink():
+            return None
+        if path.exists() and not path.is_file():
+            raise TokenizerError(f"{path} is a folder, or another thing that is no file; put the file in its place")
+        with path.open("rb") as file:
+            if file.seek(0, 2) > MAX_BYTES:
+                raise TokenizerError(f"{path} has over {MAX_BYTES >> 20} MiB, more than any tokenizer; {COPY_AGAIN}")
+            file.seek(0)
+            start = file.read(num_bytes)
+    except FileNotFoundError as error:
+        raise TokenizerError(f"{path}: {LINK_PROBLEM} {LINK_REMEDY}") from error
     except OSError as error:
         raise TokenizerError(
             f"{path} cannot be read: {error.strerror or error}; let whoever serves it do so"
         ) from error
+    if start.startswith(GIT_LFS_START):
+        raise TokenizerError(f"{path}: {GIT_LFS_PROBLEM} {GIT_LFS_REMEDY}")
+    return start
+
+
+def _check_text(path: Path) -> None:
+    try:
+        (_read(path, MAX_BYTES) or b"").decode()
+    except UnicodeError as error:
+        raise TokenizerError(f"{path} is not UTF-8 text ({error}); convert it, or {COPY_AGAIN}") from error
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -121,16 +153,13 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         TokenizerError: It holds something else.
     """
-    text = _read_text(path)
-    if not path.is_file():
+    text = _read(path, MAX_BYTES)
+    if text is None:
         return {}
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not valid JSON: {error}; {COPY_AGAIN}") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path} must hold a JSON object, not {type(value).__name__}; {COPY_AGAIN}")
-    return cast("dict[str, Any]", value)
+        return cast("dict[str, Any]", parse_object(text))
+    except JsonError as error:
+        raise TokenizerError(f"{path}: {error}") from error
 
 
 def _by_transformers(directory: Path) -> Any:

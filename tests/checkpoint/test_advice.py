@@ -150,6 +150,20 @@ def test_git_lfs_pointers(tmp_path: Path, name: str) -> None:
     assert "git lfs pull" in error.remedy
 
 
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json", "generation_config.json", INDEX, "a shard"])
+def test_links_that_lead_nowhere(tmp_path: Path, name: str) -> None:
+    """As a snapshot of the hub's cache has them, copied as they are: nothing is renamed, nothing passed over."""
+    make_small(tmp_path, max_shard_size="20KB" if name in (INDEX, "a shard") else None)
+    if name == "a shard":
+        name = sorted(tmp_path.glob("model-*.safetensors"))[0].name
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("../../blobs/0123456789abcdef")
+    error = refusal(tmp_path, ConfigError if "config" in name else MissingFile)
+    assert error.where == str(tmp_path / name)
+    assert "link to a file that does not exist" in error.problem
+    assert "cp -rL" in error.remedy
+
+
 @pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
 def test_other_codings(tmp_path: Path, coding: str, name: str) -> None:

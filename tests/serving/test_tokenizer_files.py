@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,8 +148,50 @@ def test_text_that_is_sent_is_not_cleaned_up(tmp_path: Path) -> None:
 def test_broken_json_is_named(name: str, content: bytes, tmp_path: Path) -> None:
     write(tmp_path, train_byte_level())
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(TokenizerError, match=rf"{name} (is not|must hold)"):
+    with pytest.raises(TokenizerError, match=rf"{name}: the file (is not|is UTF-16|does not hold|nests)"):
         load_tokenizer(tmp_path)
+
+
+FILES = ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+
+
+@pytest.mark.parametrize("name", [*FILES, "tokenizer.model", "chat_template.jinja"])
+def test_git_lfs_pointers_are_named(name: str, tmp_path: Path) -> None:
+    """Copied again, it would be as before."""
+    write(tmp_path, None if name == "tokenizer.model" else train_byte_level())
+    (tmp_path / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0123456789abcdef\nsize 49132\n"
+    )
+    with pytest.raises(TokenizerError, match=rf"{name}: this is a git-lfs pointer.*`git lfs pull`") as caught:
+        load_tokenizer(tmp_path)
+    assert "opy" not in str(caught.value)
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le"])
+@pytest.mark.parametrize("name", FILES)
+def test_other_codings_are_named(name: str, coding: str, tmp_path: Path) -> None:
+    write(tmp_path, train_byte_level())
+    text = (tmp_path / name).read_text() if (tmp_path / name).exists() else "{}"
+    (tmp_path / name).write_text(text, encoding=coding)
+    with pytest.raises(TokenizerError, match=rf"{name}: the file .*Save it as UTF-8 without a byte-order mark"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", [*FILES, "tokenizer.model", "vocab.json", "chat_template.jinja"])
+def test_what_is_no_file_is_not_passed_over(name: str, tmp_path: Path) -> None:
+    """A model would be served without its tokenizer."""
+    folder, pipe, link = (tmp_path / kind for kind in ("folder", "pipe", "link"))
+    for directory in (folder, pipe, link):
+        write(directory, None if name in ("tokenizer.json", "tokenizer.model", "vocab.json") else train_byte_level())
+        (directory / name).unlink(missing_ok=True)
+    (folder / name).mkdir()
+    os.mkfifo(pipe / name)
+    (link / name).symlink_to("../../blobs/0123")
+    for directory in (folder, pipe):
+        with pytest.raises(TokenizerError, match=rf"{name} is a folder, or another thing that is no file; put"):
+            load_tokenizer(directory)
+    with pytest.raises(TokenizerError, match=rf"{name}: this is a link to a file that does not exist. .*`cp -rL`"):
+        load_tokenizer(link)
 
 
 @pytest.mark.parametrize(
