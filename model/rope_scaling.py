@@ -140,7 +140,7 @@ def _read_yarn(section: ConfigFields, original: int, max_context: int) -> RopeSc
     )
     if attention == 0:
         raise section.refuse("attention_factor", "a finite number above 0")
-    truncate = section.flag("truncate", default=True)
+    truncate = section.flag("truncate", default="truncate" not in section)  # transformers takes null for false
     return RopeScaling("yarn", factor, original, attention, mscale, all_dim, fast, slow, truncate)
 
 

@@ -154,6 +154,7 @@ class Saver:
     def _commit(self, directory: Path, progress: Progress, config: dict[str, Any]) -> None:
         said = {"format": FORMAT, "progress": asdict(progress), "config": config}
         _write_durably(directory / PROGRESS_FILE, json.dumps(said, indent=1))
+        _sync(directory)  # what it holds, before it counts
         target = directory.with_name(directory.name.removesuffix(PARTIAL))
         if target.exists():  # of an earlier try of the same steps
             shutil.rmtree(target)

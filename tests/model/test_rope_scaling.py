@@ -47,7 +47,7 @@ yarn = st.fixed_dictionaries(
         "mscale_all_dim": st.floats(0, 2),
         "beta_fast": st.floats(16, 64) | st.integers(16, 64),
         "beta_slow": st.floats(0.1, 16),
-        "truncate": st.booleans(),
+        "truncate": st.booleans() | st.none(),
     },
 )
 llama3 = st.builds(
