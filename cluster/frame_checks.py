@@ -5,9 +5,10 @@ Pure. Bytes of protobuf fields are those of their longest encoding.
 
 from collections.abc import Iterator, Sequence
 
-from cluster.spec_schema import LimitsSpec, ServiceSpec
+from cluster.spec_schema import LimitsSpec, RequestLimitsSpec, ServiceSpec
 from cluster.spec_shards import ShardPlan
 from model.config import MixtralConfig
+from serving.bad_words import MAX_TOKENS, NUM_FORMS
 from spec.errors import Problem
 from transport.frames import MAX_BODY_BYTES, MAX_HEADER_BYTES
 
@@ -78,19 +79,25 @@ def _sequences_problems(spec: ServiceSpec, config: MixtralConfig) -> Iterator[Pr
 def _context_problems(limits: LimitsSpec, config: MixtralConfig, max_context: int) -> Iterator[Problem]:
     """A sequence is submitted in one frame's header, prompt and output so far together."""
     of_id = max(1, -(-(config.vocab_size - 1).bit_length() // 7))  # varint
-    others = (
-        limits.request.max_logit_bias * (ID_BYTES + SCORE_BYTES) + limits.request.max_stop_token_ids * ID_BYTES + 4096
-    )
+    others = _wishes_bytes(limits.request)
     most = (MAX_HEADER_BYTES - others) // of_id
     if most < 1:
         yield Problem(
             "limits.request",
-            f"max_logit_bias {limits.request.max_logit_bias} and max_stop_token_ids "
-            f"{limits.request.max_stop_token_ids} alone may take {others} bytes of a message that carries "
-            f"{MAX_HEADER_BYTES}; lower them.",
+            f"what max_logit_bias {limits.request.max_logit_bias}, max_stop_token_ids "
+            f"{limits.request.max_stop_token_ids}, max_allowed_token_ids {limits.request.max_allowed_token_ids}, "
+            f"max_bad_words {limits.request.max_bad_words} and max_logprobs {limits.request.max_logprobs} allow may take "
+            f"{others} bytes of a message that carries {MAX_HEADER_BYTES}; lower them.",
         )
     elif max_context > most:
         yield Problem(
             "model.max_context",
             f"{max_context} positions; allowed: {most} at most, which fit a message from a gateway to a node.",
         )
+
+
+def _wishes_bytes(limits: RequestLimitsSpec) -> int:
+    """What is submitted beside the ids of prompt and output."""
+    num_ids = limits.max_stop_token_ids + limits.max_allowed_token_ids + limits.max_logprobs
+    num_ids += limits.max_bad_words * NUM_FORMS * (1 + MAX_TOKENS)
+    return limits.max_logit_bias * (ID_BYTES + SCORE_BYTES) + num_ids * ID_BYTES + 4096

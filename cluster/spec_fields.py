@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator
 
+from serving.settings import LEAST_UNREAD_BYTES
 from spec.fields import Auto
 from spec.replicas import Replicas
 from spec.rules import Allowed, Rule, is_number, is_text, is_whole, or_auto, or_null
@@ -68,6 +69,10 @@ Window = Annotated[
 ]
 AutoBool = Annotated[bool | Auto, Rule("auto | true | false", or_auto(lambda value: isinstance(value, bool)))]
 Share = Annotated[float, Rule("a number above 0 and below 1", lambda value: is_number(value) and 0 < value < 1)]
+UnreadBytes = Annotated[
+    int,
+    Rule(f"a whole number of at least {LEAST_UNREAD_BYTES}", lambda value: is_whole(value, LEAST_UNREAD_BYTES)),
+]
 Labels = Annotated[dict[str, str], Rule("a mapping of text to text", _is_labels)]
 ExpertId = Annotated[
     int,

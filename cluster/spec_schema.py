@@ -19,6 +19,7 @@ from cluster.spec_fields import (
     PortOrNull,
     Route,
     Share,
+    UnreadBytes,
     Window,
 )
 from serving.settings import RequestLimits
@@ -240,7 +241,7 @@ class RequestLimitsSpec(Section):
     """The tokens of all sequences of an answer that is not streamed; left open by the request, they are cut to it."""
     delivery_timeout_s: Seconds = DEFAULTS.delivery_timeout_s
     """How long a client may leave unread what is ready for it, for each MiB; then its request is given up."""
-    max_unread_bytes: Count = DEFAULTS.max_unread_bytes
+    max_unread_bytes: UnreadBytes = DEFAULTS.max_unread_bytes
     """How much may be ready for a client that does not read it; then its request is given up."""
 
 

@@ -10,6 +10,7 @@ from serving.tokenizer import TextCodec
 
 MAX_TOKENS = 32  # of one word; what nodes allow
 MAX_CHARS = 256  # of one word
+NUM_FORMS = 2  # at most, of one word: at the beginning of a text, and after a blank
 
 
 @dataclass(frozen=True)

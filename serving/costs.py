@@ -12,18 +12,18 @@ def most_output_tokens(
     n: int,
     settings: GatewaySettings,
     *,
-    repeats_prompts: bool,
+    num_copies: int,
     scores_prompts: bool,
     scores_outputs: bool,
     stream: bool,
 ) -> int:
     """The most tokens that each sequence may have.
 
-    A stream is sent as it comes, but what is repeated or scored of prompts comes at once, with each choice. Raises
-    ApiError (400) when that alone is too much.
+    A stream is sent as it comes, but what is repeated or scored of prompts comes at once, each prompt `num_copies`
+    times. Raises ApiError (400) when that alone is too much.
     """
     limits, num_sequences = settings.limits, len(prompts) * n
-    num_repeated = n * sum(len(prompt.token_ids) for prompt in prompts) if repeats_prompts else 0
+    num_repeated = num_copies * sum(len(prompt.token_ids) for prompt in prompts)
     if num_repeated > limits.max_output_tokens:
         raise invalid(
             f"n: each choice repeats its prompt (echo, return_token_ids), {num_repeated} tokens in all; at most "
@@ -33,7 +33,7 @@ def most_output_tokens(
     num_scored = num_repeated if scores_prompts else 0
     if num_scored > limits.max_scored_tokens:
         raise invalid(
-            f"logprobs: {num_scored} tokens of prompts (each choice has its own) would be scored; at most "
+            f"logprobs: {num_scored} tokens of prompts (each choice of a completion has its own) would be scored; at most "
             f"{limits.max_scored_tokens} are allowed in one request (limits.request.max_scored_tokens).",
             "logprobs",
         )

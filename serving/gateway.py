@@ -63,7 +63,7 @@ class Gateway:
         echo = bool(body.echo)
         if echo:
             prompts = await with_texts(prompts, self.codec, body.skip_special_tokens is not False)
-        submits = await self._submits(body, prompts, DEFAULT_COMPLETION_TOKENS, scores, echo)
+        submits = await self._submits(body, prompts, DEFAULT_COMPLETION_TOKENS, scores, COMPLETION, echo)
         job = self._job(body, prompts, submits, scores, arrival_s)
         logprobs = None if scores.outputs is None else await legacy_logprobs(job, self.codec, echo, scores.as_ids)
         return self._respond(body, self._answer(COMPLETION, body, job, logprobs, echo))
@@ -77,7 +77,7 @@ class Gateway:
         self._check_counts(1, body.n)
         truncation = truncation_of(body, self.settings.max_context)
         prompts = [await encode_chat(body, self.codec, self.settings, truncation)]
-        submits = await self._submits(body, prompts, None, scores)
+        submits = await self._submits(body, prompts, None, scores, CHAT)
         job = self._job(body, prompts, submits, scores, arrival_s)
         logprobs = None if scores.outputs is None else chat_logprobs(self.codec.token_bytes, scores.as_ids)
         return self._respond(body, self._answer(CHAT, body, job, logprobs))
@@ -113,16 +113,19 @@ class Gateway:
         prompts: Sequence[Prompt],
         default_max_tokens: int | None,
         scores: Scores,
+        shape: Shape,
         echo: bool = False,
     ) -> Sequence[Submit]:
         """Every prompt is checked before the first is submitted. Empty when there is nothing to compute."""
         settings = self.settings
+        repeats = echo or bool(body.return_token_ids) or scores.prompts is not None
+        num_told = body.n if shape.prompt_in_choice else 1
         bad_words = await encode_bad_words(body.bad_words or (), self.codec, settings)
         most = most_output_tokens(
             prompts,
             body.n,
             settings,
-            repeats_prompts=echo or bool(body.return_token_ids) or scores.prompts is not None,
+            num_copies=num_told if repeats else 0,
             scores_prompts=scores.prompts is not None,
             scores_outputs=scores.outputs is not None,
             stream=bool(body.stream),
@@ -135,7 +138,7 @@ class Gateway:
         if body.output_limit == 0 and scores.prompts is None:
             return ()
         task = check_task(body.task, settings.tasks)
-        return Submits(prompts, samplings, body.n, body.seed, task, body.priority or 0)
+        return Submits(prompts, samplings, body.n, body.seed, task, body.priority or 0, num_scoring=num_told)
 
     def _job(
         self,

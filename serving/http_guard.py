@@ -32,7 +32,8 @@ class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's protocol, for as long as the client keeps to two time-outs and one size.
 
     A request's head must be complete `HEAD_TIMEOUT_S` after the connection was made, or after its first byte on one
-    that is kept alive, and have at most MAX_HEAD_BYTES, about. What is sent must be taken: the kernel gives up a
+    that is kept alive, and have at most MAX_HEAD_BYTES, about. What comes while an answer is under way, such as the
+    line end that some clients send after a body, does not hurry it. What is sent must be taken: the kernel gives up a
     connection on which the client has taken nothing for `SEND_TIMEOUT_S`.
     """
 
@@ -82,7 +83,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
-        if self._head_timer is None and not self.transport.is_closing():
+        answers = self.cycle is not None and not self.cycle.response_complete  # uvicorn's keep-alive time-out follows
+        if self._head_timer is None and not answers and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self._head_timeout_s, self.transport.abort)
 
     def _forget_head(self) -> None:

@@ -12,8 +12,9 @@ from typing import Any, cast
 
 from starlette.types import Message, Send
 
+from serving.settings import READ_AHEAD_BYTES
+
 PIECE_BYTES = 256 << 10  # of one message, about
-READ_AHEAD_BYTES = 1 << 20  # what a server may hold of an answer that is sent in several pieces
 LOOK_S = 0.05  # between two looks whether it holds less
 
 
@@ -51,7 +52,7 @@ class Outlet:
 
     Args:
         timeout_s: `limits.request.delivery_timeout_s`, for each MiB that the server holds.
-        max_bytes: `limits.request.max_unread_bytes`.
+        max_bytes: `limits.request.max_unread_bytes`; LEAST_UNREAD_BYTES or more.
     """
 
     def __init__(self, send: Send, timeout_s: float, max_bytes: int) -> None:

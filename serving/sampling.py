@@ -83,6 +83,7 @@ class Submits(Sequence[Submit]):
     """The n sequences of each prompt, prompt by prompt: made when they are asked for, as only some are open at a time.
 
     The first sequence of a prompt draws from `seed` itself (None: from one of its own), each further one from another.
+    With `num_scoring`, only so many of each prompt's sequences score it, where that was asked for.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Submits(Sequence[Submit]):
         seed: int | None,
         task: str = "",
         priority: int = 0,
+        num_scoring: int | None = None,
     ) -> None:
         self._of_prompt = [
             Submit(prompt_ids=prompt.token_ids, sampling=sampling, task=task, priority=priority)
@@ -100,6 +102,7 @@ class Submits(Sequence[Submit]):
         ]
         self._seeds = [secrets.randbits(63) if seed is None else seed % (1 << 64) for _ in prompts]
         self._n = n
+        self._num_scoring = n if num_scoring is None else num_scoring
 
     def __len__(self) -> int:
         return len(self._of_prompt) * self._n
@@ -118,6 +121,8 @@ class Submits(Sequence[Submit]):
         submit = Submit()
         submit.CopyFrom(self._of_prompt[prompt])  # many times as fast as making it of Python's numbers again
         submit.sampling.seed = choice_seed(self._seeds[prompt], choice)
+        if choice >= self._num_scoring:
+            submit.sampling.prompt_logprobs = False
         return submit
 
 

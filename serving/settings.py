@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 
 KIB = 1 << 10
 MIB = 1 << 20
+READ_AHEAD_BYTES = MIB  # what a server may hold of an answer that is sent in several pieces
+LEAST_UNREAD_BYTES = 2 * READ_AHEAD_BYTES  # below, clients that do read would be given up
 
 
 @dataclass(frozen=True)

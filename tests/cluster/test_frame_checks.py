@@ -102,14 +102,20 @@ def test_the_longest_sequence_fits_one_frame(mixtral: MixtralConfig) -> None:
         seed=1 << 63,
         logit_bias={31000 + number: -1.5 for number in range(300)},
         stop_token_ids=[31999] * 64,
+        allowed_token_ids=[31999] * 1024,
+        bad_word_ids=[31999] * (128 * 2 * 32),
+        num_ids_per_bad_word=[32] * (128 * 2),
+        logprob_token_ids=[31999] * 20,
     )
     submit = Submit(sequence_id=1 << 40, prompt_ids=[31999] * most, sampling=sampling, task="t" * 256, resumed=True)
     assert Header(submit=submit).ByteSize() <= MAX_HEADER_BYTES
 
 
-def test_a_limit_of_requests_that_alone_is_too_large(mixtral: MixtralConfig) -> None:
-    (problem,) = problems(mixtral, limits={"request": {"max_logit_bias": 1 << 21}})
+@pytest.mark.parametrize("name", ["max_logit_bias", "max_stop_token_ids", "max_allowed_token_ids", "max_bad_words"])
+def test_a_limit_of_requests_that_alone_is_too_large(mixtral: MixtralConfig, name: str) -> None:
+    (problem,) = problems(mixtral, limits={"request": {name: 1 << 22}})
     assert problem.field == "limits.request"
+    assert f"{name} {1 << 22}" in problem.text
 
 
 def test_the_defaults_fit_and_a_service_file_is_refused_at_the_start(model: Path) -> None:

@@ -14,8 +14,8 @@ import pytest
 from serving.app import build_app
 from serving.fake import FakeGenerator
 from serving.metrics import GatewayMetrics
-from serving.outlet import PIECE_BYTES, READ_AHEAD_BYTES, ClientStalled, Outlet
-from serving.settings import GatewaySettings, RequestLimits
+from serving.outlet import PIECE_BYTES, ClientStalled, Outlet
+from serving.settings import LEAST_UNREAD_BYTES, READ_AHEAD_BYTES, GatewaySettings, RequestLimits
 from serving.tokenizer import TextCodec
 from tests.serving.conftest import MODEL, Serve
 
@@ -125,7 +125,8 @@ def test_a_slow_reader_gets_all_of_it(codec: TextCodec, stream: bool) -> None:
         if turns[0] % 20 == 0:
             server.hand_on()
 
-    metrics = run(codec, generator, BODY | {"stream": stream}, server, each_turn, delivery_timeout_s=10)
+    limits = {"delivery_timeout_s": 10} | ({} if stream else {"max_unread_bytes": LEAST_UNREAD_BYTES})
+    metrics = run(codec, generator, BODY | {"stream": stream}, server, each_turn, **limits)
     server.hand_on()
     assert not metrics.failures
     assert all(len(body) < 2 * PIECE_BYTES for body in server.bodies)

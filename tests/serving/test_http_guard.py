@@ -119,6 +119,18 @@ def test_an_answer_may_take_longer_than_a_head(server: uvicorn.Server) -> None:
             assert connection.recv(4096).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.parametrize("tail", [b"\r\n", b"G", HEAD])
+def test_what_follows_a_request_does_not_end_its_answer(server: uvicorn.Server, tail: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nX-Pause-S: 1.2\r\nContent-Length: 4\r\n\r\nbody")
+        time.sleep(0.05)
+        connection.sendall(tail)
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        connection.sendall(tail)
+        while not is_closed(connection):  # after the rest of the answer
+            pass
+
+
 @pytest.mark.parametrize("before", [b"", HEAD + b"\r\n"])
 def test_a_head_without_an_end_in_size(server: uvicorn.Server, before: bytes) -> None:
     with connected(server) as connection:

@@ -107,6 +107,7 @@ def test_prompt_logprobs_of_chats(served: Served) -> None:
     answer = post(served, PATHS[1], prompt_logprobs=1, return_token_ids=True, n=2)
     assert answer["prompt_logprobs"] == expected_prompt_logprobs(served, answer["prompt_token_ids"], 1)
     assert not any("prompt_logprobs" in choice for choice in answer["choices"])
+    assert [submit.sampling.prompt_logprobs for submit in served.generator.submits] == [True, False]
 
 
 def test_prompt_logprobs_count_for_themselves_and_for_echo(served: Served) -> None:
