@@ -79,15 +79,16 @@ def _sequences_problems(spec: ServiceSpec, config: MixtralConfig) -> Iterator[Pr
 def _context_problems(limits: LimitsSpec, config: MixtralConfig, max_context: int) -> Iterator[Problem]:
     """A sequence is submitted in one frame's header, prompt and output so far together."""
     of_id = max(1, -(-(config.vocab_size - 1).bit_length() // 7))  # varint
-    others = _wishes_bytes(limits.request)
+    request = limits.request
+    others = _wishes_bytes(request)
     most = (MAX_HEADER_BYTES - others) // of_id
     if most < 1:
         yield Problem(
             "limits.request",
-            f"what max_logit_bias {limits.request.max_logit_bias}, max_stop_token_ids "
-            f"{limits.request.max_stop_token_ids}, max_allowed_token_ids {limits.request.max_allowed_token_ids}, "
-            f"max_bad_words {limits.request.max_bad_words} and max_logprobs {limits.request.max_logprobs} allow may take "
-            f"{others} bytes of a message that carries {MAX_HEADER_BYTES}; lower them.",
+            f"max_logit_bias {request.max_logit_bias}, max_stop_token_ids {request.max_stop_token_ids}, "
+            f"max_allowed_token_ids {request.max_allowed_token_ids}, max_bad_words {request.max_bad_words} and "
+            f"max_logprobs {request.max_logprobs} alone may take {others} bytes of a message that carries "
+            f"{MAX_HEADER_BYTES}; lower them.",
         )
     elif max_context > most:
         yield Problem(

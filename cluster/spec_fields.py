@@ -1,5 +1,6 @@
 """The fields that only a service file has."""
 
+import ipaddress
 import re
 from typing import Annotated
 
@@ -16,9 +17,16 @@ def _is_labels(value: object) -> bool:
 
 
 def _are_hosts(value: object) -> bool:
-    return isinstance(value, list | tuple) and all(
-        is_text(each) and re.search(r"[\s/]", each) is None for each in value
-    )
+    return isinstance(value, list | tuple) and all(isinstance(each, str) and _is_host_name(each) for each in value)
+
+
+def _is_host_name(text: str) -> bool:
+    if ":" not in text:
+        return re.fullmatch(r"[^\s/*]+", text) is not None
+    try:
+        return bool(ipaddress.IPv6Address(text))
+    except ValueError:
+        return False
 
 
 def _is_route(value: object) -> bool:

@@ -33,8 +33,8 @@ def most_output_tokens(
     num_scored = num_repeated if scores_prompts else 0
     if num_scored > limits.max_scored_tokens:
         raise invalid(
-            f"logprobs: {num_scored} tokens of prompts (each choice of a completion has its own) would be scored; at most "
-            f"{limits.max_scored_tokens} are allowed in one request (limits.request.max_scored_tokens).",
+            f"logprobs: {num_scored} tokens of prompts would be scored, those of a completion once for each choice; at "
+            f"most {limits.max_scored_tokens} are allowed in one request (limits.request.max_scored_tokens).",
             "logprobs",
         )
     if stream:

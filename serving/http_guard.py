@@ -83,7 +83,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _expect_head(self) -> None:
-        answers = self.cycle is not None and not self.cycle.response_complete  # uvicorn's keep-alive time-out follows
+        answers = self._num_heads > 0 and not self.cycle.response_complete  # then uvicorn keeps it alive for a while
         if self._head_timer is None and not answers and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self._head_timeout_s, self.transport.abort)
 
