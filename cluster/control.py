@@ -53,7 +53,7 @@ class Control:
         self._resize = ResizeStatus(self._service.version, "failed", error=failure) if failure else None
         self._restarted = self._ledger.found  # by Ray, or by a member after an earlier one was gone for good
         if self._restarted:
-            self._event(f"the controller was restarted (pid {os.getpid()}); {self._goal()}", failed=True)
+            self._event(f"the controller was restarted (pid {os.getpid()}); {self._ledger.goal}", failed=True)
         self._settled = self._stopping = False
         self._table = RoutingTable(epoch=self._ledger.epoch)
         self._encoded = b""
@@ -140,9 +140,7 @@ class Control:
             ValueError: Another change is under way, or has been made since; or it is not understood (FormatError).
         """
         service = unpack(Service, record, "the changed service", exact=True)
-        if self._stopping or not self._settled or self._is_resizing:
-            what = "is being stopped" if self._stopping else "is being changed or started"
-            raise ValueError(f"service {self._service.name} {what}; try again when it is done (manta status)")
+        self._check_free(self._is_resizing)
         if self._ledger.accepted.version != seen_version:
             raise ValueError(f"service {self._service.name} was changed meanwhile; look at the plan again")
         failed_before = self._resize is not None and self._resize.state == "failed"
@@ -194,8 +192,15 @@ class Control:
     async def ask(self, question: str, *given: Any) -> Any:
         """What was not asked of the first controllers. Raises ValueError: it cannot be done, or is not known here."""
         if question == "rotate_keys":
+            self._check_free(False)  # or those that are not heard yet would be passed over
             return self._rotation.start()
         raise FormatError(f"the controller is of Manta {MANTA}, which does not know {question!r}: nothing was changed")
+
+    def _check_free(self, is_changing: bool) -> None:
+        """Raises ValueError: the service is being stopped or started, or `is_changing`."""
+        if self._stopping or not self._settled or is_changing:
+            what = "is being stopped" if self._stopping else "is being changed or started"
+            raise ValueError(f"service {self._service.name} {what}; try again when it is done (manta status)")
 
     def _read(self, member_id: str, record: Record) -> Announcement:
         try:
@@ -205,13 +210,6 @@ class Control:
                 self._foreign[member_id] = None
                 self._event(f"a part is not understood: {error}", failed=True)
             raise
-
-    def _goal(self) -> str:
-        """What it is to make as it is restarted, in words."""
-        good, accepted = self._ledger.good.version, self._ledger.accepted.version
-        if self._ledger.has_uncommitted:
-            return f"the service was being changed from version {good} to {accepted}"
-        return f"the service is to be version {good}"
 
     @property
     def _service(self) -> Service:

@@ -145,8 +145,7 @@ class ExpertKeeper:
 
     async def _let_go(self) -> None:
         """Takes the replica out of the routing table and ends it. Never raises: it is to be replaced in any case."""
-        self._state, self.address = "replacing", None
-        self._host, self.core = "", None
+        self._state, self.address, self._host, self.core = "replacing", None, "", None
         try:  # told before it is killed: a process that hangs may take Ray seconds to end, and rows wait for it
             await self._publish()
             self._kill()
@@ -155,9 +154,15 @@ class ExpertKeeper:
             self._report(f"{self._name} could not be ended: {cause_of(error)}; it is tried again", failed=True)
 
     async def set_keys(self, keys: DataPlaneKeys) -> None:
-        """Gives the replica the data-plane keys of now, if it runs; one that is started later begins with them."""
+        """Gives the replica the data-plane keys of now, if it runs; one that is started later begins with them.
+
+        Raises:
+            RuntimeError: It runs, and has not been found again yet.
+        """
         if (actor := self._actor) is not None:
             await asyncio.wait_for(actor.set_keys.remote(keys.as_bytes), ADOPT_TIMEOUT_S)
+        elif self.address is not None:
+            raise RuntimeError(f"{self._name} has not been found again yet")
 
     async def drain(self) -> None:
         """Waits until the replica has answered what it got before routers heard that it leaves; never raises."""
@@ -211,7 +216,7 @@ class ExpertKeeper:
         timeout_s = self._service.spec.limits.load_timeout_s
         self._actor = actor = await self._find_running()
         if actor is None:
-            self._state = "placing"
+            self._state, self.address = "placing", None
             self.reservation = reservation = await self._reserve()
             self._state = "starting"
             self._actor = actor = self._start_actor(settings, reservation)

@@ -76,6 +76,14 @@ class Ledger:
         """Whether what was accepted is another version than what was completely there last."""
         return self.accepted.version != self.good.version
 
+    @property
+    def goal(self) -> str:
+        """What a controller is to make as it is restarted, in words."""
+        good, accepted = self.good.version, self.accepted.version
+        if self.has_uncommitted:
+            return f"the service was being changed from version {good} to {accepted}"
+        return f"the service is to be version {good}"
+
     def accept(self, service: Service) -> None:
         """Notes what is to be made now."""
         if not self._closed:

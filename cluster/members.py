@@ -139,14 +139,16 @@ class Members:
 
     def addresses(self, role: Role) -> tuple[Address, ...]:
         """Returns where the members of one role listen; those too that only an earlier controller has heard so far."""
-        unheard = (self._silent[key] for key in self._unheard)
-        said = (member.said for member in (*self._members.values(), *unheard))
-        return tuple(one.address for one in said if one.role == role and one.address is not None)
+        return tuple(one.address for one in self._kept() if one.role == role and one.address is not None)
 
     def behind(self, generation: int) -> list[str]:
         """Returns, in words, who does not have the data-plane keys of a generation yet."""
-        found = (one.said for one in self._members.values() if one.said.keys_generation < generation)
-        return [f"{said.role} {said.pid}" for said in found]
+        return [f"{said.role} {said.pid}" for said in self._kept() if said.keys_generation < generation]
+
+    def _kept(self) -> list[Announcement]:
+        """Returns what those last said whom peers are to keep: heard, or only heard by an earlier controller."""
+        unheard = (self._silent[key] for key in self._unheard)
+        return [member.said for member in (*self._members.values(), *unheard)]
 
     @property
     def apps(self) -> tuple[str, ...]:

@@ -82,7 +82,7 @@ class ControllerMembership:
     def __init__(self, service: JoinService) -> None:
         self._service = service
         keys = data_plane_keys(service.name)
-        self._keys_generation = keys.generation
+        self._keys_generation, self._taking_keys = keys.generation, threading.Lock()
         self._credentials = Credentials(*keys.as_bytes, tls=load_tls(service.tls))
         self._member_id = f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(4)}"
         self._left = threading.Event()
@@ -189,6 +189,8 @@ class ControllerMembership:
                 if news.table is not None and not self._left.is_set():
                     known = news.table.position
                     on_table(news.table)
+                if not self._announced.is_set():  # nobody tells it of other keys yet, and it may need them to be ready
+                    self._take_keys()
                 backoff = Backoff()
             except Exception as error:
                 self._failed(error, backoff, "a routing table was not taken over; going on with the one before")
@@ -239,10 +241,11 @@ class ControllerMembership:
         return True
 
     def _take_keys(self) -> None:
-        """Takes the data-plane keys of now: they are being changed."""
-        keys = data_plane_keys(self._service.name)
-        self._credentials.replace(keys.as_bytes)
-        self._keys_generation = keys.generation
+        """Takes the data-plane keys of now: they may be others. Callable from any thread."""
+        with self._taking_keys:
+            keys = data_plane_keys(self._service.name)
+            self._credentials.replace(keys.as_bytes)
+            self._keys_generation = keys.generation
 
     def _end_hung(self, controller: Any) -> None:
         """Ends a controller that hangs, for Ray to start it again. Others may do the same at the same time."""

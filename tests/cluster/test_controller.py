@@ -19,6 +19,7 @@ from cluster.members import Announcement, Known
 from cluster.messages import NO_TABLE, read_news
 from cluster.plain import pack, unpack
 from cluster.resolve import Service
+from cluster.secret import data_plane_keys
 from cluster.stored import store_known, store_service
 from transport.address import Address
 
@@ -80,6 +81,28 @@ def test_one_that_ray_restarts_goes_on_with_what_was_accepted(
         assert read_news(await actor.news(NO_TABLE, 0.2)).table is None
 
     scenario(work, first, fresh=True)
+
+
+def test_the_key_is_changed_once_all_parts_could_be_heard(make: Callable[..., Service]) -> None:
+    """Else nobody would be waited for: the old key would be valid no more before anybody has heard of the new one."""
+    service = make()
+    store_service(service, "good")
+
+    async def work(actor: Any) -> None:
+        before = data_plane_keys(service.name)
+        with pytest.raises(ValueError, match="is being changed or started; try again"):
+            await actor.ask("rotate_keys")
+        await asyncio.sleep(0.05)
+        assert data_plane_keys(service.name) == before
+        await actor.announce("node", pack(SAID))
+        await actor.news(NO_TABLE, 30.0)
+        await actor.ask("rotate_keys")
+        while data_plane_keys(service.name).generation == 0:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        assert before.keys[0] in data_plane_keys(service.name).keys, "the node has not taken the next one"
+
+    scenario(work, service)
 
 
 def test_who_takes_part_is_stored_only_when_it_has_changed(

@@ -102,3 +102,22 @@ def test_a_replica_is_replaced_though_ray_fails_while_it_is_let_go_of(
 
     asyncio.run(asyncio.wait_for(run(), 30.0))
     assert any("Ray does not answer" in event for event in events)
+
+
+def test_one_that_is_taken_over_and_not_found_again_yet_has_not_taken_the_keys(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = SimpleNamespace(place=answers(PLACE), address=answers(Address("host", "1", "", 0)), set_keys=answers(None))
+    monkeypatch.setattr(ray, "get_actor", lambda name, namespace: actor)
+    keys = DataPlaneKeys(("6b" * 32,))
+
+    async def scenario() -> None:
+        keeper = keeper_of(make())
+        await keeper.set_keys(keys)  # nothing runs yet: it begins with them
+        assert await keeper.adopt()
+        with pytest.raises(RuntimeError, match="not been found again yet"):
+            await keeper.set_keys(keys)
+        keeper._actor = actor  # pyright: ignore[reportPrivateUsage]
+        await keeper.set_keys(keys)
+
+    asyncio.run(scenario())

@@ -1,5 +1,6 @@
 """Who takes part, who has fallen silent, and what is told of them."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -66,6 +67,18 @@ def test_those_that_an_earlier_controller_knew_keep_their_peers_until_they_are_s
     assert members.drop_silent(4.2 + TIMEOUT_S, TIMEOUT_S) == [], "told once"
     assert (members.addresses("node"), members.addresses("router")) == ((NODE,), ())
     assert members.take_hung(4.1 + 2 * TIMEOUT_S, TIMEOUT_S) == [said("router")]
+
+
+def test_those_that_only_an_earlier_controller_has_heard_have_the_keys_that_it_was_told_of() -> None:
+    """They are waited for before the old key goes, as long as their peers are to keep them."""
+    known = Known({"slow": replace(said(), pid=8, keys_generation=1), "quick": replace(said(), keys_generation=2)})
+    members = Members(known, heard_s=4.0)
+    assert members.behind(2) == ["node 8"]
+    members.heard("quick", replace(said(), keys_generation=2), 4.0)
+    assert members.behind(2) == ["node 8"]
+    assert sorted(members.behind(3)) == ["node 7", "node 8"]
+    members.drop_silent(4.1 + TIMEOUT_S, TIMEOUT_S)
+    assert members.behind(3) == []
 
 
 def test_silence_while_nobody_listened_is_forgiven() -> None:

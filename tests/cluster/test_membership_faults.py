@@ -196,6 +196,23 @@ def test_the_next_keys_are_taken_and_told_at_once(make: Make, script: Script, mo
     assert left.pauses == [membership_module.ANNOUNCE_INTERVAL_S] * 2
 
 
+def test_a_part_that_is_not_ready_yet_takes_the_next_keys_too(
+    make: Make, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the old one it would be let in nowhere, never be ready, never announced, and never told."""
+    membership, _ = member(make, num_pauses=1)
+    new = DataPlaneKeys(("6e" * 32,), generation=3)
+    monkeypatch.setattr(membership_module, "data_plane_keys", lambda name: new)
+    script.answers = iter([news(1), TypeError("the end")])
+    membership._watch(lambda table: None, lambda: None)
+    assert membership.credentials().keys == new.as_bytes
+    script.answers = iter([None])
+    left = Left(1)
+    membership._left = left
+    membership._announce("node", None, lambda: True)
+    assert script.said[-1][1]["data"]["keys_generation"] == 3
+
+
 def test_what_is_said_is_plain_data_with_a_format(make: Make, script: Script) -> None:
     membership, _ = member(make, num_pauses=1)
     script.answers = iter([None])
