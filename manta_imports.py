@@ -12,7 +12,16 @@ from collections.abc import Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
-ROOT = os.path.dirname(os.path.realpath(__file__))
+
+def _folder_of(path: str) -> str:
+    """Returns the folder that a file or folder lies in; where it is a link, the folder of the link itself.
+
+    Installers may make files links into a store of theirs, and not the folders around them.
+    """
+    return os.path.realpath(os.path.dirname(os.path.abspath(path)))
+
+
+ROOT = _folder_of(__file__)
 PACKAGES = (
     "attention",
     "benchmarks",
@@ -54,7 +63,7 @@ def shadows(path: Sequence[str]) -> dict[str, str]:
 def _place(spec: ModuleSpec) -> str:
     """Returns the folder that a package, a module or a mere folder of this name lies in."""
     inside = next(iter(spec.submodule_search_locations or ()), None) or spec.origin or ""
-    return os.path.dirname(os.path.realpath(inside))
+    return _folder_of(inside)
 
 
 def _check_modules() -> None:

@@ -82,7 +82,7 @@ def _has_token() -> bool:
     Raises:
         ValueError: Its file cannot be read.
     """
-    if not os.environ.get(TOKEN_VARIABLE) and not (token_file().exists() and token_file().stat().st_size):
+    if not os.environ.get(TOKEN_VARIABLE) and _is_blank(token_file()):
         return False  # if RAY_AUTH_TOKEN_PATH names it, Ray makes an error of that
     loader = AuthenticationTokenLoader.instance()
     loader.reset_cache()
@@ -92,6 +92,16 @@ def _has_token() -> bool:
         raise ValueError(f"Ray's token cannot be used: {error}") from error
 
 
+def _is_blank(path: Path) -> bool:
+    """Whether a token's file is not there, or holds nothing, such as a full disk leaves, or an editor."""
+    try:
+        return not path.read_bytes().strip()
+    except FileNotFoundError:
+        return True
+    except OSError:
+        return False  # whoever uses it says why it cannot
+
+
 def _make_token(path: Path) -> None:
     """Writes a new token, whole or not at all, where only this user can read it."""
     try:
@@ -99,8 +109,8 @@ def _make_token(path: Path) -> None:
         with tempfile.NamedTemporaryFile("w", dir=path.parent) as file:  # mode 600
             file.write(generate_new_authentication_token())
             file.flush()
-            if path.exists() and not path.stat().st_size:  # what a full disk has left
-                path.unlink()
+            if _is_blank(path):
+                path.unlink(missing_ok=True)
             with suppress(FileExistsError):  # another process was faster
                 os.link(file.name, path)
     except OSError as error:

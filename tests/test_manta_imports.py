@@ -65,6 +65,16 @@ def test_training_as_a_module(tmp_path: Path) -> None:
     assert done.stderr == "usage: python -m training FILE.yaml\n"
 
 
+def test_files_that_are_links_into_the_store_of_an_installer(tmp_path: Path) -> None:
+    """As `uv pip install --link-mode symlink` makes them: the folders are real."""
+    for file in (Path(ROOT) / name for name in ("manta_imports.py", "manta/__init__.py", "spec/__init__.py")):
+        link = tmp_path / file.relative_to(ROOT)
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(file)
+    done = run("import manta, spec; print(manta.__file__, spec.__file__)", tmp_path)
+    assert (done.stdout, done.stderr) == (f"{tmp_path}/manta/__init__.py {tmp_path}/spec/__init__.py\n", "")
+
+
 def test_somebody_else_s_that_is_imported_already_is_an_error_that_says_so(tmp_path: Path) -> None:
     (tmp_path / "model.py").touch()
     done = run("import model, manta.cli", tmp_path)

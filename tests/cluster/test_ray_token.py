@@ -75,10 +75,12 @@ def test_a_token_in_the_environment_needs_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_empty_file_is_no_token(tmp_path: Path) -> None:
-    """Such as a full disk leaves."""
+@pytest.mark.parametrize("held", ["", " \n"])
+def test_an_empty_file_is_no_token(tmp_path: Path, held: str) -> None:
+    """Such as a full disk leaves, or an editor."""
     file = tmp_path / "token"
-    file.touch(mode=0o644)
+    file.write_text(held)
+    file.chmod(0o644)
     assert demand(tmp_path, RAY_AUTH_TOKEN_PATH=str(file)).stdout == "1 token 64\n"
     assert mode(file) == 0o600
 
