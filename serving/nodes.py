@@ -214,11 +214,10 @@ class NodeGenerator:
         self._nodes: dict[Address, _Node] = {}
         self._tables = Newest()
         self._asyncio = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | None = None
         self._ended = False
         self._change = asyncio.Event()
-        # The loop's own descriptor is readable whenever one of its sockets is: asyncio turns it then.
-        self._asyncio.add_reader(self._loop.fileno(), self._turn)
+        # The loop's own descriptor is readable whenever it has something to do: asyncio turns it then.
+        self._asyncio.add_reader(self._loop.fileno(), self._loop.run_once, 0.0)
         membership.watch(lambda table: self._loop.post(lambda: self._update(table)), self._stop_soon)
 
     @property
@@ -270,8 +269,6 @@ class NodeGenerator:
         """Ends every connection; streams under way fail."""
         self._end()
         self._asyncio.remove_reader(self._loop.fileno())
-        if self._timer is not None:
-            self._timer.cancel()
         self._loop.close()
 
     def changed(self) -> None:
@@ -315,13 +312,3 @@ class NodeGenerator:
             self._nodes[address] = _Node(self, self._loop, address, self._credentials, self._answer_timeout_s)
         for address in self._nodes.keys() - set(table.nodes):
             self._nodes.pop(address).close()
-
-    def _turn(self) -> None:
-        """Turns the data-plane loop once, and comes back when its next timer is due."""
-        try:
-            self._loop.run_once(0.0)
-        finally:
-            if self._timer is not None:
-                self._timer.cancel()
-            due_s = self._loop.next_due_s()
-            self._timer = None if due_s is None else self._asyncio.call_later(due_s, self._turn)

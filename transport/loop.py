@@ -15,6 +15,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from transport.alarm import Alarm
+
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 MAX_EVENTS_PER_TURN = 256
@@ -86,7 +88,9 @@ class Loop:
         self._turning = False
         self._waker = _Waker()
         self._stopped = threading.Event()
+        self._alarm = Alarm()  # of the first timer
         self.watch(self._waker, READ)
+        self.watch(self._alarm, READ)
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when anything watched is ready."""
@@ -110,20 +114,22 @@ class Loop:
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Runs `callback` in this loop's thread after `delay_s` seconds."""
         timer = Timer(time.monotonic() + delay_s, callback)
+        self._drop_cancelled()
         heapq.heappush(self._timers, (timer.due_s, next(self._sequence), timer))
-        if not self._turning:
-            self._interrupt()
+        if self._timers[0][2] is timer:
+            self._alarm.set(timer.due_s)
         return timer
+
+    def _drop_cancelled(self) -> None:
+        """Drops cancelled timers that are next: most time-outs are cancelled long before they are due."""
+        while self._timers and self._timers[0][2].callback is None:
+            heapq.heappop(self._timers)
 
     def call_soon(self, callback: Callable[[], None]) -> None:
         """Runs `callback` at the end of the present turn, after everything that is ready has been read."""
         self._soon.append(callback)
-        if not self._turning:
-            self._interrupt()
-
-    def _interrupt(self) -> None:
-        """Between two turns, whoever waits on `fileno` would not learn of a new timer or callback by itself."""
-        self._waker.wake()
+        if not self._turning:  # whoever waits on `fileno` would not learn of it by itself
+            self._waker.wake()
 
     def post(self, callback: Callable[[], None]) -> None:
         """Runs `callback` in this loop's thread; callable from any thread.
@@ -143,37 +149,37 @@ class Loop:
     def stopped(self) -> bool:
         return self._stopped.is_set()
 
-    def next_due_s(self) -> float | None:
-        """Seconds until the next timer, or None."""
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-
     def run_once(self, timeout_s: float | None = None) -> None:
         """One turn: waits for at most `timeout_s` (None: until something happens), then runs what is due."""
-        if self._timers:
-            due_s = max(0.0, self._timers[0][0] - time.monotonic())
-            timeout_s = due_s if timeout_s is None else min(due_s, timeout_s)
         self._turning = True
         try:
             for descriptor, events in self._epoll.poll(timeout_s, MAX_EVENTS_PER_TURN):
                 on_ready = self._on_ready.get(descriptor)
                 if on_ready is not None:  # else it has been closed in this very turn
                     on_ready(events)
-            while self._posted:
-                self._posted.popleft()()
-            if self._timers:
+            if self._posted:
+                self._run_posted()
+            if self._alarm.rang:
                 self._run_timers()
             while self._soon:
                 self._soon.popleft()()
         finally:
             self._turning = False
 
+    def _run_posted(self) -> None:
+        """Runs what has been posted by now: what that posts itself comes after whatever will be ready then."""
+        for _ in range(len(self._posted)):
+            self._posted.popleft()()
+
     def _run_timers(self) -> None:
+        self._alarm.rang = False
         now = time.monotonic()
-        # Cancelled ones go as soon as they are the next: most time-outs are cancelled long before they are due.
-        while self._timers and (self._timers[0][0] <= now or self._timers[0][2].callback is None):
+        while self._timers and self._timers[0][0] <= now:
             callback = heapq.heappop(self._timers)[2].callback
             if callback is not None:
                 callback()
+        self._drop_cancelled()
+        self._alarm.set(self._timers[0][0] if self._timers else None)
 
     def run_forever(self) -> None:
         """Turns until `stop`."""
@@ -182,6 +188,7 @@ class Loop:
 
     def close(self) -> None:
         """Frees the loop's own descriptors."""
-        self.unwatch(self._waker)
-        self._waker.close()
+        for own in (self._waker, self._alarm):
+            self.unwatch(own)
+            own.close()
         self._epoll.close()

@@ -5,6 +5,9 @@ import socket
 import threading
 import time
 
+import pytest
+
+import transport.loop
 from tests.transport.driving import CREDENTIALS, connected, echo, expert_rows, random_rows, turn_until
 from transport.loop import READ, Loop
 from transport.socket import RequestServer
@@ -37,8 +40,62 @@ def test_a_turn_waits_no_longer_than_it_is_told(loop: Loop) -> None:
 def test_cancelled_timers_are_dropped_before_they_are_due(loop: Loop) -> None:
     for _ in range(3):
         loop.call_later(3600.0, lambda: None).cancel()
-    loop.run_once(0.0)
-    assert loop.next_due_s() is None
+    lasting = loop.call_later(3600.0, lambda: None)
+    assert [timer for _, _, timer in loop._timers] == [lasting]  # pyright: ignore[reportPrivateUsage]
+
+
+def test_a_timer_that_comes_before_the_others_is_not_late(loop: Loop) -> None:
+    ran: list[str] = []
+    loop.call_later(3600.0, lambda: ran.append("late"))
+    loop.call_later(0.01, lambda: loop.call_later(0.01, lambda: ran.append("from a timer")))
+    turn_until(lambda: bool(ran), loop, timeout_s=20.0)
+    assert ran == ["from a timer"]
+
+
+def test_a_timer_whose_callback_fails_holds_up_no_other(loop: Loop) -> None:
+    ran: list[int] = []
+    loop.call_later(0.0, lambda: {}["missing"])
+    loop.call_later(0.0, lambda: ran.append(1))
+    with pytest.raises(KeyError):
+        turn_until(lambda: False, loop)
+    turn_until(lambda: bool(ran), loop, timeout_s=20.0)
+
+
+def test_a_turn_asks_for_no_time_until_a_timer_is_due(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each link has a timer that is due in a while, and each message costs a turn."""
+    loop.call_later(3600.0, lambda: None)
+    asked: list[float] = []
+    monkeypatch.setattr(transport.loop.time, "monotonic", lambda: asked.append(0.0) or 0.0)
+    for _ in range(10):
+        loop.run_once(0.0)
+    assert asked == []
+
+
+def test_what_is_posted_by_what_was_posted_comes_after_what_is_ready(loop: Loop) -> None:
+    inside, outside = socket.socketpair()
+    events: list[str] = []
+
+    class Reader:
+        def fileno(self) -> int:
+            return inside.fileno()
+
+        def on_ready(self, events_: int) -> None:
+            del events_
+            events.append(f"read {inside.recv(1)!r}")
+
+    def post_again() -> None:
+        events.append("posted")
+        if events.count("posted") < 5:
+            outside.send(b"x")
+            loop.post(post_again)
+
+    loop.watch(Reader(), READ)
+    loop.post(post_again)
+    turn_until(lambda: events.count("posted") == 5, loop)
+    assert events == ["posted", *["read b'x'", "posted"] * 4]
+    loop.unwatch(Reader())
+    for end in (inside, outside):
+        end.close()
 
 
 def test_callbacks_of_other_threads_run_in_the_loops_thread(loop: Loop) -> None:
@@ -126,6 +183,9 @@ def test_asyncio_turns_the_loop_through_its_descriptor(loop: Loop, seed: int) ->
         posted = asyncio.Event()
         threading.Thread(target=lambda: loop.post(posted.set)).start()
         await asyncio.wait_for(posted.wait(), 20.0)
+        rang = asyncio.Event()
+        loop.call_later(0.01, rang.set)
+        await asyncio.wait_for(rang.wait(), 20.0)
         peer.call(expert_rows(rows_TD), rows_TD, answer.set_result)
         try:
             return await asyncio.wait_for(answer, 20.0)
