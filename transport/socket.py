@@ -132,9 +132,10 @@ class _SessionResponder:
 class RequestServer:
     """A `SocketServer` for a `Service`: collects what has arrived in one turn of the loop and hands it on together.
 
-    What is too much at once (`transport/turns.py`) is handed on in as many turns as it needs, the senders in rotation.
-    Meanwhile who has something waiting is not read from, and nor is who leaves many answers untaken: so what waits here
-    is what one turn of the loop has read from each, and what calls more than it takes fills its own socket.
+    What is too much at once (`transport/turns.py`) is handed on in as many turns of the loop as it needs, the senders
+    in rotation. Meanwhile who has something waiting is not read from, and nor is who leaves many answers untaken: so
+    what waits here is what one turn of the loop has read from each, and what calls more than it takes fills its own
+    socket.
     """
 
     def __init__(self, loop: Loop, role: str, credentials: Credentials, tcp_host: str | None, service: Service) -> None:
@@ -145,9 +146,7 @@ class RequestServer:
         self._turns = Turns()
         self._paused: set[Session] = set()
         self._scheduled = False
-        self._server = SocketServer(
-            loop, role, credentials, tcp_host, self._collect, max_untaken_bytes=MAX_UNTAKEN_BYTES
-        )
+        self._server = SocketServer(loop, role, credentials, tcp_host, self._collect, self._forget, MAX_UNTAKEN_BYTES)
 
     @property
     def address(self) -> Address:
@@ -191,6 +190,14 @@ class RequestServer:
             arrived = self._turns.take()
             self._pause_waiting()
         self._service(arrived)
+
+    def _forget(self, session: Session) -> None:
+        """Drops what a lost caller has waiting: he asks again, here or elsewhere."""
+        kept = [place for place, sender in enumerate(self._senders) if sender is not session]
+        self._arrived = [self._arrived[place] for place in kept]
+        self._senders = [self._senders[place] for place in kept]
+        self._turns.drop(session)
+        self._paused.discard(session)
 
     def _pause_waiting(self) -> None:
         """Reads from nobody who has something waiting, and comes back in the next turn if there is anybody."""

@@ -34,6 +34,10 @@ class Turns:
         """Puts a request behind the others of its sender."""
         self._queues.setdefault(sender, deque()).append(request)
 
+    def drop(self, sender: object) -> None:
+        """Forgets whatever a sender has waiting."""
+        self._queues.pop(sender, None)
+
     def take(self) -> list[Request]:
         """Returns what is next: at least one request, if there is one, and otherwise no more than the limits."""
         taken: list[Request] = []

@@ -89,6 +89,53 @@ def test_more_than_a_turn_is_served_in_several_and_nobody_waits_for_a_sender_of_
     server.close()
 
 
+def test_who_calls_while_much_is_served_does_not_wait_for_all_of_it(loop: Loop) -> None:
+    batches: list[set[int]] = []
+
+    def note(requests: list[Request]) -> None:
+        batches.append({int(one.rows_TD[0, 0]) for one in requests})
+        if len(batches) == 2:
+            late.call(expert_rows(rows_TD[2]), rows_TD[2], answers.append)
+        echo(requests)
+
+    server = RequestServer(loop, "echo", CREDENTIALS, None, note)
+    many, late = connected(loop, server.address), connected(loop, server.address)
+    answers = Answers()
+    rows_TD = {number: torch.full((MAX_ROWS // 4, 2), float(number)) for number in (1, 2)}
+    for _ in range(40):
+        many.call(expert_rows(rows_TD[1]), rows_TD[1], answers.append)
+    turn_until(lambda: len(answers) == 41, loop)
+    (of_late,) = [index for index, batch in enumerate(batches) if 2 in batch]
+    assert of_late <= 4
+    assert len(batches) >= 10
+    many.close()
+    late.close()
+    server.close()
+
+
+def test_what_a_lost_caller_has_waiting_is_not_computed(loop: Loop) -> None:
+    num_served = [0]
+
+    def note(requests: list[Request]) -> None:
+        num_served[0] += len(requests)
+        many.close()  # it has given up
+
+    server = RequestServer(loop, "echo", CREDENTIALS, None, note)
+    many, other = connected(loop, server.address), connected(loop, server.address)
+    rows_TD = torch.zeros(MAX_ROWS // 4, 2)
+    for _ in range(40):
+        many.call(expert_rows(rows_TD), rows_TD, lambda answer: None)
+    turn_until(lambda: server.num_callers == 1, loop)
+    for _ in range(20):
+        loop.run_once(0.0)
+    assert 4 <= num_served[0] <= 8
+    before = num_served[0]
+    other.call(expert_rows(rows_TD), rows_TD, lambda answer: None)
+    turn_until(lambda: num_served[0] == before + 1, loop)  # who is still there is served as ever
+    other.close()
+    server.close()
+
+
 def test_a_request_over_the_limits_is_served_alone(loop: Loop) -> None:
     sizes: list[int] = []
     server = RequestServer(
