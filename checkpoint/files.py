@@ -64,7 +64,8 @@ def all_floats(directory: Path) -> bool:
 
 
 def _is_shard_name(name: str) -> bool:
-    return PurePath(name).name == name and name.endswith(".safetensors") and "\0" not in name
+    # What cannot be printed cannot always be a file's name either: a NUL, half of a surrogate pair.
+    return PurePath(name).name == name and name.endswith(".safetensors") and name.isprintable()
 
 
 def _read_index(path: Path) -> dict[str, str]:

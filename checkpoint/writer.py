@@ -58,6 +58,8 @@ def write_checkpoint(
     """
     if directory.exists() and any(directory.iterdir()):
         raise FileExistsError(f"{directory} is not empty; give a new directory")
+    if directory.resolve() == Path.cwd():  # it is replaced: whoever is in it would see it empty for ever
+        raise FileExistsError(f"{directory} is the current folder; give a new directory, or go to another folder")
     scratch = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)

@@ -116,7 +116,7 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
         TrainingStopped: The loss is no number any more.
         CheckpointError: A checkpoint or the metrics cannot be written.
         OtherRun: The newest checkpoint is of another model, or was made from other data.
-        DamagedCheckpoint: It is damaged.
+        DamagedCheckpoint: It is damaged, or the metrics are not what a run writes; on all ranks.
     """
     newest = _newest(job, mesh)
     if newest is not None:
@@ -129,7 +129,7 @@ def run(job: Job, mesh: Mesh, on_record: Callable[[Record], None] = lambda recor
         made, cursor = newest.progress.step, Cursor(newest.progress.samples_seen)
     if mesh.rank == 0 and made < job.steps:
         check_space(job.checkpoints, checkpoint_bytes(it.model, job.optimizer, mesh))
-    log = _metrics(job, made) if mesh.rank == 0 else None
+    log = _metrics(job, made, mesh)
     try:
         while made < job.steps:
             started_s = time.perf_counter()
@@ -242,13 +242,22 @@ def _read_by_all(directory: Path, mesh: Mesh) -> Complete:
     raise CheckpointError(str(error)) from error  # what only some ranks see may be mended by another try
 
 
-def _metrics(job: Job, made: int) -> MetricsLog:
-    try:
-        return MetricsLog(job.folder, made)
-    except MetricsError as error:
-        raise DamagedCheckpoint(str(error)) from error
-    except OSError as error:
-        raise _unwritable(job, error) from error
+def _metrics(job: Job, made: int, mesh: Mesh) -> MetricsLog | None:
+    """Returns the first rank's log, and on the others nothing; if that is damaged, all ranks end."""
+    log, damage = None, None
+    if mesh.rank == 0:
+        try:
+            log = MetricsLog(job.folder, made)
+        except MetricsError as error:
+            damage = error
+        except OSError as error:
+            raise _unwritable(job, error) from error
+    is_damaged = torch.tensor(int(damage is not None), device=mesh.device)
+    if mesh.everybody is not None:
+        dist.broadcast(is_damaged, src=0, group=mesh.everybody)
+    if is_damaged:
+        raise DamagedCheckpoint(str(damage or f"the metrics in {job.folder} are not what a run writes")) from damage
+    return log
 
 
 def _add(log: MetricsLog, record: Record, it: _Run) -> None:

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from training.interrupts import ctrl_c_interrupts
 from training.loop import Job, TrainingStopped, run
 from training.mesh import Mesh, elastic_shape, lone_mesh, make_mesh, mesh_shape
-from training.metrics import Follower
+from training.metrics import Follower, MetricsError
 from training.progress import DamagedCheckpoint, OtherRun, newest_in
 from training.room import REMEDY, wait_for_room
 from training.workers import Workers
@@ -118,11 +119,12 @@ def _mesh(job: Job, workers: Workers) -> Mesh:
 
 def _follow(folder: Path, on_record: Callable[[dict[str, Any]], None], done: threading.Event) -> None:
     """Passes each step's record on, once."""
-    follower, ended = Follower(folder), False
-    while not ended:
-        ended = done.wait(POLL_S)
-        for record in follower.read():
-            on_record(record)
+    with suppress(MetricsError):  # the first rank ends the run with it
+        follower, ended = Follower(folder), False
+        while not ended:
+            ended = done.wait(POLL_S)
+            for record in follower.read():
+                on_record(record)
 
 
 def reason_of(error: TrainingFailedError, job: Job, workers: Workers) -> str:

@@ -270,7 +270,8 @@ def test_the_hub_cache(tmp_path: Path) -> None:
 def test_a_shard_name_that_is_none(tmp_path: Path) -> None:
     make_small(tmp_path, max_shard_size="20KB")
     weight_map = json.loads((tmp_path / INDEX).read_text())["weight_map"]
-    edit_json(tmp_path / INDEX, weight_map=weight_map | {NORM: "a\0.safetensors"})
-    assert "without a folder" in refusal(tmp_path, ForeignCheckpoint).remedy
+    for name in ("a\0.safetensors", "\ud800.safetensors"):
+        edit_json(tmp_path / INDEX, weight_map=weight_map | {NORM: name})
+        assert "without a folder" in refusal(tmp_path, ForeignCheckpoint).remedy
     edit_json(tmp_path / INDEX, weight_map=weight_map | {NORM: "a" * 300 + ".safetensors"})
     assert "too long" in refusal(tmp_path, CheckpointError).problem

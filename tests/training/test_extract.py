@@ -280,6 +280,15 @@ def test_a_directory_that_holds_something_is_left_alone(make: Make) -> None:
     assert [path.name for path in whole.out.iterdir()] == ["mine.txt"]
 
 
+def test_the_current_folder_is_not_replaced_under_the_user(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make()
+    whole.out.mkdir()
+    monkeypatch.chdir(whole.out)
+    for out in (Path(), whole.out):
+        with pytest.raises(FileExistsError, match="is the current folder; give a new directory"):
+            extract(whole.directory, out, TASKS[0])
+
+
 def test_damaged_weights(make: Make) -> None:
     """Each is told by the reader's own error, and nothing is left behind."""
     whole = make(NUM_EXPERTS)  # every expert is read

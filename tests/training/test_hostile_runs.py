@@ -4,6 +4,7 @@ import json
 import pickle
 import resource
 import shutil
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,17 +21,19 @@ from ray.data._internal.object_extensions.arrow import ArrowPythonObjectArray
 from typer.testing import CliRunner
 
 from manta.cli import app
+from tests.training.ranks import Ranks
 from tests.training.small_data import make_tokenizer
 from tests.training.test_loop import job
 from training.data_errors import SourceError
 from training.export import TOKENIZER_FOLDER, config_of, exported, find_checkpoint
-from training.loop import run
+from training.loop import Job, run
 from training.manifest import MANIFEST_FILE
-from training.mesh import lone_mesh
+from training.mesh import MeshShape, lone_mesh, make_mesh
 from training.metrics import METRICS_FILE, Follower, MetricsError
 from training.parquet import row_group_bytes
 from training.progress import PROGRESS_FILE, CheckpointError, DamagedCheckpoint
 from training.sources import Source
+from training.trainer import _follow  # pyright: ignore[reportPrivateUsage] - as a thread runs it
 
 ROOM_BYTES = 2 << 30  # of addresses, on top of what the process has
 
@@ -183,6 +186,29 @@ def test_metrics_that_no_run_has_written_are_named(line: str, tmp_path: Path, se
         run(what, lone_mesh())
     with pytest.raises(MetricsError):
         Follower(what.folder)
+
+
+def test_all_ranks_end_if_the_first_finds_the_metrics_damaged(ranks: Ranks, tmp_path: Path, seed: int) -> None:
+    """The others would wait for it in their first step, and the run would be tried again to the same end."""
+    what = job(tmp_path, seed, steps=2)
+    what.folder.mkdir(parents=True)
+    (what.folder / METRICS_FILE).write_text("{\n")
+    for message in ranks.run(2, _damage, what):
+        assert "the metrics in" in message or "none of a run's metrics; move the file away" in message
+
+
+def _damage(rank: int, what: Job) -> str:
+    try:
+        run(what, make_mesh(MeshShape(2, 1), torch.device("cpu")))
+    except DamagedCheckpoint as error:
+        return str(error)
+    return "it ran to its end"
+
+
+def test_a_damaged_log_is_followed_in_silence(tmp_path: Path) -> None:
+    """Whoever follows it is a thread beside the run, whose own error says it."""
+    (tmp_path / METRICS_FILE).write_text("{\n")
+    _follow(tmp_path, pytest.fail, threading.Event())
 
 
 def test_a_link_among_the_tokenizer_s_files_is_not_followed(trained: Path, tmp_path: Path) -> None:
