@@ -4,7 +4,7 @@ Building it makes no Ray call but one: a cluster that this process has joined is
 builds before it joins one: what is left open then follows from the cores of this host.
 
 serve run cluster.app:build model=PATH
-serve deploy deploy/serve.yaml
+RAY_AUTH_MODE=token serve deploy deploy/serve.yaml
 """
 
 import os

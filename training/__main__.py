@@ -1,4 +1,4 @@
-"""A training file as a Ray job: `ray job submit -- python -m training FILE.yaml`. One line a step on standard output.
+"""A training file as a Ray job, one line a step: `RAY_AUTH_MODE=token ray job submit -- python -m training FILE.yaml`.
 
 On a machine of one's own, `manta train FILE.yaml` does the same, starts Ray and shows more.
 """
