@@ -10,6 +10,8 @@ from cluster.keeper import Report
 from cluster.secret import DataPlaneKeys, data_plane_keys, next_step, store_data_plane_keys
 
 POLL_S = 0.1
+GOES_ON = "those of before stay valid, and `manta apply --rotate-keys` goes on with it"
+ACCEPTED_YET = "only they accept the old key yet; `manta apply --rotate-keys` changes it once more, with them"
 STEP_TIMEOUT_S = 30.0  # members hear of a step with their next announcement; one that hangs is gone by then
 
 
@@ -90,8 +92,6 @@ class KeyRotation:
         deadline_s = time.monotonic() + STEP_TIMEOUT_S
         while behind := [*await self._fleet.set_keys(step), *self._behind(step.generation)]:
             if time.monotonic() > deadline_s:
-                raise TimeoutError(
-                    f"not within {STEP_TIMEOUT_S:g} s: {', '.join(behind)} did not take the next keys; those of before "
-                    "stay valid, and `manta apply --rotate-keys` goes on with it"
-                )
+                late = f"not within {STEP_TIMEOUT_S:g} s: {', '.join(behind)} did not take the next keys"
+                raise TimeoutError(f"{late}; {GOES_ON if step.stage else ACCEPTED_YET}")
             await asyncio.sleep(POLL_S)

@@ -131,6 +131,28 @@ def test_a_part_that_does_not_follow_keeps_the_old_key_valid_until_it_does() -> 
     asyncio.run(run())
 
 
+def test_a_part_that_misses_the_last_step_alone_accepts_the_old_key_until_the_next_change() -> None:
+    async def run() -> None:
+        service = Service(4)
+        hears = service.behind
+
+        def behind(generation: int) -> list[str]:
+            service.deaf = 99 if generation == 3 else 0
+            return hears(generation)
+
+        service.behind = behind
+        rotation = service.rotation()
+        rotation.start()
+        status = await asyncio.wait_for(ended(rotation), 30.0)
+        assert (status["state"], status["generation"]) == ("settled", 3)
+        assert "node 2, node 3 did not take the next keys; only they accept the old key yet" in str(status["error"])
+        rotation.start()
+        assert await asyncio.wait_for(ended(rotation), 30.0) == {"generation": 6, "state": "settled", "error": ""}
+        assert {process.keys for process in service.processes} == {data_plane_keys("one").as_bytes}
+
+    asyncio.run(run())
+
+
 def test_a_controller_that_is_started_again_goes_on_with_it() -> None:
     async def run() -> None:
         service = Service(4, deaf=99)
