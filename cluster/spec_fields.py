@@ -42,7 +42,7 @@ def _is_fixed(value: object) -> bool:
 def _are_origins(value: object) -> bool:
     if not isinstance(value, list | tuple):
         return False
-    pattern = r"https?://[^\s/?#@*]+"
+    pattern = r"(http://(?!.*:80$)|https://(?!.*:443$))[^\sA-Z/?#@*]+"  # as browsers write them
     return list(value) == ["*"] or all(
         isinstance(origin, str) and re.fullmatch(pattern, origin) is not None for origin in value
     )
@@ -59,7 +59,10 @@ FixedReplicaCount = Annotated[Replicas, Allowed(FIXED.words), BeforeValidator(FI
 Host = Annotated[
     str, Rule("a host name or address", lambda value: is_text(value) and re.search(r"[\s/]", value) is None)
 ]
-ORIGINS = Rule("a list of origins such as https://chat.example (no path), or of * alone", _are_origins)
+ORIGINS = Rule(
+    "a list of origins such as https://chat.example (lower case, no path, no port that is the default), or of * alone",
+    _are_origins,
+)
 Origins = Annotated[tuple[str, ...], Allowed(ORIGINS.words), BeforeValidator(ORIGINS.check)]
 HOST_NAMES = Rule("a list of host names, without ports", _are_hosts)
 HostNames = Annotated[tuple[str, ...], Allowed(HOST_NAMES.words), BeforeValidator(HOST_NAMES.check)]

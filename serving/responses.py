@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 
 from starlette.responses import Response
@@ -102,9 +103,10 @@ class Delivery:
 
     async def _attempt(self, work: Callable[[], Awaitable[list[str]]]) -> list[str] | ApiError:
         """What remains to be sent, in pieces; every sequence is freed by then. Raises ClientStalled."""
-        limit_s = self._settings.request_timeout_s
+        limit_s = self._settings.request_timeout_s  # from the request's arrival, so that a slow body counts too
+        left_s = limit_s - (time.monotonic() - self._answer.job.arrival_s)
         try:
-            async with asyncio.timeout(limit_s), self._run:
+            async with asyncio.timeout(left_s), self._run:
                 return await work()
         except TimeoutError:
             error = generation_timeout(limit_s)

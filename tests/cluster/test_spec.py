@@ -134,6 +134,8 @@ def test_windows_that_are_allowed(window: int | str | None) -> None:
         ("api", {"cors_origins": "https://a.example"}, "allowed: a list of origins such as https://chat.example"),
         ("api", {"cors_origins": ["https://a.example/"]}, "api.cors_origins: ['https://a.example/'] was given"),
         ("api", {"cors_origins": ["https://*.example"]}, "api.cors_origins: ['https://*.example'] was given"),
+        ("api", {"cors_origins": ["https://A.example"]}, "api.cors_origins: ['https://A.example'] was given"),
+        ("api", {"cors_origins": ["https://a.example:443"]}, "no port that is the default"),
         ("api", {"allowed_hosts": ["llm.example:8000"]}, "allowed: a list of host names, without ports"),
         ("api", {"allowed_hosts": ["[fd00::1]"]}, "api.allowed_hosts: ['[fd00::1]'] was given"),
         ("api", {"allowed_hosts": ["*"]}, "api.allowed_hosts: ['*'] was given"),

@@ -85,6 +85,7 @@ def _dear(limits: RequestLimits, max_context: int) -> Iterator[Named]:
     rng = random.Random(7)
     stops = ["".join(rng.choices("ab", k=limits.max_stop_string_chars)) for _ in range(limits.max_stop_strings)]
     bias = {str(token_id): 1.5 for token_id in range(limits.max_logit_bias)}
+    words = ["".join(rng.choices("abcdefgh", k=16)) for _ in range(limits.max_bad_words)]
     each = max(1, limits.max_sequences // limits.max_n)
     many = {"n": limits.max_n, "max_tokens": 16, "ignore_eos": True}
     full = [5] * (max_context - 1)
@@ -93,6 +94,7 @@ def _dear(limits: RequestLimits, max_context: int) -> Iterator[Named]:
         "sequences": {"prompt": ["ab"] * each, **many},
         "sequences with stops": {"prompt": ["ab"] * each, **many, "stop": stops},
         "sequences with biases": {"prompt": ["ab"] * each, **many, "logit_bias": bias},
+        "sequences with bad words": {"prompt": ["ab"] * each, **many, "bad_words": words},
         "sequences with logprobs": {"prompt": ["ab"] * each, **many, "logprobs": limits.max_logprobs},
         "streamed sequences": {"prompt": ["ab"] * each, **many, "stream": True, "logprobs": limits.max_logprobs},
         "prompts": {"prompt": ["ab"] * limits.max_prompts, "max_tokens": 1},

@@ -1,6 +1,8 @@
 """Every kind of refusal: its status, its shape, and that the message says what to do."""
 
 import json
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -215,6 +217,15 @@ def test_too_slow(serve: Serve) -> None:
     assert '"code": "timeout"' in response.text
     assert response.text.endswith("data: [DONE]\n\n")
     assert served.generator.running == 0
+
+
+def test_a_slow_body_takes_of_the_request_s_time(serve: Serve) -> None:
+    def slowly() -> Iterator[bytes]:
+        yield json.dumps(COMPLETION).encode()
+        time.sleep(0.5)
+
+    served = serve(FakeGenerator(), request_timeout_s=0.4)
+    assert httpx.post(served.url + "/v1/completions", content=slowly(), timeout=20).status_code == 504
 
 
 def test_keys(serve: Serve) -> None:
