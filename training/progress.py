@@ -41,6 +41,10 @@ class DamagedCheckpoint(CheckpointError):
     """What a checkpoint holds is not what was written, or is of another format; another try would end alike."""
 
 
+class PickledCheckpoint(DamagedCheckpoint):
+    """A checkpoint is of the format that was pickled, as are all older ones."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far a run had come.
@@ -123,10 +127,12 @@ def read_newest(directory: Path) -> Complete:
     """Returns what the newest checkpoint says of itself.
 
     Raises:
-        CheckpointError: As `read_progress`; names the next older.
+        CheckpointError: As `read_progress`; names the next older, which is of use unless both are pickled.
     """
     try:
         return read_progress(directory)
+    except PickledCheckpoint:
+        raise
     except CheckpointError as error:
         raise type(error)(f"{error}; {next_older(directory)}") from error
 
@@ -136,13 +142,14 @@ def read_progress(directory: Path) -> Complete:
 
     Raises:
         CheckpointError: It cannot be read.
-        DamagedCheckpoint: It is none, or of another format: of the one that was pickled, says what to do.
+        DamagedCheckpoint: It is none, or of another format.
+        PickledCheckpoint: It is of the one that was pickled; says what to do.
     """
     try:
         text = read_bounded(directory / PROGRESS_FILE, MAX_PROGRESS_BYTES)
         found = parse_plain(text, _FORMAT, PROGRESS_FILE).format
         if found == PICKLED_FORMAT:
-            raise DamagedCheckpoint(f"{directory} {PICKLED}")
+            raise PickledCheckpoint(f"{directory} {PICKLED}")
         if found != FORMAT:
             what = f"{directory / PROGRESS_FILE} has format {found}"
             raise DamagedCheckpoint(f"{what}; this version of Manta reads {FORMAT}")

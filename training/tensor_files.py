@@ -110,11 +110,12 @@ class TensorReader(StorageReader):
         assert checkpoint_id is None, "a reader reads one checkpoint"
 
     def read_metadata(self) -> Metadata:  # pyright: ignore[reportIncompatibleMethodOverride] - as torch's own reader
-        check_files(self._directory, self._tensors)
         return Metadata({name: _metadata(tensor) for name, tensor in self._tensors.items()})
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        pass
+        # Not in `read_metadata`, whose errors torch takes for a lack of metadata. One rank's look at all files will do.
+        if is_coordinator:
+            check_files(self._directory, self._tensors)
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         return plan

@@ -200,6 +200,16 @@ def test_a_damaged_newest_checkpoint_is_named_with_the_next_older(tmp_path: Path
     assert newest_in(tmp_path) == "the newest complete checkpoint is step-00000030"
 
 
+def test_no_older_one_is_advised_in_place_of_a_pickled_one(tmp_path: Path, seed: int) -> None:
+    """The older ones are pickled too."""
+    saved(tmp_path, seed, (10, 20))
+    for name in ("step-00000010", "step-00000020"):
+        path = tmp_path / name / "progress.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    with pytest.raises(DamagedCheckpoint, match=r"step-00000020 was written by an earlier version .*`model.path`\)$"):
+        newest_checkpoint(tmp_path)
+
+
 def test_storage_that_cannot_be_read_just_now_is_no_damage(
     ranks: Ranks, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +224,11 @@ def test_storage_that_cannot_be_read_just_now_is_no_damage(
     with monkeypatch.context() as patch:
         patch.setattr("training.checkpoints.TensorReader.read_data", fail)
         with pytest.raises(CheckpointError, match="Stale file handle") as caught:
+            load(complete, model, optimizer, lone_mesh())
+    assert not isinstance(caught.value, DamagedCheckpoint)
+    with monkeypatch.context() as patch:
+        patch.setattr("training.tensor_files.read_header", fail)
+        with pytest.raises(CheckpointError, match="rank 0: .*Stale file handle") as caught:
             load(complete, model, optimizer, lone_mesh())
     assert not isinstance(caught.value, DamagedCheckpoint)
     monkeypatch.setattr(Path, "open", fail)
