@@ -31,7 +31,7 @@ def demand_token() -> None:
     _set_mode("token")
     if not _has_token():
         _make_token(token_file())
-    keep_private(token_file())
+    _keep_file_private()
 
 
 def present_token(address: str) -> None:
@@ -51,7 +51,7 @@ def present_token(address: str) -> None:
             f"the Ray cluster at {address} asks for its token, and there is none here: copy {token_file()} from the "
             f"cluster's head (mode 600), or set {TOKEN_VARIABLE}"
         )
-    keep_private(token_file())
+    _keep_file_private()
     if asks_for_token(address, AuthenticationTokenLoader.instance().get_raw_token(ignore_auth_mode=True)):
         where = TOKEN_VARIABLE if os.environ.get(TOKEN_VARIABLE) else str(token_file())
         raise ValueError(f"the Ray cluster at {address} asks for another token than the one in {where}")
@@ -59,9 +59,19 @@ def present_token(address: str) -> None:
 
 
 def token_file() -> Path:
-    """Returns where Ray keeps the token, unless RAY_AUTH_TOKEN holds it."""
-    given = os.environ.get(PATH_VARIABLE)
-    return Path(given) if given else Path.home() / ".ray" / "auth_token"
+    """Returns where Ray keeps the token, unless RAY_AUTH_TOKEN holds it.
+
+    Raises:
+        RuntimeError: This user has no home directory, and no file is named.
+    """
+    if given := os.environ.get(PATH_VARIABLE):
+        return Path(given)
+    try:
+        return Path.home() / ".ray" / "auth_token"
+    except RuntimeError as error:  # such as a container's user who is a mere number
+        raise RuntimeError(
+            f"Ray's token has no place: this user has no home directory; name a file with {PATH_VARIABLE}"
+        ) from error
 
 
 def keep_private(path: Path) -> None:
@@ -70,10 +80,13 @@ def keep_private(path: Path) -> None:
         mode = stat.S_IMODE(path.stat().st_mode)
         if mode & OTHERS:
             path.chmod(mode & ~OTHERS)
-    except FileNotFoundError:
-        return  # the token is in the environment
     except OSError as error:  # another user's, or a mounted secret: no reason not to use it
         logger.warning("%s holds Ray's token and others can read it (%s); `chmod 600` it", path, error.strerror)
+
+
+def _keep_file_private() -> None:
+    if not os.environ.get(TOKEN_VARIABLE):
+        keep_private(token_file())
 
 
 def _has_token() -> bool:

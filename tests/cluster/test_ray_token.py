@@ -25,11 +25,11 @@ DEMANDED = (
 )
 
 
-def demand(home: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def demand(home: Path, code: str = DEMANDED, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs `demand_token` in a process whose umask hides nothing."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
     return subprocess.run(
-        [sys.executable, "-c", DEMANDED],
+        [sys.executable, "-c", code],
         env={**ours, "HOME": str(home), **environment},
         capture_output=True,
         text=True,
@@ -73,6 +73,15 @@ def test_the_file_that_the_environment_names_is_made(tmp_path: Path) -> None:
 def test_a_token_in_the_environment_needs_no_file(tmp_path: Path) -> None:
     assert demand(tmp_path, RAY_AUTH_TOKEN="abcdef").stdout == "1 token 6\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_has_no_home_directory() -> None:
+    """As a container's user who is a mere number: a token in the environment will do."""
+    code = f"from pathlib import Path\ndef home():\n    raise RuntimeError('none')\nPath.home = home\n{DEMANDED}"
+    assert demand(Path("/"), code, RAY_AUTH_TOKEN="abcdef").stdout == "1 token 6\n"
+    done = demand(Path("/"), code)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("no home directory; name a file with RAY_AUTH_TOKEN_PATH")
 
 
 @pytest.mark.parametrize("held", ["", " \n"])
