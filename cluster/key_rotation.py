@@ -28,6 +28,7 @@ class KeyRotation:
         self._behind = behind
         self._report = report
         self._task: asyncio.Task[None] | None = None
+        self._writing: asyncio.Future[None] | None = None
         self._error = ""
         self._keys = data_plane_keys(service)
 
@@ -58,10 +59,15 @@ class KeyRotation:
             self.start()
 
     async def stop(self) -> None:
-        """Leaves a change where it is: every two processes have a key in common at each of its steps."""
+        """Leaves a change where it is: every two processes have a key in common at each of its steps.
+
+        Nothing is written after that: whoever ends the service forgets the keys.
+        """
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        if self._writing is not None:
+            await asyncio.gather(self._writing, return_exceptions=True)
 
     @property
     def _is_running(self) -> bool:
@@ -73,7 +79,8 @@ class KeyRotation:
                 await self._everywhere(self._keys)
             while True:
                 step = next_step(self._keys)
-                await asyncio.to_thread(store_data_plane_keys, self._service, step)
+                self._writing = asyncio.ensure_future(asyncio.to_thread(store_data_plane_keys, self._service, step))
+                await asyncio.shield(self._writing)
                 self._keys = step
                 await self._everywhere(step)
                 if not step.stage:

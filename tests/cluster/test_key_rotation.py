@@ -3,6 +3,8 @@
 import asyncio
 import itertools
 import json
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -168,5 +170,26 @@ def test_a_controller_that_is_started_again_goes_on_with_it() -> None:
         third = service.rotation()
         third.resume()
         assert third.status()["state"] == "settled", "nothing is begun unasked"
+
+    asyncio.run(run())
+
+
+def test_nothing_is_written_once_it_was_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that came back after the service was ended would be the next one's of this name."""
+    writes, written = threading.Event(), threading.Event()
+
+    def slow(service: str, keys: DataPlaneKeys) -> None:
+        writes.set()
+        time.sleep(0.2)
+        written.set()
+
+    monkeypatch.setattr(rotation_module, "store_data_plane_keys", slow)
+
+    async def run() -> None:
+        rotation = Service(2).rotation()
+        rotation.start()
+        assert await asyncio.to_thread(writes.wait, 30.0)
+        await rotation.stop()
+        assert written.is_set()
 
     asyncio.run(run())
