@@ -11,7 +11,7 @@ from typing import Protocol
 from protos.dispatch_pb2 import Header, Hello, Ping
 from transport.errors import TransportError, VersionError
 from transport.frames import EMPTY_BODY, MAX_BODY_BYTES, PREFIX, Body, Frame, FrameReader, encode_head
-from transport.loop import READ, WRITE, Loop
+from transport.loop import HANG_UP, READ, WRITE, Loop
 from transport.sealing import Opener, Sealer
 from transport.tls import TlsSocket
 
@@ -125,7 +125,7 @@ class Connection:
 
     def _watch(self) -> None:
         if not self.closed and not self._establishing:
-            self._loop.watch(self, (READ if self._may_read else 0) | (WRITE if self._outbox else 0))
+            self._loop.watch(self, (READ if self._may_read else HANG_UP) | (WRITE if self._outbox else 0))
 
     @property
     def _may_read(self) -> bool:

@@ -88,7 +88,8 @@ class ClientHandshake:
         hello = header.hello
         _check_nonce(hello.nonce)
         transcript = _transcript(self._role, self._nonce, hello.nonce, channel)
-        taken = [key for key in self._offered if key_id(key) in hello.key_ids]
+        # Those offered may have been replaced meanwhile.
+        taken = [key for key in self._offered if key_id(key) in hello.key_ids and self._credentials.accepts(key)]
         if len(taken) != 1 or not hmac.compare_digest(hello.proof, _proof(taken[0], b"server", transcript)):
             raise HandshakeError("the server does not know a key of this service: is it another service's process?")
         (self.key,) = taken

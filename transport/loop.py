@@ -19,6 +19,7 @@ from transport.alarm import Alarm
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
+HANG_UP = select.EPOLLRDHUP  # for who does not read: over TCP, a peer that has left is not noticed otherwise
 MAX_EVENTS_PER_TURN = 256
 
 

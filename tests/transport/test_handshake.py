@@ -126,6 +126,17 @@ def test_a_key_that_is_withdrawn_before_it_is_proved_is_worth_nothing() -> None:
         server.receive(client.receive(challenge))
 
 
+def test_a_client_takes_no_key_that_it_has_given_up_since_it_offered_it() -> None:
+    credentials = Credentials(KEY, OTHER_KEY)
+    client, server = ClientHandshake(credentials, "node"), ServerHandshake(CREDENTIALS)
+    challenge = server.receive(client.start())
+    assert challenge is not None
+    credentials.replace([OTHER_KEY])
+    with pytest.raises(HandshakeError, match="does not know a key"):
+        client.receive(challenge)
+    assert not client.done
+
+
 def test_offering_many_keys_is_refused() -> None:
     first = ClientHandshake(CREDENTIALS, "node").start()
     first.hello.key_ids.extend([b"x" * 8] * MAX_KEYS)

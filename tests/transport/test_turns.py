@@ -1,7 +1,9 @@
 """What a service gets at once: bounded, in rotation between senders, and everything in the end."""
 
 from collections import Counter
+from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -113,15 +115,17 @@ def test_who_calls_while_much_is_served_does_not_wait_for_all_of_it(loop: Loop) 
     server.close()
 
 
-def test_what_a_lost_caller_has_waiting_is_not_computed(loop: Loop) -> None:
+@pytest.mark.parametrize("over_tcp", [False, True])
+def test_what_a_lost_caller_has_waiting_is_not_computed(loop: Loop, over_tcp: bool) -> None:
     num_served = [0]
 
     def note(requests: list[Request]) -> None:
         num_served[0] += len(requests)
         many.close()  # it has given up
 
-    server = RequestServer(loop, "echo", CREDENTIALS, None, note)
-    many, other = connected(loop, server.address), connected(loop, server.address)
+    server = RequestServer(loop, "echo", CREDENTIALS, "127.0.0.1", note)
+    address = replace(server.address, host_id="elsewhere") if over_tcp else server.address
+    many, other = connected(loop, address), connected(loop, address)
     rows_TD = torch.zeros(MAX_ROWS // 4, 2)
     for _ in range(40):
         many.call(expert_rows(rows_TD), rows_TD, lambda answer: None)
