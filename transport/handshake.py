@@ -30,6 +30,9 @@ MAX_HELLO_BYTES = 512
 # The oldest goes when one more comes: an honest peer needs a few milliseconds, and what it connects to may be busy.
 MAX_UNPROVEN = 128
 PROOF_TIMEOUT_S = 5.0
+# So often within that time it is looked at. Looks are counted instead of seconds: while this very process computes
+# (an expert actor, for half a minute at worst) it reads nothing, and nobody is late.
+PROOF_LOOKS = 4
 
 
 def handshake_reader() -> FrameReader:

@@ -10,7 +10,7 @@ from transport.address import listen
 from transport.connection import NO_LIMIT, Connection, Send
 from transport.credentials import Credentials
 from transport.frames import Frame
-from transport.handshake import PROOF_TIMEOUT_S, ServerHandshake, handshake_reader
+from transport.handshake import PROOF_LOOKS, PROOF_TIMEOUT_S, ServerHandshake, handshake_reader
 from transport.listener import Listener
 from transport.loop import Loop
 from transport.sealing import Opener, Sealer
@@ -26,7 +26,8 @@ class Session:
         self._listener = listener
         tls = server.credentials.tls if sock.family != socket.AF_UNIX else None
         self._handshake = ServerHandshake(server.credentials, tls.certificate if tls else b"")
-        self._timer = server.loop.call_later(PROOF_TIMEOUT_S, self._late)
+        self._looks_left = PROOF_LOOKS
+        self._timer = server.loop.call_later(PROOF_TIMEOUT_S / PROOF_LOOKS, self._look)
         self._connection = Connection(
             server.loop,
             tls.accept(sock) if tls else sock,
@@ -87,8 +88,13 @@ class Session:
         self._server.admit(self)
         self._connection.on_frame = functools.partial(self._server.on_frame, self)
 
-    def _late(self) -> None:
-        self.dismiss(f"{PROOF_TIMEOUT_S:g} s have passed")
+    def _look(self) -> None:
+        """Looks again and again whether the other side takes too long to prove itself."""
+        self._looks_left -= 1
+        if self._looks_left:
+            self._timer = self._server.loop.call_later(PROOF_TIMEOUT_S / PROOF_LOOKS, self._look)
+        else:
+            self.dismiss(f"{PROOF_TIMEOUT_S:g} s have passed")
 
     def _closed(self, reason: str) -> None:
         self._timer.cancel()

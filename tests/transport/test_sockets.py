@@ -442,6 +442,8 @@ def test_two_services_do_not_talk(loop: Loop, knows: str) -> None:
 def test_a_peer_that_says_nothing_is_sent_away(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport.server, "PROOF_TIMEOUT_S", 0.05)
     with serving(loop) as server, dial(server.address) as stranger:
+        turn_until(lambda: server.num_unproven == 1, loop)
+        turn_until(lambda: server.num_unproven == 0, loop)
         assert ended(loop, stranger)
 
 

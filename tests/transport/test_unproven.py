@@ -3,6 +3,7 @@
 import gc
 import logging
 import socket
+import time
 import tracemalloc
 from dataclasses import replace
 
@@ -34,6 +35,28 @@ MAX_BYTES_EACH = 8192  # 4 KiB and what Python needs for a session, a connection
 def turn(loop: Loop, times: int) -> None:
     for _ in range(times):
         loop.run_once(0.0)
+
+
+@pytest.mark.parametrize("over_tcp", [False, True])
+def test_whoever_connects_to_a_process_that_computes_proves_himself_in_its_turns(
+    loop: Loop, monkeypatch: pytest.MonkeyPatch, over_tcp: bool
+) -> None:
+    """A turn of an expert actor may take longer than a proof may: that is not the router's fault."""
+    monkeypatch.setattr(transport.server, "PROOF_TIMEOUT_S", 0.1)
+    busy = Loop()
+    server = RequestServer(busy, "expert", CREDENTIALS, "127.0.0.1", echo)
+    address = replace(server.address, host_id="elsewhere") if over_tcp else server.address
+    peer = SocketPeer(loop, address, CREDENTIALS, "router")
+    for _ in range(4):
+        turn(loop, 3)
+        busy.run_once(0.0)
+        time.sleep(0.2)
+    turn(loop, 3)
+    assert peer.ready
+    assert server.num_unproven == 0
+    peer.close()
+    server.close()
+    busy.close()
 
 
 @pytest.mark.parametrize("over_tcp", [False, True])
