@@ -70,7 +70,7 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
         load_encoder(tmp_path, VOCABULARY)
     make_tokenizer(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(EncodingError, match="tokenizer_config.json is not valid JSON"):
+    with pytest.raises(EncodingError, match="tokenizer_config.json: the file is not valid JSON"):
         load_encoder(tmp_path, VOCABULARY)
     (tmp_path / "tokenizer_config.json").write_text("{}")
     (tmp_path / "tokenizer.json").write_text("{}")
