@@ -31,7 +31,7 @@ async def encode_bad_words(words: Sequence[str], codec: TextCodec, settings: Gat
     bare = [word.lstrip() for word in words]
     for word, text in zip(words, bare, strict=True):
         if not text or len(text) > MAX_CHARS:
-            raise _refused(word, f"a word has 1 to {MAX_CHARS} characters")
+            raise _refused(word, f"a word has 1 to {MAX_CHARS} characters, blanks before it not counted")
     ids = await encode_texts([*bare, *(f" {text}" for text in bare)], codec, settings, False, "bad_words")
     forms: list[list[int]] = []
     for word, first, after_blank in zip(words, ids, ids[len(bare) :], strict=False):

@@ -82,7 +82,7 @@ class InProcess:
             return {"type": "http.disconnect"}
 
         async def send(message: dict[str, Any]) -> None:
-            sent.append(message)
+            sent.append(dict(message))  # a copy: a message that is kept counts as one that no client has read
             if len(sent) == leaves_after:
                 left.set()
 

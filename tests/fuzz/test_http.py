@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.settings import RequestLimits
+from serving.settings import READ_AHEAD_BYTES, RequestLimits
 from tests.fuzz import http
-from tests.fuzz.asgi import Answer
+from tests.fuzz.asgi import Answer, InProcess
 from tests.fuzz.bodies import big_bodies
 from tests.fuzz.extremes import BASES
 from tests.fuzz.http import call_operations, described, measure, own_gateway, schema
@@ -52,6 +52,13 @@ def test_answers_that_are_wrong_are_found(
     assert words in finding.words
     assert finding.path is not None
     assert "method" in json.loads(finding.path.read_text())
+
+
+def test_an_answer_of_several_pieces_is_taken() -> None:
+    body = {"messages": [{"role": "user", "content": "a"}], "logprobs": True, "top_logprobs": 20}
+    answer = InProcess(make_app()).post("/v1/chat/completions", json.dumps(body).encode())
+    assert answer.status == 200
+    assert len(answer.body) > 2 * READ_AHEAD_BYTES
 
 
 def test_bodies_fill_every_field_and_none_is_longer_than_allowed() -> None:

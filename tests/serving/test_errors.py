@@ -75,7 +75,7 @@ def post(served: Served, path: str, body: Any, **options: Any) -> tuple[int, dic
         ({"allowed_token_ids": [5] * 1025}, "allowed_token_ids", "at most 1024"),
         ({"bad_words": "x"}, "bad_words", "valid array"),
         ({"bad_words": ["x"] * 129}, "bad_words", "at most 128"),
-        ({"bad_words": ["x", " "]}, "bad_words", "1 to 256 characters (given: ' ')"),
+        ({"bad_words": ["x", " "]}, "bad_words", "blanks before it not counted (given: ' ')"),
         ({"bad_words": ["x" * 257]}, "bad_words", "1 to 256 characters"),
         ({"bad_words": ["0" * 100]}, "bad_words", "1 to 32 tokens"),
         ({"logprob_token_ids": [5]}, "logprob_token_ids", "needs logprobs"),
