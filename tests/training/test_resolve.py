@@ -147,7 +147,10 @@ def test_cores_are_shared_only_where_no_host_will_be_added(
 
     monkeypatch.setattr("training.running.ingest", ingest)
     monkeypatch.setattr("training.running.num_cores", lambda: 2.0)
+    monkeypatch.setattr("training.running.num_gpus", lambda: 2.0)
+    told: list[str] = []
     spec = spec_of(checkpoint, storage=str(tmp_path), parallel={"workers": 4})
     with pytest.raises(StoreNotWritten):
-        run_training(spec, Watch(), own_ray)
+        run_training(spec, Watch(on_notice=told.append), own_ray)
     assert asked == [expected]
+    assert told == ["Ray has 2 GPUs, and workers compute on CPUs; with parallel: {num_gpus: 1} each has one"]
