@@ -98,7 +98,8 @@ async def complete(
         # A server that reported an error and then broke the connection is quoted on the first.
         failure = state.error or f"{type(error).__name__}: {error}"
         return RequestRecord(sent_s, tuple(chunks_s), state.num_tokens, failure)
-    if state.last_chunk_is_extra and len(chunks_s) > 1:
+    # Of chunks of several tokens the count does not tell; but what came with the chunk before it is no token's time.
+    if len(chunks_s) > 1 and (state.last_chunk_is_extra or (state.empty_finish and chunks_s[-1] == chunks_s[-2])):
         chunks_s.pop()
     return RequestRecord(sent_s, tuple(chunks_s), state.num_tokens, stream_failure(state))
 

@@ -1,11 +1,15 @@
 """The streaming client against a real HTTP server that works, refuses, breaks off or falls silent."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
 import pytest
 
 from benchmarks.client import Server, ServerError, connect, split_address
 from benchmarks.load import RunRecord
 from benchmarks.workload import Workload
-from tests.benchmarks.fake_server import TOKEN_S, FakeServer
+from tests.benchmarks.fake_server import TOKEN_S, FakeServer, event, token
 
 OUTPUT_LEN = 8
 
@@ -51,6 +55,24 @@ def test_each_prompt_is_sent_once_and_asks_for_exactly_this() -> None:
 def test_without_usage_chunks_are_counted() -> None:
     record = run(FakeServer(with_usage=False))
     assert [request.num_output_tokens for request in record.requests] == [OUTPUT_LEN] * 6
+
+
+class TwoTokensAChunk(FakeServer):
+    """Ends with a chunk of its own, as OpenAI and Manta do."""
+
+    async def _stream(self, body: dict[str, Any], fault: str) -> AsyncIterator[bytes]:
+        for index in range(0, OUTPUT_LEN, 2):
+            await asyncio.sleep(TOKEN_S)
+            yield token(f" {index} {index + 1}") + (token("", "length") if index == OUTPUT_LEN - 2 else b"")
+        yield event({"choices": [], "usage": {"completion_tokens": OUTPUT_LEN, "prompt_tokens": 1}})
+        yield b"data: [DONE]\n\n"
+
+
+def test_a_chunk_that_only_ends_a_stream_is_no_token_s_time() -> None:
+    record = run(TwoTokensAChunk())
+    assert errors(record) == []
+    assert record.num_output_tokens == 6 * OUTPUT_LEN
+    assert [len(request.chunks_s) for request in record.requests] == [OUTPUT_LEN // 2] * 6
 
 
 @pytest.mark.parametrize(
