@@ -5,7 +5,7 @@ from typing import cast
 
 from checkpoint.errors import ForeignCheckpoint, MissingFile, TruncatedFile
 from checkpoint.foreign import no_weights
-from checkpoint.header import read_header, unreadable
+from checkpoint.header import check_kind, read_header, unreadable
 from model.json_text import MAX_BYTES, JsonError, parse_object, shortened
 
 SINGLE_FILE = "model.safetensors"
@@ -70,6 +70,7 @@ def _is_shard_name(name: str) -> bool:
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
+        check_kind(path)
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:

@@ -59,7 +59,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         TruncatedFile: Its length is not what its header says, or the header does not hold together.
     """
     try:
-        _check_kind(path)
+        check_kind(path)
         with path.open("rb") as file:
             size_bytes = file.seek(0, 2)
             file.seek(0)
@@ -76,8 +76,12 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _check_kind(path: Path) -> None:
-    """Raises an OSError unless it is a file; to open a pipe would wait for whoever writes to it."""
+def check_kind(path: Path) -> None:
+    """Does nothing if it is a file; to open a pipe would wait for whoever writes to it.
+
+    Raises:
+        OSError: It is none, or not there.
+    """
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError

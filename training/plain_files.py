@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class NotPlain(ValueError):
-    """A file is too large, no JSON, or not of the type that was expected; says where."""
+    """A file is too large, none, no JSON, or not of the type that was expected; says where."""
 
 
 def read_bounded(path: Path, max_bytes: int) -> bytes:
@@ -23,8 +23,10 @@ def read_bounded(path: Path, max_bytes: int) -> bytes:
 
     Raises:
         OSError: It cannot be read.
-        NotPlain: It is larger.
+        NotPlain: It is larger, or no file.
     """
+    if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
+        raise NotPlain(f"{path.name} is a folder, a pipe or a device, and no file")
     with path.open("rb") as file:
         text = file.read(max_bytes + 1)
     if len(text) > max_bytes:

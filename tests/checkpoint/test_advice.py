@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint.errors import CheckpointError, ForeignCheckpoint, MissingFile, MissingTensor, TruncatedFile
+from checkpoint.errors import (
+    CheckpointError,
+    ForeignCheckpoint,
+    MissingFile,
+    MissingTensor,
+    TruncatedFile,
+    UnreadableFile,
+)
 from checkpoint.reader import CheckpointReader
 from model.config import read_config
 from model.errors import ConfigError, ModelError
@@ -162,6 +169,13 @@ def test_links_that_lead_nowhere(tmp_path: Path, name: str) -> None:
     assert error.where == str(tmp_path / name)
     assert "link to a file that does not exist" in error.problem
     assert "cp -rL" in error.remedy
+
+
+def test_a_pipe_in_place_of_the_index_is_not_waited_for(tmp_path: Path) -> None:
+    make_small(tmp_path, max_shard_size="20KB")
+    (tmp_path / INDEX).unlink()
+    os.mkfifo(tmp_path / INDEX)
+    assert "it is a pipe" in refusal(tmp_path, UnreadableFile).problem
 
 
 @pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])

@@ -1,11 +1,12 @@
 """Run folders from elsewhere: whatever their files say, no code of theirs runs, nor is memory theirs for the asking."""
 
 import json
+import os
 import pickle
 import resource
 import shutil
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -116,6 +117,17 @@ def test_sizes_that_files_do_not_have_make_no_memory(name: str, said: Any, train
     path.write_text(json.dumps({"tensors": {**manifest["tensors"], name: said}}))
     with little_room(), pytest.raises(CheckpointError):
         export_all(folder)
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_a_manifest_that_is_no_file_is_not_waited_for(
+    make: Callable[[Path], None], trained: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (checkpoint_of(folder) / MANIFEST_FILE).unlink()
+    make(checkpoint_of(folder) / MANIFEST_FILE)
+    with pytest.raises(DamagedCheckpoint, match=f"{MANIFEST_FILE} is a folder, a pipe or a device, and no file"):
+        find_checkpoint(folder, None)
 
 
 def test_a_manifest_of_gigabytes_is_not_read(trained: Path, tmp_path: Path) -> None:
