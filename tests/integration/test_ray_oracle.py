@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from protos.generation_pb2 import TokenLogprob
-from serving.logprobs import render_legacy_logprobs
+from serving.logprobs import Names
 from serving.tokenizer import TextCodec
 from tests.integration.ray_fixtures import VOCABULARY
 from tests.integration.ray_service import MODEL, RayService, running_service
@@ -58,8 +58,8 @@ def test_tokens_and_log_probabilities(
 
 def ids_by_name(directory: Path) -> dict[str, int]:
     """Every token's id by what the API calls it."""
-    token_bytes, every_id = TextCodec.load(directory).token_bytes, range(VOCABULARY)
-    tokens = json.loads(render_legacy_logprobs(token_bytes, every_id, [0] * VOCABULARY, [None] * VOCABULARY))["tokens"]
+    names = Names(TextCodec.load(directory).token_bytes)
+    tokens = [json.loads(names.legacy(token_id)) for token_id in range(VOCABULARY)]
     assert len(set(tokens)) == VOCABULARY
     return {token: token_id for token_id, token in enumerate(tokens)}
 
