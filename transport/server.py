@@ -12,7 +12,7 @@ from transport.credentials import Credentials
 from transport.frames import Frame
 from transport.handshake import PROOF_LOOKS, PROOF_TIMEOUT_S, ServerHandshake, handshake_reader
 from transport.listener import Listener
-from transport.loop import Loop
+from transport.loop import READ, Loop
 from transport.sealing import Opener, Sealer
 
 logger = logging.getLogger(__name__)
@@ -25,6 +25,7 @@ class Session:
         self._server = server
         self._listener = listener
         tls = server.credentials.tls if sock.family != socket.AF_UNIX else None
+        self._tls = tls is not None
         self._handshake = ServerHandshake(server.credentials, tls.certificate if tls else b"")
         self._looks_left = PROOF_LOOKS
         self._timer = server.loop.call_later(PROOF_TIMEOUT_S / PROOF_LOOKS, self._look)
@@ -68,6 +69,14 @@ class Session:
         """Ends the connection of who has not proved itself; see `listener.Accepted`."""
         logger.info("a connection that has not proved itself ends: %s", reason)
         self.close()
+
+    def read(self) -> None:
+        """Reads what has come already: a process that computes between its turns would answer only after the next.
+
+        Not over TLS, of which nothing is held before something has come.
+        """
+        if not self._tls:
+            self._connection.on_ready(READ)
 
     def lose(self, reason: str) -> None:
         """Ends the connection as if it had broken: whoever serves it is told."""
@@ -141,6 +150,7 @@ class SocketServer:
     def _accept(self, listener: Listener, sock: socket.socket) -> Session:
         session = Session(self, listener, sock)
         self._sessions.add(session)
+        session.read()
         return session
 
     @property

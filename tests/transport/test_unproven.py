@@ -60,6 +60,22 @@ def test_whoever_connects_to_a_process_that_computes_proves_himself_in_its_turns
 
 
 @pytest.mark.parametrize("over_tcp", [False, True])
+def test_one_turn_of_the_other_side_is_enough_to_connect(loop: Loop, over_tcp: bool) -> None:
+    """An actor that was lost is asked again as soon as it has turned its loop, which may take it half a minute."""
+    busy = Loop()
+    server = RequestServer(busy, "expert", CREDENTIALS, "127.0.0.1", echo)
+    address = replace(server.address, host_id="elsewhere") if over_tcp else server.address
+    peer = SocketPeer(loop, address, CREDENTIALS, "router")
+    turn(loop, 3)
+    busy.run_once(0.0)
+    turn(loop, 3)
+    assert peer.ready
+    peer.close()
+    server.close()
+    busy.close()
+
+
+@pytest.mark.parametrize("over_tcp", [False, True])
 def test_silent_connections_hold_little_and_are_capped(loop: Loop, over_tcp: bool, seed: int) -> None:
     server = RequestServer(loop, "echo", CREDENTIALS, "127.0.0.1", echo)
     address = replace(server.address, host_id="elsewhere") if over_tcp else server.address
@@ -136,9 +152,8 @@ def test_a_stranger_cannot_write_into_the_log(loop: Loop, caplog: pytest.LogCapt
     hello.hello.role = role
     with dial(server.address) as stranger:
         stranger.sendall(encode_head(hello, 0))
-        turn_until(lambda: server.num_unproven == 1, loop)
-        turn_until(lambda: server.num_unproven == 0, loop)
-    assert caplog.records
+        turn_until(lambda: bool(caplog.records), loop)
+    assert server.num_unproven == 0
     for record in caplog.records:
         assert record.getMessage().isprintable(), record
     server.close()
@@ -150,8 +165,8 @@ def test_one_of_another_version_is_told_ours(loop: Loop) -> None:
     old = b"MNT2" + encode_head(Header(hello=Hello(nonce=b"n" * 32, role="router")), 0)[4:]
     with dial(server.address) as stranger:
         stranger.sendall(old)
-        turn_until(lambda: server.num_unproven == 1, loop)
-        turn_until(lambda: server.num_unproven == 0, loop)
+        loop.run_once(1.0)
+        assert server.num_unproven == 0
         assert stranger.recv(4) == b"MNT3"
     server.close()
 
