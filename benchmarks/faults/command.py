@@ -31,7 +31,6 @@ from typing import TypeVar
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks.client import ServerError
 from benchmarks.faults.compare import GateMargin, differences
 from benchmarks.faults.display import Display
 from benchmarks.faults.disturbances import Disturbance, Happening, disturb
@@ -40,17 +39,17 @@ from benchmarks.faults.footprint import Footprints
 from benchmarks.faults.kill import Kill
 from benchmarks.faults.load import Key, Phase, Prompts, SteadyLoad
 from benchmarks.faults.options import parse
+from benchmarks.faults.outcome import exit_status
 from benchmarks.faults.report import Report, as_json, footprint_table, kind_table, phase_table, remarks
 from benchmarks.faults.resize import resizes
 from benchmarks.faults.service import ServiceError, Target, TimeLimits, attached, free_port, spec_of, started
 from benchmarks.faults.summary import summarise_kinds, summarise_phase
 from benchmarks.faults.verdict import stalls, verdict
 from benchmarks.report import open_console
-from cluster.spec import SpecError, spec_for_model
-from manta.outcome import INTERRUPTED, sigterm_is_ctrl_c
+from cluster.spec import spec_for_model
+from manta.outcome import sigterm_is_ctrl_c
 from manta.progress import StartDisplay
 from model.config import MixtralConfig, read_config
-from model.errors import ModelError
 
 Result = TypeVar("Result")
 
@@ -192,19 +191,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> Report:
     return replace(judge(run, margins), footprints=tuple(footprints.survivors()))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit status."""
-    arguments = parse(argv)
-    progress = Console(stderr=True)
-    try:
-        with sigterm_is_ctrl_c():
-            report = measure(arguments, progress)
-    except (ModelError, SpecError, ServiceError, ServerError) as error:
-        progress.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        progress.print("Interrupted.")
-        return INTERRUPTED
+def show(report: Report, arguments: argparse.Namespace) -> int:
+    """Prints what was found; returns the exit status."""
     console = open_console()
     console.print(phase_table(report), kind_table(report.kinds))
     if report.footprints:
@@ -216,3 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.json is not None:
         arguments.json.write_text(as_json(report, vars(arguments)))
     return 0 if report.clean and not stalls(report, arguments.max_stall) else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    arguments, progress = parse(argv), Console(stderr=True)
+    return exit_status(lambda: measure(arguments, progress), lambda found: show(found, arguments), progress)

@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.client import ServerError
 from benchmarks.faults.census import Process
 from benchmarks.faults.command import load_while, make_prompts, open_target
 from benchmarks.faults.display import Display
@@ -33,17 +32,17 @@ from benchmarks.faults.footprint import Footprints
 from benchmarks.faults.hostile_clients import BEHAVIOURS, Behaviour, HostileClients, Victim
 from benchmarks.faults.load import Phase, Prompts, SteadyLoad
 from benchmarks.faults.options import add_load, add_service, complete_service, positive, seconds
+from benchmarks.faults.outcome import exit_status
 from benchmarks.faults.remains import Remains, listeners, wait_empty
 from benchmarks.faults.report import footprint_table
-from benchmarks.faults.service import ServiceError, Target
+from benchmarks.faults.service import Target
 from benchmarks.load import LoadResult
 from benchmarks.load import summarise as summarise_load
 from benchmarks.machine import machine
 from benchmarks.report import open_console
-from cluster.spec import SpecError, spec_for_model
-from manta.outcome import INTERRUPTED, sigterm_is_ctrl_c
+from cluster.spec import spec_for_model
+from manta.outcome import sigterm_is_ctrl_c
 from model.config import read_config
-from model.errors import ModelError
 
 NUM_HOSTILE = 8  # of each behaviour
 MAX_RATIO = 2.0
@@ -170,20 +169,16 @@ def table(result: Result) -> Table:
     return shown
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    arguments, progress = parse(argv), Console(stderr=True)
-    try:
-        config = read_config(spec_for_model(arguments.model).model.directory)
-        prompts = make_prompts(config, arguments)
-        with open_target(arguments, progress) as target, sigterm_is_ctrl_c(), Display(progress) as display:
-            result = asyncio.run(run(target, prompts, config.max_context, arguments, display))
-    except (ModelError, SpecError, ServiceError, ServerError) as error:
-        progress.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        progress.print("Interrupted.")
-        return INTERRUPTED
+def measure(arguments: argparse.Namespace, progress: Console) -> Result:
+    """Starts what is to be measured, and measures it."""
+    config = read_config(spec_for_model(arguments.model).model.directory)
+    prompts = make_prompts(config, arguments)
+    with open_target(arguments, progress) as target, sigterm_is_ctrl_c(), Display(progress) as display:
+        return asyncio.run(run(target, prompts, config.max_context, arguments, display))
+
+
+def show(result: Result, arguments: argparse.Namespace) -> int:
+    """Prints what was found; returns the exit status."""
     wrong = result.wrong(arguments.max_ratio)
     console = open_console()
     footprints = footprint_table(result.remains.footprints)
@@ -199,6 +194,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _plain(result: Result) -> dict[str, Any]:
     return {**asdict(result), "ratio": result.ratio}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    arguments, progress = parse(argv), Console(stderr=True)
+    return exit_status(lambda: measure(arguments, progress), lambda found: show(found, arguments), progress)
 
 
 if __name__ == "__main__":

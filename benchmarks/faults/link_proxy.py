@@ -121,13 +121,13 @@ class LinkProxy:
                 cut = fault.cut_after is not None and passed + len(piece) >= fault.cut_after
                 piece = piece[: fault.cut_after - passed] if cut and fault.cut_after is not None else piece
                 passed += len(piece)
+                if fault.bytes_per_s is not None:  # before it arrives: several frames may come as one piece
+                    await asyncio.sleep(len(piece) / fault.bytes_per_s)
                 late.put_nowait((asyncio.get_running_loop().time() + fault.delay_s, piece))
                 if cut:
                     await late.join()
                     self.num_cut += 1
                     return
-                if fault.bytes_per_s is not None:
-                    await asyncio.sleep(len(piece) / fault.bytes_per_s)
             await late.join()
         finally:
             deliver.cancel()

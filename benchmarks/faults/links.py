@@ -24,20 +24,18 @@ from collections.abc import Callable, Sequence
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks.client import Server, ServerError
+from benchmarks.client import Server
 from benchmarks.faults.command import gate_margins, judge, make_prompts, run_phases
 from benchmarks.faults.display import Display
 from benchmarks.faults.in_threads import HOPS, Links, service_in_threads
 from benchmarks.faults.link_proxy import WHOLE, Fault
 from benchmarks.faults.load import SteadyLoad
 from benchmarks.faults.options import add_load, add_own, check_json, repeated, seconds
+from benchmarks.faults.outcome import exit_status
 from benchmarks.faults.report import Report, as_json, kind_table, phase_table, remarks
-from benchmarks.faults.service import ServiceError
 from benchmarks.report import open_console
-from cluster.spec import SpecError, spec_for_model
-from manta.outcome import INTERRUPTED, sigterm_is_ctrl_c
+from cluster.spec import spec_for_model
 from model.config import read_config
-from model.errors import ModelError
 
 KINDS: tuple[str, ...] = ("cut", "reset", "delay", "slow", "silent")
 NUM_FAULTS = {"cut": 5}  # of each hop; of other kinds: 1
@@ -145,18 +143,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Report, in
     return judge(run, gate_margins(directory, prompts, positions)), num_cut
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    arguments, progress = parse(argv), Console(stderr=True)
-    try:
-        with sigterm_is_ctrl_c():
-            report, num_cut = measure(arguments, progress)
-    except (ModelError, SpecError, ServiceError, ServerError) as error:
-        progress.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        progress.print("Interrupted.")
-        return INTERRUPTED
+def show(report: Report, num_cut: int, arguments: argparse.Namespace) -> int:
+    """Prints what was found; returns the exit status."""
     console = open_console()
     console.print(phase_table(report), kind_table(report.kinds))
     for remark in remarks(report):
@@ -166,6 +154,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.json.write_text(as_json(report, vars(arguments)))
     breaks = {"cut", "reset", "silent"} & set(arguments.links)
     return 0 if report.clean and (num_cut or not breaks) else 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    arguments, progress = parse(argv), Console(stderr=True)
+    return exit_status(lambda: measure(arguments, progress), lambda found: show(*found, arguments), progress)
 
 
 if __name__ == "__main__":

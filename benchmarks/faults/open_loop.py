@@ -23,19 +23,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.client import Server, ServerError
+from benchmarks.client import Server
 from benchmarks.faults.arrivals import Level, poisson_moments, send_at, summarise, tokens_per_s
 from benchmarks.faults.command import load_while, make_prompts, open_target
 from benchmarks.faults.display import Display
 from benchmarks.faults.load import Prompts, SteadyLoad
 from benchmarks.faults.options import add_load, add_service, complete_service, positive, seconds
+from benchmarks.faults.outcome import exit_status
 from benchmarks.faults.service import ServiceError
 from benchmarks.machine import machine
 from benchmarks.report import open_console
-from cluster.spec import SpecError, spec_for_model
-from manta.outcome import INTERRUPTED, sigterm_is_ctrl_c
+from cluster.spec import spec_for_model
+from manta.outcome import sigterm_is_ctrl_c
 from model.config import read_config
-from model.errors import ModelError
 
 MAX_QUEUED = 32
 LEAST_SHARE = 0.9  # of the goodput below capacity that must be left above it
@@ -121,19 +121,15 @@ def table(levels: Sequence[Level]) -> Table:
     return shown
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    arguments, progress = parse(argv), Console(stderr=True)
-    try:
-        prompts = make_prompts(read_config(spec_for_model(arguments.model).model.directory), arguments)
-        with open_target(arguments, progress) as target, sigterm_is_ctrl_c(), Display(progress) as display:
-            levels = asyncio.run(run(target.server, prompts, arguments, display))
-    except (ModelError, SpecError, ServiceError, ServerError) as error:
-        progress.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        progress.print("Interrupted.")
-        return INTERRUPTED
+def measure(arguments: argparse.Namespace, progress: Console) -> list[Level]:
+    """Starts what is to be measured, and measures it."""
+    prompts = make_prompts(read_config(spec_for_model(arguments.model).model.directory), arguments)
+    with open_target(arguments, progress) as target, sigterm_is_ctrl_c(), Display(progress) as display:
+        return asyncio.run(run(target.server, prompts, arguments, display))
+
+
+def show(levels: Sequence[Level], arguments: argparse.Namespace) -> int:
+    """Prints what was found; returns the exit status."""
     wrong = verdict(levels)
     console = open_console()
     console.print(table(levels))
@@ -148,6 +144,12 @@ def write_json(path: Path, levels: Sequence[Level], wrong: Sequence[str], argume
     """Everything that was found, and how."""
     found = {"machine": machine(), "levels": [asdict(level) for level in levels], "wrong": list(wrong)}
     path.write_text(json.dumps({**found, "arguments": vars(arguments)}, indent=2, default=str) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    arguments, progress = parse(argv), Console(stderr=True)
+    return exit_status(lambda: measure(arguments, progress), lambda found: show(found, arguments), progress)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks.client import ServerError
 from benchmarks.faults.command import Run, check_reference, gate_margins, judge, load_while, make_prompts, open_target
 from benchmarks.faults.display import Display
 from benchmarks.faults.disturbances import Disturbance, Happening, once
@@ -37,15 +36,15 @@ from benchmarks.faults.footprint import Footprints
 from benchmarks.faults.kill import Kill
 from benchmarks.faults.load import SteadyLoad
 from benchmarks.faults.options import add_load, add_service, complete_service, kinds_to_kill, parts_to_resize, seconds
+from benchmarks.faults.outcome import exit_status
 from benchmarks.faults.report import Report, as_json, kind_table, phase_table, remarks
 from benchmarks.faults.resize import resizes
-from benchmarks.faults.service import ServiceError, Target
+from benchmarks.faults.service import Target
 from benchmarks.faults.slopes import HOUR_S, MemoryLog, Slope
 from benchmarks.report import open_console
-from cluster.spec import SpecError, spec_for_model
-from manta.outcome import INTERRUPTED, sigterm_is_ctrl_c
+from cluster.spec import spec_for_model
+from manta.outcome import sigterm_is_ctrl_c
 from model.config import read_config
-from model.errors import ModelError
 
 KILLED: tuple[str, ...] = ("expert", "router", "node", "controller")
 RESIZED: tuple[str, ...] = ("experts", "routers", "nodes")
@@ -187,18 +186,8 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Report, li
     return judge(found, margins), slopes
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    arguments, progress = parse(argv), Console(stderr=True)
-    try:
-        with sigterm_is_ctrl_c():
-            report, slopes = measure(arguments, progress)
-    except (ModelError, SpecError, ServiceError, ServerError) as error:
-        progress.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-        return 2
-    except KeyboardInterrupt:
-        progress.print("Interrupted.")
-        return INTERRUPTED
+def show(report: Report, slopes: Sequence[Slope], arguments: argparse.Namespace) -> int:
+    """Prints what was found; returns the exit status."""
     lines = wrong(report, slopes, arguments.max_slope)
     console = open_console()
     console.print(phase_table(report), kind_table(report.kinds), slope_table(slopes))
@@ -218,6 +207,12 @@ def write_json(
     found = json.loads(as_json(report, vars(arguments)))
     found |= {"slopes": [asdict(one) for one in slopes], "wrong": list(lines)}
     path.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    arguments, progress = parse(argv), Console(stderr=True)
+    return exit_status(lambda: measure(arguments, progress), lambda found: show(*found, arguments), progress)
 
 
 if __name__ == "__main__":

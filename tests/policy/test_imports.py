@@ -8,22 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from manta_imports import PACKAGES
+
 ROOT = Path(__file__).parents[2]
-PACKAGES = (
-    "attention",
-    "benchmarks",
-    "checkpoint",
-    "cluster",
-    "experts",
-    "manta",
-    "model",
-    "protos",
-    "router",
-    "serving",
-    "spec",
-    "training",
-    "transport",
-)
 RAY_FILES = {"deployment.py", "actor.py"}  # in any role's folder: the shells around its pure code
 RAY_FOLDERS = {"cluster", "benchmarks"}
 RAY_PATHS = {
