@@ -14,7 +14,7 @@ from cluster.room import Room
 from cluster.spec import SpecError, spec_for_model
 from manta_imports import shadows
 from model.routing import Routing
-from serving.settings import RequestLimits
+from serving.settings import LEAST_UNREAD_BYTES, RequestLimits
 from tests.random_checkpoint import make_checkpoint
 from tests.routed_checkpoint import make_task_checkpoint
 
@@ -141,6 +141,7 @@ def test_gateways_hear_what_one_request_may_cost(model: Path) -> None:
 
     assert limits({}) == RequestLimits()
     given = {name: index for index, name in enumerate(RequestLimits.__dataclass_fields__, start=1)}
+    given["max_unread_bytes"] += LEAST_UNREAD_BYTES
     assert limits({f"limits.request.{name}": value for name, value in given.items()}) == RequestLimits(**given)
 
 
