@@ -124,17 +124,24 @@ def test_a_member_that_only_an_earlier_one_has_heard_is_ended(
     make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is silent from the first look on, and that look comes long after this machine was started."""
-    killed = asyncio.Event()
+    killed: list[object] = []
+    ended = asyncio.Event()
+
+    def kill(actor: object, no_restart: bool) -> None:
+        killed.append(actor)
+        ended.set()
+
     monkeypatch.setattr(watch_module, "_silence_s", lambda limits: 0.1)
     monkeypatch.setattr(ray, "get_actor", lambda name, namespace: name)
-    monkeypatch.setattr(ray, "kill", lambda actor, no_restart: killed.set())
+    monkeypatch.setattr(ray, "kill", kill)
     monkeypatch.setattr(control_module, "TICK_S", 0.01)
     service = make()
     store_service(service, "good")
     store_known(service.name, Known(said={"node": SAID}))
 
     async def work(actor: Any) -> None:
-        await asyncio.wait_for(killed.wait(), 30.0)
+        await asyncio.wait_for(ended.wait(), 30.0)
+        assert killed[0] == SAID.actor
 
     scenario(work, service)
 

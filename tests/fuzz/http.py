@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import schemathesis
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import seed as hypothesis_seed
 from schemathesis import Case, GenerationMode
 from schemathesis.core import NotSet
 from schemathesis.core.result import Ok
@@ -22,6 +20,7 @@ from serving.settings import RequestLimits
 from tests.fuzz.asgi import HEADERS, Answer, InProcess, check_shape
 from tests.fuzz.bodies import big_bodies
 from tests.fuzz.bytes import BUILD, ROOT, OnProgress
+from tests.fuzz.examples import examples
 from tests.fuzz.http_cost import Cost, Gauge
 from tests.fuzz.http_server import MAX_CONTEXT, MODEL, make_app
 from tests.fuzz.outcome import Finding, Outcome
@@ -87,7 +86,7 @@ def call_operations(
         if time.monotonic() - began_s > seconds or len(findings) == MAX_FINDINGS:
             break
         try:
-            _examples(operation.as_strategy(generation_mode=mode), seed + turn)(check)()
+            examples(operation.as_strategy(generation_mode=mode), seed + turn, EXAMPLES)(check)()
         except Exception as error:
             if "Unsatisfiable" in type(error).__name__:
                 continue  # an operation without anything that its schema does not allow
@@ -107,18 +106,6 @@ def _encoded(body: Any) -> bytes:
     if isinstance(body, NotSet):
         return b""
     return body if isinstance(body, bytes) else json.dumps(body).encode()
-
-
-def _examples(strategy: Any, seed: int) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    profile = settings(
-        max_examples=EXAMPLES,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-    )
-    return lambda check: hypothesis_seed(seed)(profile(given(strategy)(check)))
 
 
 def cost(seconds: float, seed: int, on_progress: OnProgress) -> Outcome:

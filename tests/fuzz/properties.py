@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import seed as hypothesis_seed
 from hypothesis import strategies as st
 
 from tests.fuzz.bytes import BUILD, OnProgress
+from tests.fuzz.examples import examples
 from tests.fuzz.extremes import BASES, allowed, extremes
 from tests.fuzz.outcome import Finding, Outcome
 from tests.fuzz.small_service import LIMITS, VOCABULARY, SmallService, small_service
@@ -73,6 +72,7 @@ def many(name: str, seconds: float, seed: int, on_progress: OnProgress) -> Outco
     executions, began_s, findings = 0, time.monotonic(), list[Finding]()
     service = small_service(seed)
     last: list[Any] = []
+    mixes = st.lists(_requests(), min_size=1, max_size=3)
 
     def check(requests: list[tuple[str, dict[str, Any], int | None]]) -> None:
         nonlocal executions, last
@@ -85,24 +85,11 @@ def many(name: str, seconds: float, seed: int, on_progress: OnProgress) -> Outco
         if time.monotonic() - began_s > seconds or len(findings) == MAX_FINDINGS:
             break
         try:
-            _property(seed + turn, seconds)(check)()
+            examples(mixes, seed + turn, EXAMPLES)(check)()
         except Exception as error:
             findings.append(_kept(name, turn, "several", last, error))
             service = _another(seed)
     return Outcome(name, executions, "mixes of 1 to 3 requests", time.monotonic() - began_s, None, tuple(findings))
-
-
-def _property(seed: int, seconds: float) -> Callable[[Callable[..., None]], Callable[[], None]]:
-    del seconds
-    profile = settings(
-        max_examples=EXAMPLES,
-        database=None,
-        deadline=None,
-        phases=(Phase.generate, Phase.shrink),
-        suppress_health_check=list(HealthCheck),
-        report_multiple_bugs=False,
-    )
-    return lambda check: hypothesis_seed(seed)(profile(given(st.lists(_requests(), min_size=1, max_size=3))(check)))
 
 
 def _requests() -> st.SearchStrategy[tuple[str, dict[str, Any], int | None]]:
