@@ -17,7 +17,7 @@ from transport.server import Session, SocketServer
 from transport.tensors import answer_header, degraded_header, read_answer, read_call, rows_to_body
 from transport.turns import MAX_BYTES, MAX_ROWS, Turns
 
-# Who has left so much of his answers untaken is not read from until he takes them.
+# A caller that has left so many bytes of its answers untaken is not read from until it takes them.
 MAX_UNTAKEN_BYTES = 64 << 20
 
 
@@ -192,7 +192,7 @@ class RequestServer:
         self._service(arrived)
 
     def _forget(self, session: Session) -> None:
-        """Drops what a lost caller has waiting: he asks again, here or elsewhere."""
+        """Drops what a lost caller has waiting: it asks again, here or elsewhere."""
         kept = [place for place, sender in enumerate(self._senders) if sender is not session]
         self._arrived = [self._arrived[place] for place in kept]
         self._senders = [self._senders[place] for place in kept]
