@@ -151,16 +151,19 @@ def _add_observation(app: FastAPI, gateway: Gateway, ready: ReadyCheck) -> None:
         """200 once requests can be served."""
         return Response(status_code=200 if await ready() else 503)
 
+    @app.head("/version", include_in_schema=False)
     @app.get("/version")
     async def version() -> Response:
         """Manta's version."""
         return JSONResponse({"version": installed_version()})
 
+    @app.head("/load", include_in_schema=False)
     @app.get("/load")
     async def load() -> Response:
         """How many requests this gateway is generating for: each gateway counts its own."""
         return JSONResponse({"server_load": gateway.metrics.running_requests})
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics")
     async def metrics() -> Response:
         """All gateways and nodes together. 503 when they cannot be asked: a part would look like counters reset."""

@@ -27,8 +27,8 @@ MAX_TEMPERATURE = 1e6  # all tokens are as likely as each other long before
 MAX_OPTIONS = 16  # fields of `stream_options`, those that there are not included
 TOO_MANY = "too_many"  # pydantic's type of an error that says the limit
 
-TokenId = Annotated[int, Field(ge=0, le=MAX_UINT32)]
-Count = Annotated[int, Field(ge=0, le=MAX_UINT32)]
+# Of JSON's types, none stands for another: `true` is no number, "1" is none, and 1 is not `true`.
+STRICT = ConfigDict(strict=True)
 
 
 def _as_list(value: object) -> object:
@@ -38,11 +38,16 @@ def _as_list(value: object) -> object:
 
 
 def _top_k(value: object) -> object:
-    return None if value in (-1, 0) else value  # vLLM's two ways to say "off"
+    off = not isinstance(value, bool) and value in (-1, 0)  # vLLM's two ways to say so
+    return None if off else value
 
 
 def _choice_count(value: object) -> object:
     return 1 if value is None else value
+
+
+def _as_whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _check_size(value: object, limit: int) -> object:
@@ -61,6 +66,12 @@ def _few_options(value: object) -> object:
     return _check_size(value, MAX_OPTIONS)
 
 
+AS_WHOLE = BeforeValidator(_as_whole)  # JSON does not tell 2.0 from 2, and neither do some clients' languages
+TokenId = Annotated[int, Field(ge=0, le=MAX_UINT32)]
+TokenIdKey = Annotated[int, Field(ge=0, le=MAX_UINT32, strict=False)]  # JSON's keys are strings
+Count = Annotated[int, Field(ge=0, le=MAX_UINT32), AS_WHOLE]
+
+
 def _check_ending(add_generation_prompt: bool, continue_final_message: bool) -> None:
     if continue_final_message and add_generation_prompt:
         raise ValueError("continue_final_message needs add_generation_prompt to be false")
@@ -70,7 +81,7 @@ class Body(BaseModel):
     """What all requests share."""
 
     # What is no field is looked at by `serving.unsupported`.
-    model_config = ConfigDict(
+    model_config = STRICT | ConfigDict(
         extra="allow", allow_inf_nan=False, protected_namespaces=(), use_attribute_docstrings=True
     )
 
@@ -81,7 +92,7 @@ class Body(BaseModel):
 class StreamOptions(BaseModel):
     """`stream_options`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT | ConfigDict(extra="forbid")
 
     include_usage: bool | None = False
     continuous_usage_stats: bool | None = False
@@ -103,11 +114,11 @@ class GenerationBody(Body):
     stream_options: Annotated[StreamOptions | None, BeforeValidator(_few_options)] = None
     """Only with `stream`. `include_usage`: a chunk with the usage before the end, and `usage: null` in all others;
     `continuous_usage_stats` (vLLM): the usage so far in each; `include_obfuscation: true` is refused."""
-    n: Annotated[int, Field(ge=1, le=MAX_UINT32), BeforeValidator(_choice_count)] = 1
+    n: Annotated[int, Field(ge=1, le=MAX_UINT32), AS_WHOLE, BeforeValidator(_choice_count)] = 1
     """Choices for each prompt."""
     best_of: Count | None = None
     """Allowed if it is `n`: the best of more are not picked."""
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 64), AS_WHOLE] | None = None
     """Fixes what is drawn; see [Seeds](#seeds)."""
     stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True), BeforeValidator(_as_list)] = []
     """A text that ends the answer, or a list of them."""
@@ -122,11 +133,11 @@ class GenerationBody(Body):
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     """Taken from a token's logit once it is in the output."""
     logit_bias: Annotated[
-        dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] | None, BeforeValidator(_few_biases)
+        dict[TokenIdKey, Annotated[float, Field(ge=-100, le=100)]] | None, BeforeValidator(_few_biases)
     ] = None
     """Token id to what is added to its logit."""
     # vLLM's extensions
-    top_k: Annotated[Annotated[int, Field(ge=1, le=MAX_UINT32)] | None, BeforeValidator(_top_k)] = None
+    top_k: Annotated[Annotated[int, Field(ge=1, le=MAX_UINT32), AS_WHOLE] | None, BeforeValidator(_top_k)] = None
     """Draw from so many of the best tokens; 0 or -1: all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     """Draw from tokens with at least this share of the best one's probability."""
@@ -155,11 +166,11 @@ class GenerationBody(Body):
     `stream`. The first token has none."""
     return_tokens_as_token_ids: bool | None = False
     """With `logprobs`: name tokens `token_id:ID`, which tells those apart that are written alike."""
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_UINT32)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1, le=MAX_UINT32), AS_WHOLE] | None = None
     """Keep so many tokens of a longer prompt; -1: as many as fit beside the output."""
     truncation_side: Literal["left", "right"] | None = None
     """Where a prompt is cut: `left`, which is the default, keeps its last tokens, `right` its first."""
-    priority: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = 0
+    priority: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63), AS_WHOLE] | None = 0
     """Requests of a lower value leave the queue of a node first; see [Priority](#priority)."""
     request_id: Annotated[str, Field(pattern=REQUEST_ID)] | None = None
     """The answer's `id`, after its prefix: at most 128 letters, digits, `.`, `_`, `:` and `-`."""
@@ -201,7 +212,7 @@ class CompletionBody(GenerationBody):
 class ChatMessage(BaseModel):
     """One turn; parts of text are joined by `serving.prompts`, other keys reach the template unchanged."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = STRICT | ConfigDict(extra="allow")
 
     role: str
     content: str | Annotated[list[dict[str, Any]], Field(fail_fast=True)] | None = None
@@ -210,7 +221,7 @@ class ChatMessage(BaseModel):
 class ChatTemplateFields(BaseModel):
     """How a list of messages becomes text."""
 
-    model_config = ConfigDict(use_attribute_docstrings=True)
+    model_config = STRICT | ConfigDict(use_attribute_docstrings=True)
 
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     """The turns; see [Messages](#messages)."""

@@ -71,7 +71,10 @@ def check_stops(stops: list[str], limits: RequestLimits) -> None:
 
 
 def _is_neutral(value: object, neutral: tuple[object, ...]) -> bool:
-    return value is None or value in ("", [], {}) or any(value == each for each in neutral)
+    if value is None or value in ("", [], {}):
+        return True
+    truth = isinstance(value, bool)  # which Python takes for 0 and 1
+    return any(value == each and truth == isinstance(each, bool) for each in neutral)
 
 
 def _unknown(name: str, body: BaseModel) -> ApiError:

@@ -58,7 +58,7 @@ def test_health_follows_the_check(serve: Serve) -> None:
     assert httpx.get(served.url + "/health").status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/health", "/v1/models", f"/v1/models/{MODEL}"])
+@pytest.mark.parametrize("path", ["/health", "/version", "/load", "/metrics", "/v1/models", f"/v1/models/{MODEL}"])
 def test_head_is_get_without_a_body(serve: Serve, path: str) -> None:
     served = serve(FakeGenerator())
     got, asked = httpx.get(served.url + path), httpx.head(served.url + path)

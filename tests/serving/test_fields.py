@@ -3,7 +3,7 @@
 import inspect
 import json
 import logging
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import httpx
 import openai.resources.chat.completions as chat_resource
@@ -43,6 +43,7 @@ OF_VLLM_ALONE = {
         media_io_kwargs mm_processor_kwargs return_prompt_text
     """,
 }
+CLIENT = httpx.Client(timeout=20)  # making one takes longer than a request
 OF_THE_CLIENT = {"self", "extra_headers", "extra_query", "extra_body", "timeout"}
 
 
@@ -52,7 +53,7 @@ def served(serve: Serve) -> Served:
 
 
 def refusal(served: Served, path: str, change: dict[str, Any]) -> dict[str, Any]:
-    response = httpx.post(served.url + path, json=REQUESTS[path] | change, timeout=20)
+    response = CLIENT.post(served.url + path, json=REQUESTS[path] | change)
     assert response.status_code == 400, response.text
     return response.json()["error"]
 
@@ -72,6 +73,45 @@ def test_each_field_has_one_fate(path: str) -> None:
 
 def test_each_field_that_is_honoured_says_what_it_does() -> None:
     assert [name for name, meaning in honoured().items() if not meaning.endswith(".")] == []
+
+
+def scalars(path: str) -> list[tuple[str, str]]:
+    """Each field of a body that takes one number, or one truth value: its name, and which."""
+    kinds = {int: "number", float: "number", bool: "truth"}
+    found: list[tuple[str, str]] = []
+    for name, field in BODIES[path].model_fields.items():
+        for each in get_args(field.annotation) or (field.annotation,):
+            inner = get_args(each)[0] if get_origin(each) is Annotated else each
+            if inner in kinds:
+                found.append((name, kinds[inner]))
+    return found
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_no_type_of_json_stands_for_another(served: Served, path: str) -> None:
+    fields = scalars(path)
+    assert {"n", "temperature", "seed", "top_k", "best_of", "priority", "stream", "ignore_eos"} <= dict(fields).keys()
+    for name, kind in fields:
+        for given in (True, False, "1") if kind == "number" else (0, 1.0, "true"):
+            error = refusal(served, path, {name: given})
+            assert error["param"] == name, (name, given, error)
+    for given in (True, "1"):
+        for change in ({"logit_bias": {"5": given}}, {"stop_token_ids": [given]}, {"allowed_token_ids": [given]}):
+            assert refusal(served, path, change)["param"].startswith(next(iter(change))), change
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_a_whole_number_may_be_written_with_a_point(served: Served, path: str) -> None:
+    change = {"n": 2.0, "seed": 7.0, "top_k": -1.0, "max_tokens": 2.0, "priority": 1.0, "best_of": 2.0, "stream": False}
+    response = httpx.post(served.url + path, json=REQUESTS[path] | change, timeout=20)
+    assert response.status_code == 200, response.text
+    assert len(response.json()["choices"]) == 2
+    assert refusal(served, path, {"n": 1.5})["param"] == "n"
+
+
+def test_one_and_true_are_not_the_same_wish(served: Served) -> None:
+    for name, given in (("length_penalty", True), ("stream_interval", True), ("use_beam_search", 0)):
+        assert refusal(served, "/v1/completions", {name: given})["param"] == name
 
 
 @pytest.mark.parametrize("path", CLIENTS)
