@@ -62,12 +62,20 @@ def _task(row: Mapping[str, Any], source: Source, where: Callable[[], str]) -> s
     task = _cell(row, source.task_column, where)
     if isinstance(task, int) and not isinstance(task, bool):
         return str(task)
-    if isinstance(task, str) and task:
-        return task
+    if isinstance(task, str) and task.strip():
+        return _encodable(task, where)
     raise SourceError(
         f"{where()}: column {source.task_column!r} holds {_kind(task)}, not the name of a task; give each row the name "
         "or the number of one"
     )
+
+
+def _encodable(task: str, where: Callable[[], str]) -> str:
+    try:
+        task.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, as a JSON escape can bring in
+        raise undecodable(error, where()) from error
+    return task
 
 
 def _cell(row: Mapping[str, Any], column: str, where: Callable[[], str]) -> Any:
@@ -79,4 +87,6 @@ def _cell(row: Mapping[str, Any], column: str, where: Callable[[], str]) -> Any:
 def _kind(value: Any) -> str:
     if value is None:
         return "nothing"
-    return "an empty text" if value == "" else f"{type(value).__name__} ({str(value)[:40]})"
+    if isinstance(value, str) and not value.strip():
+        return "an empty text"
+    return f"{type(value).__name__} ({str(value)[:40]})"

@@ -41,6 +41,8 @@ def _row(line: bytes, where: "partial[str]", first: bool) -> dict[str, Any]:
         raise undecodable(error, where()) from error
     except ValueError as error:
         raise SourceError(f"{where()}: is not JSON ({error}); each line holds one object") from error
+    except RecursionError as error:
+        raise SourceError(f"{where()}: nests its values too deeply to be read; remove the line") from error
     if not isinstance(row, dict):
         raise SourceError(f"{where()}: holds {type(row).__name__}, not an object; each line holds one object")
     return cast("dict[str, Any]", row)

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.data_errors import SourceError
-from training.documents import Document, document_of_row, missing_column, unreadable
+from training.documents import Document, document_of_row, missing_column, undecodable, unreadable
 from training.sources import Source
 
 ROWS_AT_ONCE = 256
@@ -41,7 +41,7 @@ def read_row_groups(path: str, start: int, stop: int, source: Source) -> Iterato
         with pq.ParquetFile(path) as file:
             number = sum(file.metadata.row_group(group).num_rows for group in range(start))
             for batch in file.iter_batches(ROWS_AT_ONCE, row_groups=list(range(start, stop)), columns=columns):
-                for row in batch.to_pylist():
+                for row in _rows(batch, f"{path}, rows {number + 1} to {number + batch.num_rows}"):
                     number += 1
                     where = f"{path}, row {number}"
                     yield document_of_row(row, source, lambda where=where: where)
@@ -49,9 +49,18 @@ def read_row_groups(path: str, start: int, stop: int, source: Source) -> Iterato
         raise unreadable(error, path) from error
 
 
+def _rows(batch: Any, where: str) -> list[dict[str, Any]]:
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:  # whoever wrote it did not look
+        raise undecodable(error, where) from error
+
+
 def _check_column(schema: Any, column: str, path: str, or_integer: bool = False) -> None:
     if column not in schema.names:
         raise missing_column(column, schema.names, path)
+    if schema.names.count(column) > 1:
+        raise SourceError(f"{path}: there are several columns {column!r}; rename or remove all but one")
     kind = schema.field(column).type
     values = kind.value_type if pa.types.is_dictionary(kind) else kind
     is_text = pa.types.is_string(values) or pa.types.is_large_string(values) or pa.types.is_string_view(values)

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ SUFFIXES = {
     ".parquet": PARQUET,
 }
 KNOWN = ", ".join(SUFFIXES)
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Source:
                 f"{self.path}: has task {self.task!r} and task_column {self.task_column!r}; a document has one task, "
                 "so give one of the two"
             )
-        if self.task == "":
+        if self.task is not None and not self.task.strip():
             raise SourceError(f"{self.path}: the name of its task is empty; name it, or leave task out")
 
     @property
@@ -85,10 +87,10 @@ def _paths(source: Source) -> list[str]:
     path = source.path
     if "://" in path:
         raise SourceError(f"{path}: is a URL; give a path that all hosts see, such as a mounted folder")
-    if os.path.isfile(path):
-        return [path]
     if os.path.isdir(path):
         return list(_files_under(path)) or _nothing(f"{path}: the folder holds no files")
+    if os.path.lexists(path):
+        return [path]
     if glob.has_magic(path):
         found = [each for each in glob.glob(path, recursive=True) if os.path.isfile(each)]
         return found or _nothing(f"{path}: no file matches")
@@ -113,10 +115,12 @@ def _files_under(folder: str) -> Iterator[str]:
 
 def _source_file(path: str, source: Source) -> SourceFile:
     try:
-        stat = os.stat(path)
+        found = os.stat(path)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror}); repair or remove it") from error
-    return SourceFile(path, _format_of(path, source), stat.st_size, stat.st_mtime_ns)
+    if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for whoever writes to it; a device may never end
+        raise SourceError(f"{path}: is a pipe, a socket or a device; write what it gives to a file, or move it away")
+    return SourceFile(path, _format_of(path, source), found.st_size, found.st_mtime_ns)
 
 
 def _format_of(path: str, source: Source) -> str:
@@ -125,6 +129,8 @@ def _format_of(path: str, source: Source) -> str:
     suffix = Path(path).suffix.lower()
     if suffix in SUFFIXES:
         return SUFFIXES[suffix]
+    if suffix in COMPRESSED:
+        raise SourceError(f"{path}: is compressed, and not read so; unpack it (Parquet may be compressed inside)")
     raise SourceError(
         f"{path}: no format is known by its suffix {suffix!r} (known: {KNOWN}); set the source's format to one of "
         f"{', '.join(FORMATS)}, or choose its files with a glob"

@@ -110,6 +110,7 @@ def test_dictionary_and_large_columns_are_text(tmp_path: Path) -> None:
         ('{"body": "x", "id": 1}', r"line 2: there is no column 'text' \(found: body, id\)"),
         ('{"text": 3}', r"line 2: column 'text' holds int \(3\), not text"),
         ('{"text": null}', "line 2: column 'text' holds nothing, not text"),
+        ('{"text": "a", "more": ' + "[" * 100_000, "line 2: nests its values too deeply"),
     ],
 )
 def test_bad_lines(tmp_path: Path, line: str, message: str) -> None:
@@ -118,11 +119,17 @@ def test_bad_lines(tmp_path: Path, line: str, message: str) -> None:
         read_all(Source(str(tmp_path)))
 
 
-@pytest.mark.parametrize("task", [None, "", 1.5, True, ["a"]])
+@pytest.mark.parametrize("task", [None, "", " \t", 1.5, True, ["a"]])
 def test_bad_tasks(tmp_path: Path, task: object) -> None:
     write_rows(tmp_path / "a.jsonl", [{"text": "a", "kind": task}])
     with pytest.raises(SourceError, match="a.jsonl, line 1: column 'kind' holds .*, not the name of a task"):
         read_all(Source(str(tmp_path), task_column="kind"))
+
+
+def test_a_task_that_no_file_could_name(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "a.jsonl", [{"text": "a", "kind": "half a pair: \ud800"}])
+    with pytest.raises(SourceError, match="a.jsonl, line 1: is not UTF-8 text .surrogates"):
+        read_all(Source(source.path, task_column="kind"))
 
 
 def test_bytes_that_are_no_text(tmp_path: Path) -> None:
@@ -167,4 +174,19 @@ def test_bad_columns_of_parquet_are_told_before_anything_is_read(
 def test_rows_of_parquet_without_text(tmp_path: Path) -> None:
     pq.write_table(pa.table({"text": ["a", None]}), tmp_path / "a.parquet")
     with pytest.raises(SourceError, match="a.parquet, row 2: column 'text' holds nothing"):
+        read_all(Source(str(tmp_path)))
+
+
+def test_columns_of_parquet_of_one_name(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="a.parquet: there are several columns 'text'; rename"):
+        read_all(Source(str(tmp_path)))
+
+
+def test_rows_of_parquet_that_are_said_to_be_text_and_are_none(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["fine", "marker"]}), path, compression="none")
+    path.write_bytes(path.read_bytes().replace(b"marker", b"mar\xffer"))
+    with pytest.raises(SourceError, match="a.parquet, rows 1 to 2: is not UTF-8 text"):
         read_all(Source(str(tmp_path)))

@@ -1,5 +1,6 @@
 """Which files a source stands for."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,16 +60,31 @@ def test_sizes_and_times_are_noted(tmp_path: Path) -> None:
         ("empty", "the folder holds no files"),
         ("odd", r"no format is known by its suffix '.csv' \(known: .txt, .*set the source's format"),
         ("links", "is a link to a folder, which is not followed"),
+        ("packed", "a.jsonl.gz: is compressed, and not read so; unpack it"),
+        ("dangling.txt", "dangling.txt: cannot be read .*; repair or remove it"),
     ],
 )
 def test_what_is_not_there(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "table.csv").write_text("a,b")
+    (tmp_path / "packed").mkdir()
+    (tmp_path / "packed" / "a.jsonl.gz").write_bytes(b"\x1f\x8b")
+    (tmp_path / "dangling.txt").symlink_to("nowhere")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "link").symlink_to(tmp_path / "odd")
     with pytest.raises(SourceError, match=message):
         list_files(Source(str(tmp_path / name)))
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "parquet"])
+def test_what_is_no_file_is_neither_waited_for_nor_passed_over(tmp_path: Path, suffix: str) -> None:
+    os.mkfifo(tmp_path / f"pipe.{suffix}")
+    (tmp_path / "device").mkdir()
+    (tmp_path / "device" / f"zeros.{suffix}").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / f"pipe.{suffix}", tmp_path / "device"):
+        with pytest.raises(SourceError, match=rf"\.{suffix}: is a pipe, a socket or a device; write"):
+            list_files(Source(str(path)))
 
 
 def test_what_a_source_cannot_be() -> None:
@@ -77,6 +93,6 @@ def test_what_a_source_cannot_be() -> None:
     with pytest.raises(SourceError, match="task 'a' and task_column 'b'"):
         Source("x", task="a", task_column="b")
     with pytest.raises(SourceError, match="is empty"):
-        Source("x", task="")
+        Source("x", task=" ")
     with pytest.raises(SourceError, match="is a URL"):
         list_files(Source("s3://bucket/x.txt"))
