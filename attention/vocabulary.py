@@ -85,9 +85,14 @@ class BlockedLogits:
         return _best_first(len(floors_R), lines_I, ids_I, values_I)
 
     def count_above(self, logits_R: Floats) -> Ints:
-        """How many tokens of each row have a greater logit than the given one [R]."""
-        lines_I, _, _ = self._hits(np.nextafter(logits_R, np.float32(np.inf)), None)
-        return np.bincount(lines_I, minlength=len(logits_R))
+        """How many tokens of each row have a greater logit than the given one [R].
+
+        An improbable token has thousands above it: they are counted where they are, not listed (a prompt that a client
+        chose may hold nothing else).
+        """
+        line_I, _, values_IL = self._blocks(self.maxima_RN > logits_R[:, None], None)
+        counts_I = np.count_nonzero(values_IL > logits_R[line_I, None], axis=-1)
+        return np.bincount(line_I, weights=counts_I, minlength=len(logits_R)).astype(np.int64)
 
     def largest(self, count: int) -> Candidates:
         """The `count` best tokens of each row: [R, min(count, V)]. No row may hold a NaN."""
@@ -98,14 +103,8 @@ class BlockedLogits:
 
     def _hits(self, floors_R: Floats, rows_R: Ints | None) -> tuple[Ints, Ints, Floats]:
         """Every token that reaches its floor, row by row: its place in `floors_R`, its id and its logit."""
-        num_rows, num_blocks = self.maxima_RN.shape
         maxima_RN = self.maxima_RN if rows_R is None else self.maxima_RN[rows_R]
-        found_I = np.flatnonzero(maxima_RN >= floors_R[:, None])  # blocks to look into
-        line_I = found_I // num_blocks
-        block_I = found_I - line_I * num_blocks
-        index_I = torch.from_numpy(block_I + num_blocks * (line_I if rows_R is None else rows_R[line_I]))
-        flat_blocks = self.blocks_RNL.reshape(num_rows * num_blocks, BLOCK)
-        values_IL = flat_blocks.index_select(0, index_I.to(flat_blocks.device)).cpu().numpy()
+        line_I, block_I, values_IL = self._blocks(maxima_RN >= floors_R[:, None], rows_R)
         hits_I = np.flatnonzero(values_IL >= floors_R[line_I, None])
         found_in_I = hits_I // BLOCK
         ids_I = block_I[found_in_I] * BLOCK + hits_I % BLOCK
@@ -114,6 +113,19 @@ class BlockedLogits:
             real_I = ids_I < self.logits_RV.shape[1]
             return lines_I[real_I], ids_I[real_I], values_I[real_I]
         return lines_I, ids_I, values_I
+
+    def _blocks(self, chosen_RN: npt.NDArray[np.bool_], rows_R: Ints | None) -> tuple[Ints, Ints, Floats]:
+        """The chosen blocks, row by row: each one's line of `chosen_RN`, its place in the row and its logits [I, L].
+
+        `rows_R`: the rows that the lines stand for; None: all of them.
+        """
+        num_rows, num_blocks = self.maxima_RN.shape
+        found_I = np.flatnonzero(chosen_RN)
+        line_I = found_I // num_blocks
+        block_I = found_I - line_I * num_blocks
+        index_I = torch.from_numpy(block_I + num_blocks * (line_I if rows_R is None else rows_R[line_I]))
+        flat_blocks = self.blocks_RNL.reshape(num_rows * num_blocks, BLOCK)
+        return line_I, block_I, flat_blocks.index_select(0, index_I.to(flat_blocks.device)).cpu().numpy()
 
 
 def _best_first(num_rows: int, rows_I: Ints, ids_I: Ints, values_I: Floats) -> Candidates:

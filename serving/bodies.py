@@ -1,8 +1,8 @@
 """Request bodies, read and parsed within limits: the first thing that is wrong ends the work.
 
 A body is parsed under the interpreter's lock, so that nobody else is served meanwhile. What that may take is bounded by
-the body's size, by how many lists and objects it holds (each is worth dozens of numbers in time and memory), and by
-giving up at the first finding (docs/decisions/010-cost-of-a-request.md).
+the body's size, by how many lists and objects it holds (each is worth dozens of numbers in time and memory), by giving
+up at the first finding, and, of large bodies that arrive together, by turns (docs/decisions/010-cost-of-a-request.md).
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
+from serving.beside import Turns
 from serving.errors import body_timeout, from_validation, invalid, too_large
 from serving.settings import RequestLimits
 
@@ -21,9 +22,10 @@ QUOTE = ord('"')
 OPENINGS = (ord("["), ord("{"))
 
 
-async def read_body(request: Request, kind: type[BodyT], limits: RequestLimits) -> BodyT:
+async def read_body(request: Request, kind: type[BodyT], limits: RequestLimits, turns: Turns) -> BodyT:
     """The validated body. Raises ApiError (400, 408, 413)."""
-    return parse_body(await _read_limited(request, limits), kind, limits)
+    data = await _read_limited(request, limits)
+    return await turns.take(lambda: parse_body(data, kind, limits), len(data))
 
 
 def parse_body(data: bytes, kind: type[BodyT], limits: RequestLimits) -> BodyT:

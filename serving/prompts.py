@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from serving.beside import THREAD_FROM_TOKENS, beside
+from serving.beside import THREAD_FROM_TOKENS, beside, in_thread
 from serving.chat_template import ChatTemplateError
 from serving.errors import ApiError, context_exceeded, invalid, short, shown
 from serving.schemas import MAX_UINT32, ChatMessage, ChatTemplateFields
@@ -190,7 +190,7 @@ async def encode_chat(
     grows = bool(body.chat_template_kwargs) or any(each.model_extra for each in body.messages)
     num_tokens = THREAD_FROM_TOKENS if grows else MESSAGE_TOKENS * (len(body.messages) + num_parts)
     if body.split_special_tokens:
-        text, token_ids = await asyncio.to_thread(_encode_split, body, codec, settings)
+        text, token_ids = await in_thread(lambda: _encode_split(body, codec, settings))
     else:
         text = await beside(lambda: render_chat(body, codec, settings.limits), num_tokens)
         token_ids = await encode_text(text, codec, settings, bool(body.add_special_tokens), "messages")

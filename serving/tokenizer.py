@@ -1,11 +1,11 @@
 """Text to token ids and back, for one checkpoint directory."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from serving.beside import in_thread
 from serving.chat_template import ChatTemplate, ChatTemplateError
 from serving.detokenizer import ByteDetokenizer, Detokenizer, NoDetokenizer, WindowDetokenizer
 from serving.pieces import PieceTable, piece_table, special_ids
@@ -91,7 +91,7 @@ class TextCodec:
 
         if sum(map(len, texts)) < THREAD_FROM_CHARS and not split_special_tokens:
             return encode_each()
-        return await asyncio.to_thread(encode_each)
+        return await in_thread(encode_each)
 
     def splitting(self) -> SplittingTokenizer:
         """Writes special tokens out. The first call copies the tokenizer, for which a thread is the place."""

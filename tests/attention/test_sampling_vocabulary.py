@@ -1,5 +1,7 @@
 """Finding the best tokens through block maxima against a plain stable sort."""
 
+import tracemalloc
+
 import numpy as np
 import torch
 from hypothesis import given, settings
@@ -50,3 +52,28 @@ def test_best_token_is_the_first_of_equals_and_nan_counts_as_the_largest() -> No
         assert ids.tolist() == [1, 1]
         assert values[0] == 2.0
         assert np.isnan(values[1])
+
+
+@settings(max_examples=100, deadline=None)
+@given(*ROWS)
+def test_counts_what_is_above_a_token(seed: int, num_rows: int, vocab_size: int, num_levels: int) -> None:
+    rows = make_rows(seed, num_rows, vocab_size, num_levels)
+    ids = np.random.default_rng(seed + 1).integers(0, vocab_size, num_rows)
+    chosen = rows[np.arange(num_rows), ids]
+    counted = BlockedLogits.of(torch.from_numpy(rows)).count_above(chosen)
+    np.testing.assert_array_equal(counted, (rows > chosen[:, None]).sum(axis=-1))
+
+
+def test_improbable_tokens_are_ranked_without_listing_all_better_ones() -> None:
+    """A client may ask for the ranks of thousands of them: a list takes dozens of bytes for each better token."""
+    num_rows, vocab_size = 64, 4096
+    rows = np.random.default_rng(7).standard_normal((num_rows, vocab_size)).astype(np.float32)
+    blocked = BlockedLogits.of(torch.from_numpy(rows))
+    tracemalloc.start()
+    try:
+        counted = blocked.count_above(rows.min(axis=-1))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (counted == vocab_size - 1).all()
+    assert peak_bytes < 2 * rows.size

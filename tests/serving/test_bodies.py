@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from serving.beside import Turns
 from serving.bodies import count_openings, parse_body, read_body
 from serving.errors import ApiError, shown, unknown_model
 from serving.schemas import ChatBody, ChatMessage, CompletionBody, DetokenizeBody, TokenizeBody
@@ -142,5 +143,5 @@ def test_declared_lengths(length: str, status: int) -> None:
     headers = [(b"content-length", length.encode("latin-1"))]
     request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, CompletionBody, LIMITS))
+        asyncio.run(read_body(request, CompletionBody, LIMITS, Turns()))
     assert caught.value.status == status

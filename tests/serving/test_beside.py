@@ -1,0 +1,77 @@
+"""Large work of several requests at once: a few threads beside the event loop, and turns of the loop for bodies."""
+
+import asyncio
+import json
+import threading
+from collections import Counter
+
+import pytest
+
+from serving import bodies
+from serving.app import build_app
+from serving.beside import MAX_THREADS, THREAD_FROM_TOKENS, TURN_FROM_BYTES, Turns, beside
+from serving.fake import FakeGenerator
+from serving.settings import GatewaySettings
+from serving.tokenizer import TextCodec
+from tests.fuzz.asgi import InProcess
+
+TOGETHER = 8
+
+
+def test_few_threads_work_at_once() -> None:
+    lock, both_in = threading.Lock(), threading.Barrier(MAX_THREADS)
+    running = most = 0
+
+    def work() -> None:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        both_in.wait(20)  # so that none of them ends before all that may run do
+        with lock:
+            running -= 1
+
+    async def all_of_them() -> None:
+        await asyncio.gather(*(beside(work, THREAD_FROM_TOKENS) for _ in range(TOGETHER)))
+
+    asyncio.run(all_of_them())
+    assert most == MAX_THREADS
+
+
+@pytest.mark.parametrize("num_bytes", [TURN_FROM_BYTES // 2, TURN_FROM_BYTES])
+def test_large_bodies_that_arrive_together_are_parsed_in_turns(
+    monkeypatch: pytest.MonkeyPatch, codec: TextCodec, num_bytes: int
+) -> None:
+    parsed_in, turn, parse = Counter[int](), 0, bodies.parse_body
+
+    def parse_and_count(*arguments):
+        parsed_in[turn] += 1
+        return parse(*arguments)
+
+    def count_turns() -> None:
+        nonlocal turn
+        turn += 1
+        service._loop.call_soon(count_turns)  # pyright: ignore[reportPrivateUsage]
+
+    monkeypatch.setattr(bodies, "parse_body", parse_and_count)
+    service = InProcess(build_app(GatewaySettings("m", 512, vocab_size=400), codec, FakeGenerator()))
+    count_turns()
+    body = json.dumps({"tokens": ["x"], "an_unknown_field": "a" * num_bytes}).encode()
+    answers = service.post_all([("/detokenize", body, None)] * TOGETHER)
+    assert [answer.status for answer in answers if answer is not None] == [400] * TOGETHER
+    assert sum(parsed_in.values()) == TOGETHER
+    assert (max(parsed_in.values()) == 1) == (num_bytes >= TURN_FROM_BYTES)
+
+
+def test_a_body_that_is_wrong_gives_its_turn_on() -> None:
+    turns = Turns()
+
+    def fail() -> None:
+        raise ValueError("x")
+
+    async def both() -> int:
+        with pytest.raises(ValueError, match="x"):
+            await turns.take(fail, TURN_FROM_BYTES)
+        return await asyncio.wait_for(turns.take(lambda: 5, TURN_FROM_BYTES), 10)
+
+    assert asyncio.run(both()) == 5
