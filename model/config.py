@@ -22,7 +22,7 @@ CONFIG_FILE = "config.json"
 # them to 8 bits and change what the model says. CPUs multiply float16 matrices at a quarter of float32's speed.
 _COMPUTE_DTYPES = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float32", "float64": "float32"}
 _TORCH_NAMES = {"half": "float16", "float": "float32", "double": "float64"}  # what torch calls them, too
-_MAX_LAYERS, _MAX_EXPERTS = 1 << 12, 1 << 12
+MAX_LAYERS, MAX_EXPERTS = 1 << 12, 1 << 12
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,14 @@ def read_config(directory: Path) -> MixtralConfig:
     num_heads = fields.integer("num_attention_heads")
     # transformers sets one and then the other: `num_experts`, where it is given, stands.
     experts_field = "num_experts" if "num_experts" in fields else "num_local_experts"
-    num_experts = fields.integer(experts_field, default=8, maximum=_MAX_EXPERTS)
+    num_experts = fields.integer(experts_field, default=8, maximum=MAX_EXPERTS)
     vocab_size = fields.integer("vocab_size")
     max_context = fields.integer("max_position_embeddings", default=4096 * 32)
     rope_theta, rope_scaling = read_rope(fields, max_context)
     return MixtralConfig(
         hidden_size=hidden_size,
         ffn_size=fields.integer("intermediate_size"),
-        num_layers=fields.integer("num_hidden_layers", maximum=_MAX_LAYERS),
+        num_layers=fields.integer("num_hidden_layers", maximum=MAX_LAYERS),
         num_heads=num_heads,
         num_kv_heads=_num_kv_heads(fields, num_heads),
         head_dim=_head_dim(fields, hidden_size, num_heads),

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 
 from spec.rules import Rule, is_number, is_text, is_whole, or_auto, or_null
 
+MAX_SECONDS = 100_000_000  # three years; clocks and sockets overflow somewhere above
+
 Auto = Literal["auto"]
 
 
@@ -14,6 +16,10 @@ def _is_count(value: object) -> bool:
 
 def _is_gpu_share(value: object) -> bool:
     return is_number(value) and value <= 1
+
+
+def _is_seconds(value: object) -> bool:
+    return is_number(value) and 0 < value <= MAX_SECONDS
 
 
 def _is_name(value: object) -> bool:
@@ -29,4 +35,4 @@ CountOrNull = Annotated[int | None, Rule("null or a whole number of at least 1",
 AutoCount = Annotated[int | Auto, Rule("auto or a whole number of at least 1", or_auto(_is_count))]
 NumCpus = Annotated[float | Auto, Rule("auto or a number of at least 0", or_auto(is_number))]
 NumGpus = Annotated[float, Rule("0, a fraction of one GPU, or 1: no process computes on more than one", _is_gpu_share)]
-Seconds = Annotated[float, Rule("a number of seconds above 0", lambda value: is_number(value) and value > 0)]
+Seconds = Annotated[float, Rule(f"a number of seconds above 0, at most {MAX_SECONDS}", _is_seconds)]

@@ -26,7 +26,9 @@ PICKLED = (
     "them. If you trust it, export it with the version that wrote it (`manta export`), and start a new run from that "
     "directory (`model.path`)"
 )
-_NAME = re.compile(r"step-(\d{8})")
+_DIGITS = 8
+MAX_STEPS = 10**_DIGITS - 1  # a longer name is no checkpoint's
+_NAME = re.compile(rf"step-(\d{{{_DIGITS}}})")
 
 
 class CheckpointError(RuntimeError):
@@ -95,7 +97,12 @@ _FORMAT, _SAID = TypeAdapter(_Format), TypeAdapter(_Said)
 
 def checkpoint_name(step: int) -> str:
     """Returns the folder's name."""
-    return f"step-{step:08d}"
+    return f"step-{step:0{_DIGITS}d}"
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether `checkpoint_name` gives a folder this name."""
+    return _NAME.fullmatch(name) is not None
 
 
 def step_of(directory: Path) -> int:
@@ -109,7 +116,7 @@ def step_of(directory: Path) -> int:
 
 def complete_checkpoints(folder: Path) -> list[Path]:
     """Returns those that were written to their end, the newest first. None of them is read."""
-    found = (path for path in listed(folder) if _NAME.fullmatch(path.name) and (path / PROGRESS_FILE).is_file())
+    found = (path for path in listed(folder) if is_checkpoint_name(path.name) and (path / PROGRESS_FILE).is_file())
     return sorted(found, reverse=True)
 
 

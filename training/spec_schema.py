@@ -23,11 +23,18 @@ from training.spec_fields import (
     SOURCES,
     Bool,
     Decay,
+    Eps,
     NotNegative,
+    NumExperts,
+    NumLayers,
+    NumSteps,
     PathOrNull,
     PathText,
     Positive,
     PositiveOrNull,
+    Seed,
+    Size,
+    SizeOrNull,
     UpToHalf,
 )
 
@@ -35,25 +42,25 @@ from training.spec_fields import (
 class ConfigSpec(Section):
     """The shape of a new model, whose weights are drawn at random. Its vocabulary is the tokenizer's."""
 
-    hidden_size: Count
+    hidden_size: Size
     """Width of a row."""
-    ffn_size: Count
+    ffn_size: Size
     """Width of an expert's hidden columns."""
-    num_layers: Count
+    num_layers: NumLayers
     """Layers."""
-    num_heads: Count
+    num_heads: Size
     """Query heads of one layer."""
-    num_kv_heads: Count
+    num_kv_heads: Size
     """Key and value heads of one layer; each serves as many query heads as there are more of those."""
-    head_dim: CountOrNull = None
+    head_dim: SizeOrNull = None
     """Width of one head, an even number; null: `hidden_size` / `num_heads`."""
-    num_experts: Count = 8
+    num_experts: NumExperts = 8
     """Experts of one layer."""
-    top_k: Count = 2
+    top_k: NumExperts = 2
     """Experts that each row goes to."""
-    window: CountOrNull = None
+    window: SizeOrNull = None
     """How many positions a query sees, itself included; null: all (full attention)."""
-    max_context: Count = 4096
+    max_context: Size = 4096
     """The most positions of one sequence."""
     rope_theta: Positive = 10000.0
     """The base of the rotary embedding's wavelengths."""
@@ -74,11 +81,11 @@ class ModelSpec(Section):
     """A directory with tokenizer.json; null: `path`. Must be given with `config`."""
     routing: Annotated[Literal["token", "sentence", "task"], one_of("token", "sentence", "task")] = "token"
     """What one gating decision covers: a token, a sequence or a task."""
-    sentence_positions: Count = 32
+    sentence_positions: Size = 32
     """With `routing: sentence`: how many positions decide for a sequence, counted from its first."""
     dtype: Annotated[Literal["float32", "bfloat16", "float64"], one_of("float32", "bfloat16", "float64")] = "float32"
     """What is computed in; weights are kept in float32, or in float64 if that is given."""
-    seed: CountOrZero = 0
+    seed: Seed = 0
     """What a new model's weights, the order of the data and every other random choice follow from."""
 
     @property
@@ -149,7 +156,7 @@ class OptimizerSpec(Section):
     """AdamW: how much of the gradients' mean is kept from one step to the next."""
     beta2: Decay = 0.95
     """AdamW: how much of the squared gradients' mean is kept from one step to the next."""
-    eps: Positive = 1e-8
+    eps: Eps = 1e-8
     """AdamW: what is added to the divisor."""
     momentum: Decay = 0
     """SGD: how much of the last update is kept."""
@@ -162,7 +169,7 @@ class OptimizerSpec(Section):
 class ScheduleSpec(Section):
     """How long training goes on."""
 
-    steps: Count
+    steps: NumSteps
     """Steps in all, those before a resumption included."""
     batch: Count
     """Sequences of one step, over all workers."""

@@ -173,6 +173,7 @@ def test_windows_that_are_allowed(window: int | str | None) -> None:
         ("experts", {"on_missing": "degrad"}, "Did you mean degrade?"),
         ("limits", {"load_timeout_s": 0}, "a number of seconds above 0"),
         ("limits", {"load_timeout_s": float("inf")}, "a number of seconds above 0"),
+        ("limits", {"load_timeout_s": 1e9}, "a number of seconds above 0, at most 100000000"),
     ],
 )
 def test_bad_input_names_the_field_and_the_remedy(section: str, value: object, expected: str) -> None:

@@ -1,13 +1,21 @@
 """The training file: defaults, every kind of bad input, and fields that must agree."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from checkpoint.writer import config_json
+from model.config import MixtralConfig, read_config
+from model.config_fields import MAX_INTEGER
 from spec.section import Section, section_in
+from training.cursor import MAX_SEED
+from training.optimizer import make_optimizer
+from training.progress import MAX_STEPS, checkpoint_name, is_checkpoint_name
 from training.spec import (
     ConfigSpec,
     Replicas,
@@ -18,7 +26,9 @@ from training.spec import (
     load_training,
     training_from_dict,
 )
+from training.spec_fields import MIN_EPS
 from training.spec_reference import HEAD, TARGET, reference
+from training.spec_schema import OptimizerSpec
 
 SHAPE = {"hidden_size": 64, "ffn_size": 128, "num_layers": 2, "num_heads": 4, "num_kv_heads": 2}
 
@@ -141,7 +151,7 @@ def test_the_example_on_the_page_is_a_run(tmp_path: Path) -> None:
         ("model.config", {"hidden_size": 8}, "is missing, and has no default. Width of an expert's hidden columns."),
         ("model.dtype", "float16", "allowed: float32 | bfloat16 | float64. Did you mean bfloat16?"),
         ("model.routing", "sentense", "Did you mean sentence? Leave it out for the default (token)."),
-        ("model.seed", -1, "-1 was given; allowed: a whole number of at least 0."),
+        ("model.seed", -1, "-1 was given; allowed: a whole number from 0 to 18446744073709551615."),
         ("data.sources", [], "[] was given; allowed: a list of at least one section."),
         ("data.sources", "corpus", "'corpus' was given; allowed: a list of at least one section."),
         ("data.held_out", 0.6, "0.6 was given; allowed: a number from 0 to 0.5. Leave it out for the default (0)."),
@@ -159,13 +169,17 @@ def test_the_example_on_the_page_is_a_run(tmp_path: Path) -> None:
         ("optimizer.beta2", 1, "1 was given; allowed: a number of at least 0 and below 1."),
         ("optimizer.clip_norm", 0, "allowed: null or a number above 0. Leave it out for the default (1.0)."),
         ("optimizer.peak_lr", float("nan"), "nan was given; allowed: a number above 0."),
-        ("schedule.steps", 1.5, "1.5 was given; allowed: a whole number of at least 1."),
+        ("schedule.steps", 1.5, "1.5 was given; allowed: a whole number from 1 to 99999999."),
         ("schedule.evaluate_every", 0, "0 was given; allowed: null or a whole number of at least 1."),
         ("losses.balance", True, "true was given; allowed: a number of at least 0."),
         ("losses.balance_scope", "world", "allowed: batch | rank."),
         ("losses.jitter", 0.51, "a number from 0 to 0.5"),
         ("checkpoints.keep", 0, "a whole number of at least 1"),
         ("limits.save_timeout_s", 0, "a number of seconds above 0"),
+        ("limits.save_timeout_s", 1e9, "a number of seconds above 0, at most 100000000"),
+        ("model.seed", MAX_SEED + 1, "a whole number from 0 to"),
+        ("optimizer.eps", 1e-31, "a number of at least 1e-30"),
+        ("schedule.steps", MAX_STEPS + 1, "a whole number from 1 to 99999999"),
     ],
 )
 def test_bad_input_names_the_field_and_the_remedy(field: str, value: object, expected: str) -> None:
@@ -173,6 +187,36 @@ def test_bad_input_names_the_field_and_the_remedy(field: str, value: object, exp
         training_from_dict(smallest(), {field: value})
     assert expected in caught.value.problems[0].text
     assert caught.value.problems[0].field.startswith(field)
+
+
+SIZES = ("hidden_size", "ffn_size", "num_heads", "num_kv_heads", "head_dim", "window", "max_context")
+COUNTS = ("num_layers", "num_experts", "top_k")
+
+
+def test_the_largest_model_could_be_served(tmp_path: Path) -> None:
+    """What is trained is exported: a config.json that would be refused there is refused here."""
+    most = dict.fromkeys(SIZES, MAX_INTEGER - 1) | dict.fromkeys(COUNTS, 4096)  # a head's width is even
+    spec = training_from_dict(new_model(**most)).model.config
+    assert spec is not None
+    fields = {name: getattr(spec, name) for name in ConfigSpec.model_fields}
+    config = MixtralConfig(**fields, vocab_size=300, bos_token_id=0, eos_token_ids=(1,), dtype="float32")
+    (tmp_path / "config.json").write_text(json.dumps(config_json(config, "float32")))
+    assert read_config(tmp_path) == config
+    for name in (*SIZES, *COUNTS):
+        more = most | {name: (MAX_INTEGER if name in SIZES else 4096) + 1}
+        assert f"model.config.{name}" in problems(new_model(**more))
+
+
+def test_the_last_step_has_a_checkpoint_that_is_found() -> None:
+    assert is_checkpoint_name(checkpoint_name(MAX_STEPS))
+    assert not is_checkpoint_name(checkpoint_name(MAX_STEPS + 1))
+
+
+def test_the_least_eps_leaves_weights_without_a_gradient_as_they_are() -> None:
+    weight = torch.nn.Parameter(torch.ones(4, 4))
+    weight.grad = torch.zeros(4, 4)
+    make_optimizer([weight], OptimizerSpec(eps=MIN_EPS, weight_decay=0)).step()
+    assert torch.equal(weight.detach(), torch.ones(4, 4))
 
 
 def test_sources_are_named_by_their_number() -> None:
