@@ -1,14 +1,15 @@
 """A gateway's streams, a node, a router and experts with a faulty proxy in each link: tokens stay what they are.
 
-What they are is computed in one process, by the local path, which is itself compared with transformers elsewhere.
+What they are is computed in one process, by the local path, which is itself compared with transformers elsewhere;
+without streams and without sampling, test_links_like_transformers.py compares with transformers itself.
 """
 
 import asyncio
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ from attention.sizing import NodeSettings
 from manta.local import LocalModel
 from protos.generation_pb2 import FAILED, Sampling, Submit
 from serving.nodes import NodeGenerator
-from tests.attention.node_setup import CREDENTIALS, TIMEOUT_S, start_node
+from tests.attention.behind_proxies import RECOVERY_S, service_behind_proxies
+from tests.attention.node_setup import CREDENTIALS, TIMEOUT_S
 from tests.local_driver import Wish, run
 from tests.random_checkpoint import make_checkpoint
-from tests.transport.links import Direction, LinkProxy, proxy_thread
+from tests.transport.links import Direction, LinkProxy
 from transport.address import Address
 from transport.credentials import Credentials
 from transport.membership import Role, Snapshot
@@ -29,7 +31,6 @@ from transport.table import RoutingTable
 
 VOCABULARY = 97
 SETTINGS = NodeSettings(16, 256, None, prefill_chunk=None, max_batch_tokens=64, max_sequences=4, max_queued=8)
-RECOVERY_S = 60.0
 ANSWER_TIMEOUT_S = 1.0
 WISHES = 6
 
@@ -73,26 +74,6 @@ class Table:
         return []
 
     def leave(self) -> None: ...
-
-
-@contextmanager
-def service_behind_proxies(directory: Path, over_tcp: bool) -> Iterator[tuple[Address, list[LinkProxy]]]:
-    """Yields where a gateway connects to, and the proxies of every link: to the experts, the router and the node."""
-    tcp_host = "127.0.0.1" if over_tcp else None
-    with ExitStack() as stack:
-        setup = stack.enter_context(start_node(directory, SETTINGS, tcp_host, RECOVERY_S, ANSWER_TIMEOUT_S))
-        replicas = [address for shard in setup.shards for address in shard.replicas]
-        of_experts = stack.enter_context(proxy_thread(*replicas, over_tcp=over_tcp))
-        setup.shards = tuple(
-            replace(shard, replicas=(proxy.address,)) for shard, proxy in zip(setup.shards, of_experts, strict=True)
-        )
-        router = stack.enter_context(setup.router(recovery_timeout_s=RECOVERY_S, answer_timeout_s=ANSWER_TIMEOUT_S))
-        (of_router,) = stack.enter_context(proxy_thread(router.address, over_tcp=over_tcp))
-        setup.node.update(RoutingTable(1, setup.shards, (of_router.address,)))
-        assert setup.node.wait_ready(TIMEOUT_S)
-        (of_node,) = stack.enter_context(proxy_thread(setup.node.address, over_tcp=over_tcp))
-        yield of_node.address, [*of_experts, of_router, of_node]
-        setup.wait_idle()
 
 
 def make_wishes(seed: int) -> list[Wish]:
@@ -195,7 +176,8 @@ def test_streams_over_faulty_links(
     monkeypatch.setattr(transport.replicas, "PAUSE_S", 0.01)
     wishes, rng = make_wishes(seed), random.Random(seed)
     expected = [outcome.tokens for outcome in run(LocalModel(directory), wishes)]
-    with service_behind_proxies(directory, over_tcp) as (address, proxies):
+    with service_behind_proxies(directory, SETTINGS, over_tcp, ANSWER_TIMEOUT_S) as service:
+        address, proxies = service.address, service.proxies
         fault(proxies, rng)
         assert generate(address, wishes) == expected
         if fault is cut:
@@ -217,7 +199,8 @@ def test_streams_while_links_fail_now_and_then(
     monkeypatch.setattr(transport.replicas, "PAUSE_S", 0.01)
     wishes, rng = make_wishes(seed), random.Random(seed)
     expected = [outcome.tokens for outcome in run(LocalModel(directory), wishes)]
-    with service_behind_proxies(directory, over_tcp) as (address, proxies):
+    with service_behind_proxies(directory, SETTINGS, over_tcp, ANSWER_TIMEOUT_S) as service:
+        address, proxies = service.address, service.proxies
         for proxy in proxies:
             proxy.faults.delay_s = 0.001  # so that the streams last a while
         with now_and_then(fault, proxies, rng, pause_s):
