@@ -259,7 +259,7 @@ class LimitsSpec(Section):
     heartbeat_timeout_s: Seconds = 3
     """How long a process may be silent before it is taken for hung and replaced."""
     answer_timeout_s: Seconds = 60
-    """How long another part may leave an expert call, or a connection, without an answer; then others are asked."""
+    """How long an expert call, or a connection, may stay without answer or word of progress; then others are asked."""
     orphan_timeout_s: Seconds = 120
     """How long expert actors stay with neither controller nor routers."""
     request: RequestLimitsSpec = RequestLimitsSpec()

@@ -32,7 +32,7 @@ class ExpertServer:
         self, shard: ExpertShard, device: torch.device, credentials: Credentials, tcp_host: str | None, core: int | None
     ) -> None:
         self._loop = Loop()
-        self._service = ExpertService(shard, device)
+        self._service = ExpertService(shard, device, self._note_progress)
         self._server = RequestServer(self._loop, "expert", credentials, tcp_host, self._serve)
         self._core = core
         self._busy = BusyClock()
@@ -93,6 +93,11 @@ class ExpertServer:
         self._queue = sum(request.rows_TD.shape[0] for request in requests)
         self._service.serve(requests)
         self._queue = 0
+
+    def _note_progress(self) -> None:
+        """A computation has got on: where it is a long one, nobody is to take this actor for one that hangs."""
+        if self._server.tell_progress():
+            self._pulse.note_progress()
 
     def _run(self) -> None:
         torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 N rows, D model dim.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,11 +25,18 @@ class _Work:
 
 
 class ExpertService:
-    """The computation of an expert actor; `num_rows` counts what it has done."""
+    """The computation of an expert actor; `num_rows` counts what it has done.
 
-    def __init__(self, shard: ExpertShard, device: torch.device) -> None:
+    Args:
+        on_progress: Called after each product.
+    """
+
+    def __init__(
+        self, shard: ExpertShard, device: torch.device, on_progress: Callable[[], None] = lambda: None
+    ) -> None:
         self._shard = shard
         self._device = device
+        self._on_progress = on_progress
         self.num_rows = 0
 
     def serve(self, requests: Sequence[Request]) -> None:
@@ -47,7 +54,7 @@ class ExpertService:
             request.responder.fail(error)
             return
         self.num_rows += request.rows_TD.shape[0]
-        _reply(request, [ffn(rows_ND) for _, ffn, rows_ND in parts])
+        _reply(request, [ffn(rows_ND, self._on_progress) for _, ffn, rows_ND in parts])
 
     def _serve_merged(self, requests: Sequence[Request]) -> None:
         by_layer: dict[int, list[Request]] = {}
@@ -74,9 +81,20 @@ class ExpertService:
             self.num_rows += request.rows_TD.shape[0]
             answers.append([request.rows_TD] * len(parts))
         for item in work.values():
-            _compute(item, answers)
+            self._compute(item, answers)
         for request, outputs in zip(accepted, answers, strict=True):
             _reply(request, outputs)
+
+    def _compute(self, item: _Work, answers: list[list[Tensor]]) -> None:
+        """Runs one expert over everything that waits for it, and puts each share into its place."""
+        if len(item.rows) == 1:
+            request, place = item.places[0]
+            answers[request][place] = item.ffn(item.rows[0], self._on_progress)
+            return
+        output_ND = item.ffn(torch.cat(item.rows), self._on_progress)
+        shares = output_ND.split([rows.shape[0] for rows in item.rows])
+        for (request, place), share in zip(item.places, shares, strict=True):
+            answers[request][place] = share
 
     def _split(self, layer: int, request: Request) -> list[tuple[int, ExpertFFN, Tensor]]:
         """Returns (expert, its network, its rows) in the order of the request.
@@ -104,15 +122,3 @@ class ExpertService:
 
 def _reply(request: Request, outputs: list[Tensor]) -> None:
     request.responder.reply(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
-
-
-def _compute(item: _Work, answers: list[list[Tensor]]) -> None:
-    """Runs one expert over everything that waits for it, and puts each share into its place."""
-    if len(item.rows) == 1:
-        request, place = item.places[0]
-        answers[request][place] = item.ffn(item.rows[0])
-        return
-    output_ND = item.ffn(torch.cat(item.rows))
-    shares = output_ND.split([rows.shape[0] for rows in item.rows])
-    for (request, place), share in zip(item.places, shares, strict=True):
-        answers[request][place] = share

@@ -83,8 +83,14 @@ class Ping(_message.Message):
     answer: bool
     def __init__(self, answer: _Optional[bool] = ...) -> None: ...
 
+class Progress(_message.Message):
+    __slots__ = ("first_call_id",)
+    FIRST_CALL_ID_FIELD_NUMBER: _ClassVar[int]
+    first_call_id: int
+    def __init__(self, first_call_id: _Optional[int] = ...) -> None: ...
+
 class Header(_message.Message):
-    __slots__ = ("layer_rows", "expert_rows", "rows", "failure", "hello", "submit", "cancel", "step_output", "leaving", "ping")
+    __slots__ = ("layer_rows", "expert_rows", "rows", "failure", "hello", "submit", "cancel", "step_output", "leaving", "ping", "progress")
     LAYER_ROWS_FIELD_NUMBER: _ClassVar[int]
     EXPERT_ROWS_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -95,6 +101,7 @@ class Header(_message.Message):
     STEP_OUTPUT_FIELD_NUMBER: _ClassVar[int]
     LEAVING_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
     layer_rows: LayerRows
     expert_rows: ExpertRows
     rows: Rows
@@ -105,4 +112,5 @@ class Header(_message.Message):
     step_output: _generation_pb2.StepOutput
     leaving: _generation_pb2.Leaving
     ping: Ping
-    def __init__(self, layer_rows: _Optional[_Union[LayerRows, _Mapping]] = ..., expert_rows: _Optional[_Union[ExpertRows, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., failure: _Optional[_Union[CallFailure, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[_generation_pb2.Submit, _Mapping]] = ..., cancel: _Optional[_Union[_generation_pb2.Cancel, _Mapping]] = ..., step_output: _Optional[_Union[_generation_pb2.StepOutput, _Mapping]] = ..., leaving: _Optional[_Union[_generation_pb2.Leaving, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
+    progress: Progress
+    def __init__(self, layer_rows: _Optional[_Union[LayerRows, _Mapping]] = ..., expert_rows: _Optional[_Union[ExpertRows, _Mapping]] = ..., rows: _Optional[_Union[Rows, _Mapping]] = ..., failure: _Optional[_Union[CallFailure, _Mapping]] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[_generation_pb2.Submit, _Mapping]] = ..., cancel: _Optional[_Union[_generation_pb2.Cancel, _Mapping]] = ..., step_output: _Optional[_Union[_generation_pb2.StepOutput, _Mapping]] = ..., leaving: _Optional[_Union[_generation_pb2.Leaving, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...

@@ -1,10 +1,11 @@
 """Socket transport: `SocketPeer` makes calls over a `Link`; `RequestServer` answers them by a `Service`."""
 
+import time
 from collections.abc import Callable
 
 from torch import Tensor
 
-from protos.dispatch_pb2 import CallFailure, Header
+from protos.dispatch_pb2 import CallFailure, Header, Progress
 from transport.address import Address
 from transport.base import OnReply, Request, Service
 from transport.credentials import Credentials
@@ -19,6 +20,8 @@ from transport.turns import MAX_BYTES, MAX_ROWS, Turns
 
 # A caller that has left so many bytes of its answers untaken is not read from until it takes them.
 MAX_UNTAKEN_BYTES = 64 << 20
+# So often a service that computes for long tells its callers that it gets on.
+PROGRESS_S = 1.0
 
 
 class SocketPeer:
@@ -27,7 +30,8 @@ class SocketPeer:
     Args:
         on_change: Called whenever `ready` may have changed.
         answer_timeout_s: `limits.answer_timeout_s`: a connection that is silent for so long is taken for lost.
-        calls_expire: Whether one with a call that old is too; else callers bound their calls themselves.
+        calls_expire: Whether one with a call that old, and no word of progress, is too; else callers bound their calls
+            themselves.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class SocketPeer:
         # Bounded by what calls: a node has one call under way, and a router one for each shard and node's call.
         self._calls: dict[int, tuple[OnReply, int, bool]] = {}
         self._next_id = 1
+        self._num_told = 0  # how often the other side said that the oldest call has only to wait
         self._on_change = on_change
         self.rows_in_flight = 0
         oldest = self._oldest if calls_expire else lambda: None
@@ -86,6 +91,8 @@ class SocketPeer:
         call_id, encoded, body = frame
         call = self._calls.get(call_id)
         if call is None:
+            if not call_id:
+                self._note_progress(frame.header)
             return
         answer = read_answer(encoded, body)  # a header that does not parse ends the connection and fails this call too
         del self._calls[call_id]
@@ -93,9 +100,14 @@ class SocketPeer:
         self.rows_in_flight -= num_rows
         on_reply(answer)
 
-    def _oldest(self) -> int | None:
-        """Returns the call that has waited longest for its answer."""
-        return next(iter(self._calls), None)
+    def _note_progress(self, header: Header) -> None:
+        oldest = next(iter(self._calls), 0)
+        if header.WhichOneof("kind") == "progress" and oldest >= header.progress.first_call_id:
+            self._num_told += 1
+
+    def _oldest(self) -> tuple[int, int] | None:
+        """Names the call that has waited longest for its answer, since something was heard of it last."""
+        return (next(iter(self._calls)), self._num_told) if self._calls else None
 
     def _down(self, reason: str) -> None:
         self._fail_calls(reason)
@@ -111,22 +123,22 @@ class SocketPeer:
 class _SessionResponder:
     """Answers one call over the connection it came from; a connection lost meanwhile drops the answer."""
 
-    __slots__ = ("_call_id", "_session")
+    __slots__ = ("call_id", "session")
 
     def __init__(self, session: Session, call_id: int) -> None:
-        self._session = session
-        self._call_id = call_id
+        self.session = session
+        self.call_id = call_id
 
     def reply(self, rows_TD: Tensor, missing_experts: tuple[int, ...] = ()) -> None:
         header = degraded_header(rows_TD, missing_experts) if missing_experts else answer_header(rows_TD)
         try:
-            self._session.send(header, rows_to_body(rows_TD), self._call_id)
+            self.session.send(header, rows_to_body(rows_TD), self.call_id)
         except TooLargeError as error:
             self.fail(CallError("internal", str(error)))
 
     def fail(self, error: CallError) -> None:
         failure = CallFailure(code=error.code, message=error.message)
-        self._session.send(Header(failure=failure), EMPTY_BODY, self._call_id)
+        self.session.send(Header(failure=failure), EMPTY_BODY, self.call_id)
 
 
 class RequestServer:
@@ -136,6 +148,8 @@ class RequestServer:
     in rotation. Meanwhile who has something waiting is not read from, and nor is who leaves many answers untaken: so
     what waits here is what one turn of the loop has read from each, and what calls more than it takes fills its own
     socket.
+
+    A service that computes for long calls `tell_progress` now and then, so that callers do not give it up meanwhile.
     """
 
     def __init__(self, loop: Loop, role: str, credentials: Credentials, tcp_host: str | None, service: Service) -> None:
@@ -145,6 +159,9 @@ class RequestServer:
         self._senders: list[Session] = []  # of `arrived`, one each
         self._turns = Turns()
         self._paused: set[Session] = set()
+        self._last_read: dict[Session, int] = {}  # the id of each one's latest call
+        self._in_service: list[Request] = []
+        self._tell_at_s = 0.0
         self._scheduled = False
         self._server = SocketServer(loop, role, credentials, tcp_host, self._collect, self._forget, MAX_UNTAKEN_BYTES)
 
@@ -166,6 +183,27 @@ class RequestServer:
         """Stops listening and ends every connection."""
         self._server.close()
 
+    def tell_progress(self) -> bool:
+        """Tells callers which of their calls have only to wait, if the service has computed for PROGRESS_S without it.
+
+        To be called by the service, while it computes. What it has not read meanwhile has to wait too.
+
+        Returns:
+            Whether they were told.
+        """
+        now_s = time.monotonic()
+        if now_s < self._tell_at_s:
+            return False
+        self._tell_at_s = now_s + PROGRESS_S
+        first_ids = {session: last_id + 1 for session, last_id in self._last_read.items()}
+        waiting = [self._turns.oldest(sender) for sender in self._turns.senders]
+        for request in (*waiting, *reversed(self._in_service)):  # of each caller the oldest comes last
+            if request is not None and isinstance(request.responder, _SessionResponder):
+                first_ids[request.responder.session] = request.responder.call_id
+        for session in self._server.admitted:
+            session.send(Header(progress=Progress(first_call_id=first_ids.get(session, 0))))
+        return True
+
     def _collect(self, session: Session, frame: Frame) -> None:
         call_id, encoded, body = frame
         responder = _SessionResponder(session, call_id)
@@ -179,6 +217,7 @@ class RequestServer:
             self._loop.call_soon(self._serve)
         self._arrived.append(Request(header, rows_TD, responder))
         self._senders.append(session)
+        self._last_read[session] = call_id
 
     def _serve(self) -> None:
         self._scheduled = False
@@ -189,7 +228,9 @@ class RequestServer:
                 self._turns.add(sender, request)
             arrived = self._turns.take()
             self._pause_waiting()
+        self._in_service, self._tell_at_s = arrived, time.monotonic() + PROGRESS_S
         self._service(arrived)
+        self._in_service = []
 
     def _forget(self, session: Session) -> None:
         """Drops what a lost caller has waiting: it asks again, here or elsewhere."""
@@ -197,6 +238,7 @@ class RequestServer:
         self._arrived = [self._arrived[place] for place in kept]
         self._senders = [self._senders[place] for place in kept]
         self._turns.drop(session)
+        self._last_read.pop(session, None)
         self._paused.discard(session)
 
     def _pause_waiting(self) -> None:

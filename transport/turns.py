@@ -34,6 +34,11 @@ class Turns:
         """Puts a request behind the others of its sender."""
         self._queues.setdefault(sender, deque()).append(request)
 
+    def oldest(self, sender: object) -> Request | None:
+        """Returns what a sender has waiting for longest."""
+        queue = self._queues.get(sender)
+        return queue[0] if queue else None
+
     def drop(self, sender: object) -> None:
         """Forgets whatever a sender has waiting."""
         self._queues.pop(sender, None)

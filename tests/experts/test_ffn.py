@@ -3,6 +3,8 @@
 N rows, D model dim, F expert hidden dim.
 """
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import experts.ffn
-from experts.ffn import WARM_ROWS, ExpertFFN, column_slice, warm_up
+from experts.ffn import WARM_ROWS, ExpertFFN, column_slice, max_rows, warm_up
 from model.linear import can_prepack, plain_linear
 from tests.experts.shards import FFN_SIZE, WIDTH, naive, random_ffn
 
@@ -36,6 +38,27 @@ def test_more_rows_than_one_product_takes(monkeypatch: pytest.MonkeyPatch, seed:
     rows_ND = torch.randn(11, WIDTH, generator=generator)
     assert torch.allclose(ffn(rows_ND), naive(rows_ND, *weights), atol=1e-5)
     assert sizes == [4, 4, 3]
+
+
+def test_one_product_is_bounded_in_operations_too(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr("experts.ffn.MAX_OPERATIONS", 6.0 * WIDTH * FFN_SIZE * 5)
+    generator = torch.Generator().manual_seed(seed)
+    weights = random_ffn(generator)
+    ffn, sizes, told = ExpertFFN(*weights), list[int](), list[int]()
+    compute = ffn._compute  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(ffn, "_compute", lambda rows_ND: sizes.append(len(rows_ND)) or compute(rows_ND))
+    rows_ND = torch.randn(12, WIDTH, generator=generator)
+    assert torch.allclose(ffn(rows_ND, lambda: told.append(len(sizes))), naive(rows_ND, *weights), atol=1e-5)
+    assert sizes == [5, 5, 2]
+    assert told == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("width", "ffn_size"), [(64, 96), (4096, 14336), (6144, 16384), (16384, 53248)])
+def test_the_longest_product_takes_seconds_of_a_slow_core(width: int, ffn_size: int) -> None:
+    num_rows = max_rows(width, ffn_size)
+    assert 1 <= num_rows <= 4096
+    assert num_rows * 6 * width * ffn_size / 40e9 <= 5.0
+    assert num_rows == 4096 or (num_rows + 1) * 6 * width * ffn_size / 40e9 > 5.0
 
 
 @pytest.mark.parametrize("num_rows", NUM_ROWS)
@@ -100,8 +123,8 @@ def test_warming_up_runs_every_small_row_count(dtype: torch.dtype, seed: int) ->
     seen: list[tuple[torch.Size, torch.dtype]] = []
 
     class Recorded(ExpertFFN):
-        def __call__(self, rows_ND: Tensor) -> Tensor:
-            output_ND = super().__call__(rows_ND)
+        def __call__(self, rows_ND: Tensor, on_progress: Callable[[], None] = lambda: None) -> Tensor:
+            output_ND = super().__call__(rows_ND, on_progress)
             seen.append((output_ND.shape, output_ND.dtype))
             return output_ND
 

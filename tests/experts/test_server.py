@@ -4,6 +4,7 @@ N rows, D model dim.
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,13 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from experts.ffn import ExpertFFN
 from experts.server import ExpertServer
 from protos.dispatch_pb2 import BFLOAT16, FLOAT32
-from tests.experts.shards import WIDTH, Shard, call, close, random_shard
+from tests.experts.shards import FFN_SIZE, WIDTH, Shard, call, close, random_shard
 from tests.transport.driving import CREDENTIALS, connected, turn_until
 from transport.base import Answer
 from transport.errors import CallError
 from transport.loop import Loop
+from transport.socket import SocketPeer
 
 CPU = torch.device("cpu")
 
@@ -61,6 +64,40 @@ def test_routers_get_their_answers(dtype: torch.dtype, pinned: bool, seed: int) 
         assert figures["rows_total"] == 24
         assert 0 < float(str(figures["busy_s"])) < float(str(figures["uptime_s"]))
         assert 0 <= float(str(figures["utilization"])) <= 1
+        for router in routers:
+            router.close()
+    loop.close()
+
+
+@pytest.mark.parametrize("num_calls", [1, 2])
+def test_a_slow_actor_that_gets_on_is_not_given_up(num_calls: int, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Each product takes a fifth of `limits.answer_timeout_s`; a call takes eight."""
+    timeout_s, num_products = 0.5, 8
+    monkeypatch.setattr("experts.ffn.MAX_OPERATIONS", 6.0 * WIDTH * FFN_SIZE * 2)
+    monkeypatch.setattr("transport.socket.PROGRESS_S", timeout_s / 10)
+    compute = ExpertFFN._compute  # pyright: ignore[reportPrivateUsage]
+
+    def slowly(self: ExpertFFN, rows_ND: torch.Tensor) -> torch.Tensor:
+        until_s = time.thread_time() + timeout_s / 5
+        while time.thread_time() < until_s:
+            pass
+        return compute(self, rows_ND)
+
+    monkeypatch.setattr(ExpertFFN, "_compute", slowly)
+    shard, loop = random_shard(seed), Loop()
+    with running(shard) as server:
+        routers = [
+            SocketPeer(loop, server.address, CREDENTIALS, "router", answer_timeout_s=timeout_s, calls_expire=True)
+            for _ in range(num_calls)
+        ]
+        turn_until(lambda: all(router.ready for router in routers), loop)
+        answers = list[Answer]()
+        request, _ = call(0, {1: 2 * num_products}, torch.randn(2 * num_products, WIDTH))
+        for router in routers:
+            router.call(request.header, request.rows_TD, answers.append)
+        turn_until(lambda: len(answers) == num_calls, loop, timeout_s=60.0)
+        expected_ND = shard.naive(request.header.expert_rows, request.rows_TD)
+        assert all(isinstance(one, torch.Tensor) and torch.allclose(one, expected_ND, atol=1e-5) for one in answers)
         for router in routers:
             router.close()
     loop.close()

@@ -54,7 +54,9 @@ def test_waiting_rows_of_one_layer_and_expert_are_one_matmul(seed: int, monkeypa
     num_rows: list[int] = []
     ffn = shard.shard.ffn(0, 1)
     assert ffn is not None
-    monkeypatch.setattr(shard.shard, "ffn", lambda layer, expert: lambda rows: num_rows.append(len(rows)) or ffn(rows))
+    monkeypatch.setattr(
+        shard.shard, "ffn", lambda layer, expert: lambda rows, told: num_rows.append(len(rows)) or ffn(rows, told)
+    )
     made = [call(0, {1: count}, torch.randn(count, WIDTH)) for count in (2, 3, 1)]
     ExpertService(shard.shard, CPU).serve([request for request, _ in made])
     assert num_rows == [6]

@@ -22,9 +22,9 @@ class DataPlane:
         self._thread = threading.Thread(target=lambda: (clock.follow_thread(), self.loop.run_forever()))
         self._thread.start()
 
-    def compute(self) -> None:
+    def compute(self, on_progress: Callable[[], None] = lambda: None) -> None:
         """Computes, without a turn of the loop, until it is released."""
-        self._begin(lambda: _compute_until(self.released))
+        self._begin(lambda: _compute_until(self.released, on_progress))
 
     def hang(self) -> None:
         """Waits for something that does not come, until it is released."""
@@ -42,9 +42,10 @@ class DataPlane:
         self.loop.close()
 
 
-def _compute_until(released: threading.Event) -> None:
+def _compute_until(released: threading.Event, on_progress: Callable[[], None]) -> None:
     while not released.is_set():
         sum(range(1000))
+        on_progress()
 
 
 @pytest.fixture
@@ -88,6 +89,13 @@ def test_a_thread_that_computes_without_end_hangs(data_plane: DataPlane, monkeyp
     data_plane.compute()
     time.sleep(3 * MIN_SPAN_S)
     assert not data_plane.pulse.beats()
+
+
+def test_who_says_that_a_long_computation_gets_on_lives(data_plane: DataPlane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport.pulse, "MAX_COMPUTING_S", 0.2)
+    data_plane.compute(data_plane.pulse.note_progress)
+    time.sleep(3 * MIN_SPAN_S)
+    assert data_plane.pulse.beats()
 
 
 def test_much_work_in_many_turns_is_not_computing_without_end(
