@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import Any
 
 import ray
-import yaml
 from ray.serve import Application
 
 import protos
@@ -31,6 +30,7 @@ from manta_imports import shadows
 from router.deployment import RouterDeploymentSettings, RouterReplica
 from serving.deployment import Gateway, GatewayDeploymentSettings
 from serving.settings import GatewaySettings, RequestLimits
+from spec.loader import parse_yaml
 from transport.strangers import open_allowed, refuse_open
 
 # Serve notices a dead replica at its next check: its defaults (10 s, 30 s) are made for slower services.
@@ -85,7 +85,7 @@ def _check_path() -> None:
 
 
 def _spec(args: dict[str, Any]) -> ServiceSpec:
-    fields = {key: _value(value) for key, value in args.items() if key not in ("file", "model")}
+    fields = {key: _value(key, value) for key, value in args.items() if key not in ("file", "model")}
     if "file" in args:
         model = args.get("model")
         return load_spec(Path(str(args["file"])), fields if model is None else {**fields, "model.path": model})
@@ -95,9 +95,9 @@ def _spec(args: dict[str, Any]) -> ServiceSpec:
     return spec_from_dict({key: value for key, value in args.items() if "." not in key}, dotted)
 
 
-def _value(given: Any) -> Any:
-    """Reads text as YAML would."""
-    return yaml.safe_load(given) if isinstance(given, str) else given
+def _value(key: str, given: Any) -> Any:
+    """Reads text as a service file has it."""
+    return parse_yaml(given, key) if isinstance(given, str) else given
 
 
 def build_service(

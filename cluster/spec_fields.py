@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from typing import Annotated
+from typing import Annotated, cast
 
 from pydantic import BeforeValidator
 
@@ -50,7 +50,8 @@ def _are_origins(value: object) -> bool:
 
 def _digits_to_int(value: object) -> object:
     """Mapping keys that travelled through JSON (`serve deploy`) arrive as text."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+    plain = isinstance(value, str) and re.fullmatch(r"0|[1-9][0-9]{0,18}", value)  # "01" is no other way to write "1"
+    return int(cast("str", value)) if plain else value
 
 
 FIXED = Rule("a whole number of at least 1, and no range: gateways are not scaled with the load", _is_fixed)

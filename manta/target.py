@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cluster.spec import DEMO, SUBJECT, Problem, ServiceSpec, SpecError, load_spec, spec_for_model
+from spec.paths import expanded
 
 YAML_ENDINGS = (".yaml", ".yml")
 
@@ -20,7 +21,7 @@ def spec_of(target: str, overrides: Mapping[str, object], *, check_files: bool, 
     Raises:
         SpecError: there is no such thing, or it cannot be served.
     """
-    path = Path(target).expanduser()
+    path = expanded(target)
     if path.is_file() or path.suffix in YAML_ENDINGS:
         if not allow_yaml:
             raise SpecError([Problem("", "is a file; allowed: a model directory, or demo.")], target)

@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from collections import Counter
 from typing import cast
 
 GIT_LFS_START = b"version https://git-lfs.github.com/spec/"
@@ -52,6 +53,14 @@ def check_start(data: bytes) -> None:
         raise JsonError("the file is UTF-16 or no text at all, but must be plain UTF-8.", _SAVE_AS_UTF8)
 
 
+def _once_each(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise JsonError(f"the file gives {shortened(json.dumps(twice))} twice.", "Keep the one that is meant.")
+    return found
+
+
 def parse_object(data: bytes) -> dict[str, object]:
     """Returns the object that UTF-8 JSON holds.
 
@@ -60,7 +69,9 @@ def parse_object(data: bytes) -> dict[str, object]:
     """
     check_start(data)
     try:
-        value: object = json.loads(data.decode())
+        value: object = json.loads(data.decode(), object_pairs_hook=_once_each)
+    except JsonError:
+        raise
     except RecursionError as error:
         raise JsonError("the file nests its values too deeply.", _COPY_AGAIN) from error
     except ValueError as error:

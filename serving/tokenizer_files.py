@@ -141,8 +141,12 @@ def _read(path: Path, num_bytes: int) -> bytes | None:
 
 
 def _check_text(path: Path) -> None:
+    text = _read(path, MAX_BYTES) or b""
     try:
-        (_read(path, MAX_BYTES) or b"").decode()
+        check_start(text)  # the mark would begin every prompt
+        text.decode()
+    except JsonError as error:
+        raise TokenizerError(f"{path}: {error}") from error
     except UnicodeError as error:
         raise TokenizerError(f"{path} is not UTF-8 text ({error}); convert it, or {COPY_AGAIN}") from error
 

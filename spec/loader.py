@@ -1,5 +1,6 @@
 """YAML out of a file, and what is wrong with it in words."""
 
+import re
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,10 @@ from spec.errors import Problem, SpecError
 
 MAX_FILE_BYTES = 1 << 20
 MAX_INTEGER_BITS = 1024  # Python would take longer ones, and then refuse to show them in an error
+MAX_NUMBER_CHARS = 2 * MAX_INTEGER_BITS  # written; some ways to read a number take quadratic time
+_OTHER_BASE = re.compile(r"[-+]?(0[0-7_]+|.*:.*)")  # of YAML 1.1: 010 is 8, and 1:30 is 90
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_MERGE = "tag:yaml.org,2002:merge"  # `<<`, which stands for no value
 MAX_NODES = 20_000  # values of a file, each counted as often as aliases (`*name`) repeat it
 
 
@@ -21,23 +26,36 @@ def read_yaml(path: Path) -> object:
             what describes anything.
     """
     try:
-        return yaml.load(_text(path), Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+        if len(content) > MAX_FILE_BYTES:
+            raise yaml.YAMLError(f"it has more than {MAX_FILE_BYTES} bytes; is it the right file?")
+        return parse_yaml(content.decode("utf-8"), str(path))
+    except OSError as error:
         raise SpecError([Problem("", f"cannot be read: {error}")], str(path)) from error
+    except UnicodeDecodeError as error:
+        raise SpecError([Problem("", f"is not text in UTF-8 ({error}); save it as that.")], str(path)) from error
     except yaml.YAMLError as error:
         raise SpecError([Problem("", _problem(error))], str(path)) from error
+
+
+def parse_yaml(text: str, source: str) -> object:
+    """What YAML says, as plain data.
+
+    Args:
+        source: What to name in errors.
+
+    Raises:
+        SpecError: as `read_yaml`.
+    """
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        raise SpecError([Problem("", _problem(error))], source) from error
     except RecursionError as error:
         raise SpecError(
-            [Problem("", "is nested too deeply; a section has one or two others around it.")], str(path)
+            [Problem("", "is nested too deeply; a section has one or two others around it.")], source
         ) from error
-
-
-def _text(path: Path) -> str:
-    with path.open("rb") as file:
-        content = file.read(MAX_FILE_BYTES + 1)
-    if len(content) > MAX_FILE_BYTES:
-        raise yaml.YAMLError(f"it has more than {MAX_FILE_BYTES} bytes; is it the right file?")
-    return content.decode("utf-8")
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -56,6 +74,8 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
+            if isinstance(node, yaml.ScalarNode) and node.tag in _NUMBERS:
+                _check_number(node.value)
             value: object = super().construct_object(node, deep)
             if isinstance(value, int) and value.bit_length() > MAX_INTEGER_BITS:
                 raise ValueError(f"it has more than {MAX_INTEGER_BITS} bits")
@@ -69,16 +89,28 @@ class _StrictLoader(yaml.SafeLoader):
         if not isinstance(node, yaml.MappingNode):  # such as `!!set [1]`
             problem = f"this cannot be read as {node.tag.rpartition(':')[2]}: it is no mapping"
             raise yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
-        seen: set[str] = set()
+        seen: set[Hashable] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 continue
-            if key.value in seen:
+            # As written, for `1` and "1" are the same field; and as read, for 16 and 0x10 are.
+            read = key.value if key.tag == _MERGE else self.construct_object(key)
+            if key.value in seen or read in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"`{key.value}` is given twice; keep one", problem_mark=key.start_mark
                 )
-            seen.add(key.value)
+            seen |= {key.value, read}
         return super().construct_mapping(node, deep)
+
+
+def _check_number(text: str) -> None:
+    """Raises ValueError for a number that costs too much to read, or that hardly anybody means as YAML 1.1 reads it."""
+    if len(text) > MAX_NUMBER_CHARS:
+        raise ValueError(f"it has more than {MAX_NUMBER_CHARS} characters")
+    if _OTHER_BASE.fullmatch(text):
+        raise ValueError(
+            "with a colon it would be read to base 60, and with a zero before it to base 8; write it plainly"
+        )
 
 
 def _count(node: yaml.Node, known: dict[yaml.Node, int]) -> int:

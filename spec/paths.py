@@ -24,7 +24,15 @@ class FileName:
         """The file name made absolute from `base`; what is none, such as empty text or a URL, as it is."""
         if not isinstance(value, str) or value.strip() in ("", *self.keep) or "://" in value:
             return value
-        return str(base / Path(value).expanduser())
+        return str(base / expanded(value))
+
+
+def expanded(name: str) -> Path:
+    """The path with `~` and `~user` followed; as it is where there is no such user, as in shells."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
 
 
 def absolute(data: Mapping[Any, Any], section: type[Section], base: Path) -> dict[Any, Any]:

@@ -4,7 +4,8 @@ SERVICE = Schema(ServiceSpec, subject="the service", smallest="model: {path: …
 spec = SERVICE.load("service.yaml", {"api.port": 9000})
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -17,6 +18,8 @@ from spec.not_yet import not_honoured
 from spec.paths import absolute
 from spec.section import Section, is_section
 
+# What is no UTF-8 in the name of a file reaches Python as halves of surrogate pairs.
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
 Overrides = Mapping[str, object]  # dotted field paths to values, such as {"api.port": 9000}
 Root = TypeVar("Root", bound=Section)
 
@@ -65,6 +68,9 @@ class Schema(Generic[Root]):
             allowed = f"{what}; allowed: sections and fields, at least {self.smallest}."
             raise SpecError([Problem("", allowed)], source, self.subject)
         merged = merge(data, overrides or {}, self.root)
+        unusable = tuple(_unusable_texts(merged))
+        if unusable:
+            raise SpecError(unusable, source, self.subject)
         try:
             spec = self.root.model_validate(absolute(merged, self.root, base) if base else merged)
         except ValidationError as error:
@@ -94,6 +100,19 @@ def merge(data: Mapping[Any, Any], overrides: Overrides, root: type[Section]) ->
             at[section] = at = dict(inner or {})
         at[field] = value
     return merged
+
+
+def _unusable_texts(value: object, path: str = "") -> Iterator[Problem]:
+    """One problem for each text, keys included, that neither a file nor a message between processes can be named by."""
+    if isinstance(value, str) and _UNUSABLE.search(value):
+        yield Problem(path, f"{show(value)} was given; allowed: text in UTF-8 without a NUL.")
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, item in items:
+        here = f"{path}.{key}" if path else str(key)
+        if isinstance(key, str) and _UNUSABLE.search(key):
+            yield Problem(path, f"{show(key)} is no name of a field; allowed: text in UTF-8 without a NUL.")
+        else:
+            yield from _unusable_texts(item, here)
 
 
 def _names_section(name: object, root: type[Section]) -> bool:

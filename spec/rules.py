@@ -1,6 +1,7 @@
 """What one field of a YAML file may hold: the same rule validates it, words its error and documents it."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeGuard
@@ -49,8 +50,8 @@ def is_whole(value: object, least: int, most: float = math.inf) -> TypeGuard[int
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """True for a finite int or float that is not negative."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    """True for an int or float that is not negative, and no more than a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def is_text(value: object) -> TypeGuard[str]:

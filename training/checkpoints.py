@@ -58,7 +58,11 @@ warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavai
 def clear_partial(folder: Path) -> None:
     """Removes what a run that ended in the middle of a save has left."""
     for path in list(listed(folder)):
-        if path.name.endswith(PARTIAL):
+        if not path.name.endswith(PARTIAL):
+            continue
+        if path.is_symlink():  # else the next save of that step would be written through it
+            path.unlink()
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 

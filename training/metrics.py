@@ -92,8 +92,10 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     Raises:
         MetricsError: It holds something else.
     """
+    path = folder / METRICS_FILE
+    _check_kind(path)
     try:
-        with (folder / METRICS_FILE).open("rb") as file:
+        with path.open("rb") as file:
             return list(_records(file))
     except FileNotFoundError:
         return []
@@ -115,6 +117,7 @@ class Follower:
 
     def read(self) -> list[dict[str, Any]]:
         """Returns the records of steps that no earlier call has returned."""
+        _check_kind(self._path)
         try:
             with self._path.open("rb") as file:
                 file_id = os.fstat(file.fileno()).st_ino
@@ -127,6 +130,12 @@ class Follower:
             return []
         self._last_step = max((record["step"] for record in records), default=self._last_step)
         return records
+
+
+def _check_kind(path: Path) -> None:
+    """Raises MetricsError for what is no file: a pipe would be waited for, and through a link another file written."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise MetricsError(f"{path} is a link, a folder, a pipe or a device, and no file of a run's; move it away")
 
 
 def _records(file: BufferedReader) -> Iterator[dict[str, Any]]:
@@ -184,11 +193,13 @@ def _expert_scalars(rows_per_expert: list[list[int]]) -> Iterator[tuple[str, flo
 
 def _cut(path: Path, steps_made: int) -> None:
     """Removes the records of steps after `steps_made`."""
+    _check_kind(path)
     if not path.exists():
         return
     scratch = path.with_suffix(".partial")
+    scratch.unlink(missing_ok=True)  # it may be a link: what is written through one is another file
     try:
-        with path.open("rb") as file, scratch.open("w") as kept:
+        with path.open("rb") as file, scratch.open("x") as kept:
             for record in _records(file):
                 if record["step"] <= steps_made:
                     kept.write(json.dumps(record) + "\n")

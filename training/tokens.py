@@ -147,7 +147,8 @@ class TokenWriter:
         self._task_ids: dict[str, int] = {}  # numbered as they appear; finish() knows them all and numbers them anew
         with storage_named(directory):
             directory.mkdir(parents=True, exist_ok=True)
-            (directory / STORE).unlink(missing_ok=True)
+            for name in (STORE, TOKENS, OFFSETS, TASKS):  # a link is replaced, not written through
+                (directory / name).unlink(missing_ok=True)
             self._tokens = (directory / TOKENS).open("wb")
             self._offsets = (directory / OFFSETS).open("wb")
             self._tasks = (directory / TASKS).open("wb") if with_tasks else None
@@ -245,6 +246,7 @@ def _sizes(info: StoreInfo) -> dict[str, int]:
 
 def _write_info(directory: Path, info: StoreInfo) -> None:
     partial = directory / f"{STORE}.partial"
+    partial.unlink(missing_ok=True)
     with partial.open("w", encoding="utf-8") as file:
         json.dump({"format_version": FORMAT_VERSION, **asdict(info)}, file, indent=1)
         file.flush()

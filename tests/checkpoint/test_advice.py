@@ -178,6 +178,27 @@ def test_a_pipe_in_place_of_the_index_is_not_waited_for(tmp_path: Path) -> None:
     assert "it is a pipe" in refusal(tmp_path, UnreadableFile).problem
 
 
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_link_to_a_pipe_in_place_of_a_configuration_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    make_small(tmp_path)
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / name).symlink_to("pipe")
+    assert "a pipe or a device, and no file" in refusal(tmp_path, ConfigError).problem
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
+def test_a_key_that_is_given_twice(tmp_path: Path, name: str) -> None:
+    """Whoever added the second one may have meant the first."""
+    make_small(tmp_path, max_shard_size="20KB")
+    text = (tmp_path / name).read_text()
+    first, value = next(iter(json.loads(text).items()))
+    (tmp_path / name).write_text(f'{{"{first}": {json.dumps(value)}, {text.strip()[1:]}')
+    error = refusal(tmp_path, ConfigError if "config" in name else TruncatedFile)
+    assert error.problem == f'the file gives "{first}" twice.'
+    assert "Keep the one that is meant" in error.remedy
+
+
 @pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json", INDEX])
 def test_other_codings(tmp_path: Path, coding: str, name: str) -> None:

@@ -46,6 +46,18 @@ def test_a_comment_and_a_blank_line_are_no_keys(keys: Path, service: Any) -> Non
     assert gateway_settings(service()).gateway.api_keys == (ONE, TWO)
 
 
+def test_a_pipe_of_keys_is_not_waited_for(tmp_path: Path) -> None:
+    """The second gateway would read nothing from it."""
+    os.mkfifo(tmp_path / "keys", 0o600)
+    with pytest.raises(SpecError, match="keys is a folder, a pipe or a device; make a file, with one API key a line"):
+        read_api_keys(tmp_path / "keys")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_key(keys: Path) -> None:
+    keys.write_text(f"{ONE}\n", encoding="utf-8-sig")
+    assert read_api_keys(keys) == (ONE,)
+
+
 @pytest.mark.parametrize(
     ("content", "what"),
     [

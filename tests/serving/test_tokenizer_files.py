@@ -168,10 +168,11 @@ def test_git_lfs_pointers_are_named(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-le"])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "chat_template.jinja", "additional_chat_templates/rag.jinja"])
 def test_other_codings_are_named(name: str, coding: str, tmp_path: Path) -> None:
     write(tmp_path, train_byte_level())
     text = (tmp_path / name).read_text() if (tmp_path / name).exists() else "{}"
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text, encoding=coding)
     with pytest.raises(TokenizerError, match=rf"{name}: the file .*Save it as UTF-8 without a byte-order mark"):
         load_tokenizer(tmp_path)

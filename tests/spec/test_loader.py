@@ -35,8 +35,18 @@ def aliases(first: str, each: str, levels: int) -> str:
         ("a: !!bool x", "cannot be read as bool"),
         ("a: !!set [1]", "line 1, column 4: this cannot be read as set: it is no mapping"),
         ("a: " + "9" * 5000, "cannot be read as int"),
-        ("a: 0x" + "f" * 5000, "cannot be read as int .it has more than 1024 bits"),
-        ("a: " + ":".join(["1"] * 3000), "more than 1024 bits"),
+        ("a: 0x" + "f" * 1000, "cannot be read as int .it has more than 1024 bits"),
+        ("a: " + ":".join(["1"] * 3000), "it has more than 2048 characters"),
+        ("a: " + ":".join(["1"] * 500_000), "it has more than 2048 characters"),  # minutes, if it were read
+        ("a: " + ":".join(["1"] * 400_000) + ".5", "cannot be read as float .it has more than 2048 characters"),
+        ("a: !!int " + ":".join(["1"] * 500_000), "it has more than 2048 characters"),
+        ("a: 1" + "_" * 900_000, "it has more than 2048 characters"),
+        ("a: 1:30", "line 1, column 4: .* to base 60.*write it plainly"),
+        ("a: -1:30.5", "to base 60"),
+        ("a: 010", "to base 8; write it plainly"),
+        ("{16: a, 0x10: b}", "column 9: `0x10` is given twice; keep one"),
+        ("{1: a, '1': b}", "`1` is given twice"),
+        ("{1: a, true: b}", "`true` is given twice"),
         ("&a [*a]", "line 1, column 1: this contains itself"),
         ("a: &a {b: *a}", "line 1, column 4: this contains itself"),
         ("[" * 2000, "nested too deeply"),
@@ -63,9 +73,29 @@ def test_aliases_that_people_write_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("a: 2001-12-01", "2001-12-01"), ("a: 0x7f", 127), ("a: 1e3", "1e3"), ("a: " + "9" * 300, None)]
+    ("text", "value"),
+    [
+        ("a: 2001-12-01", "2001-12-01"),
+        ("a: 0x7f", 127),
+        ("a: 1e3", "1e3"),
+        ("a: 0", 0),
+        ("a: 0.5", 0.5),
+        ("a: '1:30'", "1:30"),
+        ("a: " + "9" * 300, None),
+    ],
 )
 def test_plain_values_are_what_they_were(tmp_path: Path, text: str, value: object) -> None:
     found = read(tmp_path, text)
     assert isinstance(found, dict)
     assert (str(found["a"]) if isinstance(value, str) else found["a"]) == (int("9" * 300) if value is None else value)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeffa: 1\n") == {"a": 1}
+
+
+def test_another_encoding_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text("a: 1\n", encoding="utf-16")
+    with pytest.raises(SpecError, match="is not text in UTF-8 .*; save it as that"):
+        read_yaml(path)

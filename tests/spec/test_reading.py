@@ -13,6 +13,7 @@ from spec.not_yet import NotYet
 from spec.paths import FileName
 from spec.reading import Schema
 from spec.reference import page
+from spec.rules import is_number
 from spec.section import Section
 
 
@@ -120,3 +121,28 @@ def test_a_page_has_a_chapter_for_each_section() -> None:
     assert (
         "| `pages` | a whole number of at least 1 | `1` | How long it is. **Not yet**: count them yourself. |" in text
     )
+
+
+@pytest.mark.parametrize("text", ["/a\0b", "/a\ud800b", "\udcff"])
+def test_text_that_can_name_nothing_is_refused_wherever_it_stands(text: str) -> None:
+    for data, field in (({"index": text}, "index"), ({"desk": {"books": [{"file": text}]}}, "desk.books.0.file")):
+        with pytest.raises(SpecError, match=rf"{field}: '.*' was given; allowed: text in UTF-8 without a NUL"):
+            LIBRARY.check(data, base=Path("/here"))
+    with pytest.raises(SpecError, match="index: '.*' was given"):
+        LIBRARY.check({}, {"index": text})
+    with pytest.raises(SpecError, match="desk: '.*' is no name of a field"):
+        LIBRARY.check({"desk": {text: 1}})
+
+
+def test_a_home_that_nobody_has_is_a_name_like_others() -> None:
+    assert LIBRARY.check({"index": "~nobody-at-all/a"}, base=Path("/here")).index == "/here/~nobody-at-all/a"
+    assert LIBRARY.check({"index": "~/a"}, base=Path("/here")).index == str(Path.home() / "a")
+
+
+@pytest.mark.parametrize("given", [True, False, "1", 2**1024, 2**1024 - 1, float("inf"), float("nan"), -0.1])
+def test_what_is_no_number_that_computes(given: object) -> None:
+    assert not is_number(given)
+
+
+def test_numbers_up_to_the_largest_float() -> None:
+    assert all(is_number(given) for given in (0, 1, 0.5, 1.7976931348623157e308, 2**1023))

@@ -23,14 +23,14 @@ from typer.testing import CliRunner
 
 from manta.cli import app
 from tests.training.ranks import Ranks
-from tests.training.small_data import make_tokenizer
+from tests.training.small_data import make_store, make_tokenizer
 from tests.training.test_loop import job
 from training.data_errors import SourceError
 from training.export import TOKENIZER_FOLDER, config_of, exported, find_checkpoint
 from training.loop import Job, run
 from training.manifest import MANIFEST_FILE
 from training.mesh import MeshShape, lone_mesh, make_mesh
-from training.metrics import METRICS_FILE, Follower, MetricsError
+from training.metrics import METRICS_FILE, Follower, MetricsError, read_metrics
 from training.parquet import row_group_bytes
 from training.progress import PROGRESS_FILE, CheckpointError, DamagedCheckpoint
 from training.sources import Source
@@ -215,6 +215,50 @@ def _damage(rank: int, what: Job) -> str:
     except DamagedCheckpoint as error:
         return str(error)
     return "it ran to its end"
+
+
+@pytest.mark.parametrize("kind", ["pipe", "link", "link to nothing", "folder", "device"])
+def test_metrics_that_are_no_file_are_neither_waited_for_nor_written_through(
+    kind: str, tmp_path: Path, seed: int
+) -> None:
+    what = job(tmp_path / "run", seed, steps=2)
+    what.folder.mkdir(parents=True)
+    other, path = tmp_path / "other", what.folder / METRICS_FILE
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        if kind == "link":
+            other.write_text("kept")
+        path.symlink_to("/dev/zero" if kind == "device" else other)
+    for read in (lambda: read_metrics(what.folder), lambda: Follower(what.folder)):
+        with pytest.raises(MetricsError, match="is a link, a folder, a pipe or a device, and no file of a run's; move"):
+            read()
+    with pytest.raises(DamagedCheckpoint, match="is a link, a folder, a pipe or a device"):
+        run(what, lone_mesh())
+    assert other.read_text() == "kept" if kind == "link" else not other.exists()
+
+
+def test_what_a_run_writes_is_not_written_through_links(tmp_path: Path, seed: int) -> None:
+    """Whoever goes on with somebody else's run would write over files of its own."""
+    what, other = job(tmp_path / "run", seed, steps=2, checkpoint_every=2), tmp_path / "other"
+    (what.folder / "checkpoints").mkdir(parents=True)
+    (what.folder / METRICS_FILE).touch()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (what.folder / "checkpoints" / "step-00000002.partial").symlink_to(folder)
+    other.write_text("kept")
+    (what.folder / METRICS_FILE).with_suffix(".partial").symlink_to(other)
+    run(what, lone_mesh())
+    assert len(read_metrics(what.folder)) == 2
+    assert (other.read_text(), list(folder.iterdir())) == ("kept", [])
+    store = tmp_path / "store"
+    store.mkdir()
+    for name in ("tokens.bin", "offsets.bin", "tasks.bin", "store.json", "store.json.partial"):
+        (store / name).symlink_to(other)
+    assert make_store(store, [[5, 6, 1]], tasks=["code"]).document(0).tolist() == [5, 6, 1]
+    assert other.read_text() == "kept"
 
 
 def test_a_damaged_log_is_followed_in_silence(tmp_path: Path) -> None:
