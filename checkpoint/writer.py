@@ -53,15 +53,13 @@ def write_checkpoint(
         tokenizer: Where the tokenizer's files are; None: none are copied.
 
     Raises:
-        FileExistsError: The directory holds something.
+        FileExistsError: The directory holds something, or cannot be replaced.
         OSError: It cannot be written.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise FileExistsError(f"{directory} is not empty; give a new directory")
-    if directory.resolve() == Path.cwd():  # it is replaced: whoever is in it would see it empty for ever
-        raise FileExistsError(f"{directory} is the current folder; give a new directory, or go to another folder")
+    directory = directory.resolve()  # of a link, what it leads to is replaced
     scratch = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
+    _check_replaceable(directory, scratch)
     scratch.mkdir(parents=True)
     try:
         _write_tensors(scratch, tensors, max_file_bytes)
@@ -76,6 +74,28 @@ def write_checkpoint(
         scratch.rename(directory)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _check_replaceable(directory: Path, scratch: Path) -> None:
+    """Does nothing if a directory is not there, or empty and can be replaced: found out before hours of writing.
+
+    Raises:
+        FileExistsError: It is something else.
+    """
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise FileExistsError(f"{directory} is a file; give a new directory")
+    if any(directory.iterdir()):
+        raise FileExistsError(f"{directory} is not empty; give a new directory")
+    if directory == Path.cwd():  # whoever is in it would see it empty for ever
+        raise FileExistsError(f"{directory} is the current folder; give a new directory, or go to another folder")
+    try:
+        directory.rename(scratch)
+        scratch.rename(directory)
+    except OSError as error:  # a volume that is mounted there, say
+        what = f"{directory} cannot be replaced ({error.strerror})"
+        raise FileExistsError(f"{what}; give a new directory, if this is a mounted volume one in it") from error
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -1,6 +1,7 @@
 """A training file made so, on the Ray that this process has joined: tokens first, then the ranks."""
 
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +9,12 @@ from typing import Any
 
 from checkpoint.writer import copy_tokenizer
 from model.config import MixtralConfig
+from training.checkpoints import check_data, check_fits
 from training.export import TOKENIZER_FOLDER
 from training.ingest import Ingested, ingest
+from training.loop import Job
 from training.packing import PackedData
-from training.progress import Complete, newest_checkpoint
+from training.progress import PARTIAL, CheckpointError, Complete, newest_checkpoint
 from training.resolve import job_of, model_of, run_folder, sources_of, with_tasks, workers_of
 from training.room import num_cores, num_gpus
 from training.spec import TrainingSpec
@@ -75,9 +78,43 @@ def run_training(spec: TrainingSpec, watch: Watch, own_ray: bool = False) -> Fin
     config = with_tasks(config, ingested.training.info.task_names)
     held_out = None if ingested.held_out is None else ingested.held_out.directory
     job = job_of(spec, config, ingested.training.directory, held_out)
-    copy_tokenizer(spec.model.tokenizer_directory, job.folder / TOKENIZER_FOLDER)  # for whoever exports it
+    _check_newest(job)  # before anything of the run is replaced
+    keep_tokenizer(spec.model.tokenizer_directory, job.folder)
     train(job, workers, watch.on_record, watch.on_waiting)
     newest = newest_checkpoint(job.checkpoints)
     if newest is None:
         raise TrainingFailed(f"{run_folder(spec)} has no checkpoint, though the run has ended")
     return Finished(job.folder, config, newest)
+
+
+def keep_tokenizer(directory: Path, run: Path) -> None:
+    """Copies a tokenizer's files into a run's folder, for whoever exports it. Of another one that is there none stay.
+
+    Raises:
+        OSError: They cannot be read or written.
+    """
+    target = run / TOKENIZER_FOLDER
+    if target.exists() and target.samefile(directory):
+        return
+    scratch = target.with_name(TOKENIZER_FOLDER + PARTIAL)
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    copy_tokenizer(directory, scratch)
+    if target.exists():
+        shutil.rmtree(target)
+    scratch.rename(target)
+
+
+def _check_newest(job: Job) -> None:
+    """Does nothing if the ranks can go on from the newest checkpoint, or there is none.
+
+    Raises:
+        TrainingFailed: They cannot, as each of them would find too.
+    """
+    try:
+        newest = newest_checkpoint(job.checkpoints)
+        if newest is not None:
+            check_fits(newest, job.config)
+            check_data(newest, job.data)
+    except CheckpointError as error:
+        raise TrainingFailed(str(error)) from error

@@ -3,6 +3,8 @@
 T positions, V vocabulary, D model dim, F expert hidden dim, E experts, K chosen experts, S tasks.
 """
 
+import errno
+import os
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -287,6 +289,43 @@ def test_the_current_folder_is_not_replaced_under_the_user(make: Make, monkeypat
     for out in (Path(), whole.out):
         with pytest.raises(FileExistsError, match="is the current folder; give a new directory"):
             extract(whole.directory, out, TASKS[0])
+
+
+def test_a_link_stays_and_leads_to_what_is_written(make: Make) -> None:
+    whole = make()
+    disk = whole.out.with_name("another disk")
+    for out in (disk / "empty", disk / "new"):
+        disk.mkdir(exist_ok=True)
+        if out.name == "empty":
+            out.mkdir()
+        whole.out.unlink(missing_ok=True)
+        whole.out.symlink_to(out)
+        extract(whole.directory, whole.out, TASKS[0])
+        assert whole.out.is_symlink()
+        assert {"config.json", WEIGHTS} <= {path.name for path in out.iterdir()}
+    assert sorted(path.name for path in disk.iterdir()) == ["empty", "new"]
+
+
+def test_a_mounted_volume_is_told_before_anything_is_written(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = make()
+    whole.out.mkdir()
+
+    def rename(source: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))  # as for what something is mounted on
+
+    monkeypatch.setattr("os.rename", rename)
+    monkeypatch.setattr("checkpoint.writer.save_file", lambda *given, **named: pytest.fail("something was written"))
+    with pytest.raises(FileExistsError, match=r"cannot be replaced \(.*busy\); .*mounted volume one in it"):
+        extract(whole.directory, whole.out, TASKS[0])
+    assert whole.out.is_dir()
+
+
+def test_a_file_is_not_replaced(make: Make) -> None:
+    whole = make()
+    whole.out.write_text("mine")
+    with pytest.raises(FileExistsError, match="is a file; give a new directory"):
+        extract(whole.directory, whole.out, TASKS[0])
+    assert whole.out.read_text() == "mine"
 
 
 def test_damaged_weights(make: Make) -> None:
