@@ -20,6 +20,8 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 Message = Mapping[str, Any]
+# What an expression of a template may end in, given values that it was not written for; RecursionError: nested ones.
+REFUSALS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 MAX_CHARS = 1 << 20
 MAX_LOOKUPS = 500_000  # of names, in one rendering: about half a second; 2048 messages take a tenth of them
 
@@ -81,7 +83,7 @@ class ChatTemplate:
         _BUDGET.start(max_chars)
         try:
             return _joined(self._template.generate(variables))
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        except REFUSALS as error:
             raise ChatTemplateError(f"the model's chat template refuses these messages: {error}") from error
 
     def _render_open(self, messages: Sequence[Message], variables: Mapping[str, Any], max_chars: int) -> str:

@@ -1,19 +1,24 @@
 """What uvicorn does not bound, in the process where HTTP enters: heads that never end, and clients that never read.
 
-uvicorn gives a connection all the time, and all the memory, that it wants for the head of a request, and keeps what a
-client does not read for as long as that stays connected. Ray Serve's proxy is a uvicorn which leaves no other place to
-say so than the protocol class. `install` is called there by name, through RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
+uvicorn gives a connection all the time, and all the memory, that it wants for the head of a request, for its trailers
+and for requests that come before the answers to others, and keeps what a client does not read for as long as that
+stays connected. Of a request that offers to go on in another protocol (`Upgrade: h2c`, as Java's client does) it loses
+the body. Ray Serve's proxy is a uvicorn which leaves no other place to say so than the protocol class. `install` is
+called there by name, through RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
 """
 
 import asyncio
 import os
 import socket
+import sys
 from typing import Any
 
+import httptools
 from uvicorn import config as uvicorn_config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD_BYTES = 64 << 10
+MAX_PIPELINED = 16  # requests of one connection that wait for the answers to others: hardly any client sends one
 HEAD_TIMEOUT_S = "MANTA_HTTP_HEAD_TIMEOUT_S"  # environment variables: the proxy serves all services of a cluster
 SEND_TIMEOUT_S = "MANTA_HTTP_SEND_TIMEOUT_S"
 DEFAULTS_S = {HEAD_TIMEOUT_S: 10.0, SEND_TIMEOUT_S: 120.0}
@@ -28,13 +33,20 @@ def setting_s(name: str) -> float:
     return value
 
 
+class TooManyPipelined(Exception):
+    """A connection has more than MAX_PIPELINED requests waiting."""
+
+
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, for as long as the client keeps to two time-outs and one size.
+    """uvicorn's protocol, for as long as the client keeps to two time-outs and two limits.
 
     A request's head must be complete `HEAD_TIMEOUT_S` after the connection was made, or after its first byte on one
-    that is kept alive, and have at most MAX_HEAD_BYTES, about. What comes while an answer is under way, such as the
-    line end that some clients send after a body, does not hurry it. What is sent must be taken: the kernel gives up a
-    connection on which the client has taken nothing for `SEND_TIMEOUT_S`.
+    that is kept alive, and have at most MAX_HEAD_BYTES, about; so much may trailers have, and what is said of a chunk.
+    What comes while an answer is under way, such as the line end that some clients send after a body, does not hurry
+    it; what is still missing of a body when its request has been answered has `HEAD_TIMEOUT_S` left. What is sent must
+    be taken: the kernel gives up a connection on which the client has taken nothing for `SEND_TIMEOUT_S`.
+
+    An offer to go on in another protocol than HTTP/1.1 or WebSocket is not taken up (RFC 9110, section 7.8).
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -44,6 +56,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = True  # or before the next one
         self._num_head_bytes = 0
         self._num_heads = 0  # that were complete
+        self._num_parts = 0  # heads, pieces of bodies and messages that were complete
+        self._fed = b""
 
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
@@ -56,25 +70,59 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
-        before = (self._in_head, self._num_heads)
-        super().data_received(data)
-        if before == (True, self._num_heads) and self._in_head:  # nothing but a part of a head
-            self._num_head_bytes += len(data)
-            if self._num_head_bytes > MAX_HEAD_BYTES:
-                self.transport.abort()
+        in_head, num_parts = self._in_head, self._num_parts
+        self._feed(data)
+        self._fed = b""
+        if num_parts != self._num_parts:
+            self._num_head_bytes = 0
+            return
+        self._num_head_bytes += len(data)  # nothing but a part of a head, of trailers, or of what is said of a chunk
+        if self._num_head_bytes > MAX_HEAD_BYTES:
+            self.transport.abort()
+        if in_head:
             self._expect_head()
 
     def on_headers_complete(self) -> None:
         """Called by the parser."""
+        if self._declines_upgrade():
+            return
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self.transport.abort()
+            raise TooManyPipelined  # ends what the parser would do with the rest
         self._in_head = False
         self._num_heads += 1
+        self._num_parts += 1
         self._forget_head()
         super().on_headers_complete()
 
+    def on_chunk_header(self) -> None:
+        """Called by the parser."""
+        self._num_parts += 1
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self._num_parts += 1
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         """Called by the parser, once the body is complete too."""
+        if self._declines_upgrade():
+            return
         self._in_head = True
+        self._num_parts += 1
+        self._forget_head()
         super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Called by uvicorn, once an answer is complete."""
+        super().on_response_complete()
+        if not self._in_head and self.cycle.response_complete:
+            self._start_timer()
+
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn where the parser has failed."""
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio.Protocol."""
@@ -84,7 +132,11 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _expect_head(self) -> None:
         answers = self._num_heads > 0 and not self.cycle.response_complete  # then uvicorn keeps it alive for a while
-        if self._head_timer is None and not answers and not self.transport.is_closing():
+        if not answers:
+            self._start_timer()
+
+    def _start_timer(self) -> None:
+        if self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self._head_timeout_s, self.transport.abort)
 
     def _forget_head(self) -> None:
@@ -92,6 +144,30 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+
+    def _feed(self, data: bytes) -> None:
+        self._fed = data
+        super().data_received(data)
+
+    def _declines_upgrade(self) -> bool:
+        """Whether the request that is parsed offers another protocol, which nobody speaks here."""
+        offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"  # that one is no offer
+        return offers and not self._should_upgrade()
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Called by uvicorn while it handles the parser's HttpParserUpgrade, which says where the head ends.
+
+        The parser takes what follows for the other protocol: the request is parsed anew, without the offer.
+        """
+        declined = sys.exc_info()[1]
+        assert isinstance(declined, httptools.HttpParserUpgrade)
+        rest = self._fed[declined.args[0] :]
+        kept = (name + b": " + value for name, value in self.headers if name != b"upgrade")
+        version = b"HTTP/" + self.parser.get_http_version().encode()
+        first_line = b" ".join((self.parser.get_method(), self.url, version))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's own
+        self._feed(b"\r\n".join((first_line, *kept, b"", rest)))
 
 
 def install() -> list[Any]:

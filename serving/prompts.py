@@ -221,10 +221,7 @@ def render_chat(body: ChatTemplateFields, codec: TextCodec, limits: RequestLimit
         raise invalid(f"This model has no {what}.", "messages", "no_chat_template")
     messages = [_plain_message(message, index) for index, message in enumerate(body.messages)]
     if marks is not None:
-        put = marks.put
-        messages = [
-            {key: put(value) if isinstance(value, str) else value for key, value in m.items()} for m in messages
-        ]
+        messages = [marks.put_in(message) for message in messages]
     if not codec.chat_template.names_developer:  # it is the newer name of the same role
         messages = [message | {"role": ROLE_OF.get(message["role"], message["role"])} for message in messages]
     try:

@@ -9,6 +9,7 @@ import secrets
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from tokenizers import Tokenizer
 
@@ -35,6 +36,16 @@ class Marks:
     def put(self, text: str) -> str:
         """The text with a mark for each special token."""
         return text if self._pattern is None else self._pattern.sub(self._put_one, text)
+
+    def put_in(self, value: Any) -> Any:
+        """A copy of what JSON can write with marks in all of its texts, wherever they are."""
+        if isinstance(value, str):
+            return self.put(value)
+        if isinstance(value, list):
+            return [self.put_in(each) for each in cast("list[Any]", value)]
+        if isinstance(value, dict):
+            return {self.put(name): self.put_in(each) for name, each in cast("dict[str, Any]", value).items()}
+        return value
 
     def take(self, text: str) -> Marked:
         """The text with special tokens for marks. Raises ValueError where a template has changed one."""

@@ -16,22 +16,31 @@ from uvicorn import config as uvicorn_config
 
 from cluster.ray_session import RAY_ENVIRONMENT
 from serving import http_guard
-from serving.http_guard import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, SEND_TIMEOUT_S, install, setting_s
+from serving.http_guard import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, MAX_PIPELINED, SEND_TIMEOUT_S, install, setting_s
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answers as much as the path says, in MiB, and tells when it was left."""
-    num = int(scope["path"].strip("/") or 0)
-    await asyncio.sleep(float(dict(scope["headers"]).get(b"x-pause-s", 0)))
+    """Answers as much as the path says, in MiB, and tells when it was left; `X-Read`: what it was sent, at the end."""
+    num, headers = int(scope["path"].strip("/") or 0), dict(scope["headers"])
+    await asyncio.sleep(float(headers.get(b"x-pause-s", 0)))
+    body = await read_body(receive) if b"x-read" in headers else b"end"
     await send({"type": "http.response.start", "status": 200, "headers": []})
     try:
         for _ in range(num):
             await send({"type": "http.response.body", "body": bytes(1 << 20), "more_body": True})
     finally:
         ENDED.append(num)
-    await send({"type": "http.response.body", "body": b"end"})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def read_body(receive: Any) -> bytes:
+    body, message = b"", {"more_body": True}
+    while message.get("more_body"):
+        message = await receive()
+        body += message.get("body", b"")
+    return body
 
 
 ENDED: list[int] = []
@@ -78,6 +87,23 @@ def sends(connection: socket.socket, data: bytes) -> bool:
     except ConnectionError:
         return False
     return True
+
+
+def read_answers(connection: socket.socket, num: int) -> list[bytes]:
+    """The bodies of so many answers, which come in chunks."""
+    bodies: list[bytes] = []
+    with connection.makefile("rb") as file:
+        for _ in range(num):
+            assert file.readline().startswith(b"HTTP/1.1 200")
+            while file.readline() != b"\r\n":
+                pass
+            body = b""
+            while size := int(file.readline(), 16):
+                body += file.read(size)
+                file.readline()
+            file.readline()
+            bodies.append(body)
+    return bodies
 
 
 @pytest.mark.parametrize("sent", [b"", b"G", HEAD, HEAD + b"X-Long: y"])
@@ -136,6 +162,81 @@ def test_a_head_without_an_end_in_size(server: uvicorn.Server, before: bytes) ->
     with connected(server) as connection:
         connection.sendall(before + HEAD + b"X-Long: ")
         assert not all(sends(connection, b"y" * (MAX_HEAD_BYTES // 4)) for _ in range(20))
+
+
+@pytest.mark.parametrize("reads", [b"", b"X-Read: 1\r\n"])
+@pytest.mark.parametrize(
+    ("before", "endless"),
+    [
+        (b"1\r\na\r\n0\r\n", b"X-Short: y\r\n"),
+        (b"1\r\na\r\n0\r\nX-Long: ", b"y"),
+        (b"1\r\na\r\n1;long=", b"y"),
+        (b"0", b"0"),
+    ],
+    ids=["trailers", "one trailer", "an extension of a chunk", "a size of a chunk"],
+)
+def test_what_is_neither_head_nor_body_has_an_end(
+    server: uvicorn.Server, before: bytes, endless: bytes, reads: bytes
+) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\n" + reads + b"Transfer-Encoding: chunked\r\n\r\n" + before)
+        assert not all(sends(connection, endless * (MAX_HEAD_BYTES // 4 // len(endless))) for _ in range(20))
+
+
+def test_a_body_in_many_chunks(server: uvicorn.Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nX-Read: 1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(50):
+            assert sends(connection, b"1;extension=long\r\na\r\n" * 500)
+        connection.sendall(b"0\r\nX-Trailer: y\r\n\r\n")
+        assert read_answers(connection, 1) == [b"a" * 25000]
+
+
+@pytest.mark.parametrize("body", [b"Content-Length: 1000000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n99999\r\n"])
+def test_a_body_that_trickles_on_after_its_answer(server: uvicorn.Server, body: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\n" + body)
+        assert read_answers(connection, 1) == [b"end"]
+        assert not all(sends(connection, b"y") for _ in range(500))
+
+
+def test_pipelined_requests(server: uvicorn.Server) -> None:
+    first = HEAD + b"X-Pause-S: 0.2\r\n\r\n"
+    with connected(server) as few, connected(server) as many:
+        few.sendall(first + (HEAD + b"\r\n") * MAX_PIPELINED)
+        assert read_answers(few, 1 + MAX_PIPELINED) == [b"end"] * (1 + MAX_PIPELINED)
+        many.sendall(first + (HEAD + b"\r\n") * 2000)
+        assert is_closed(many)
+
+
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAA\r\n"
+
+
+@pytest.mark.parametrize(
+    "body", [b"Content-Length: 4\r\n\r\nbody", b"Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n"]
+)
+@pytest.mark.parametrize("cut", [0, 9, -4])
+def test_an_offer_of_another_protocol_is_declined(server: uvicorn.Server, body: bytes, cut: int) -> None:
+    """Java's client makes one with each request; uvicorn alone loses the body of each, and all that follows."""
+    request = b"POST / HTTP/1.1\r\nHost: localhost\r\nX-Read: 1\r\n" + UPGRADE + body
+    with connected(server) as connection:
+        for _ in range(2):
+            for part in (request[:cut], request[cut:]):
+                connection.sendall(part)
+                time.sleep(0.02)
+            assert read_answers(connection, 1) == [b"body"]
+        connection.sendall(request * 3)
+        assert read_answers(connection, 3) == [b"body"] * 3
+        connection.sendall(request * 2000)  # each declined within what follows the one before
+        while not is_closed(connection):
+            pass
+
+
+@pytest.mark.parametrize("line", [b"CONNECT localhost:80 HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n"])
+def test_what_is_no_request(server: uvicorn.Server, line: bytes) -> None:
+    with connected(server) as connection:
+        connection.sendall(line + UPGRADE + b"\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 400")
 
 
 def test_a_client_that_does_not_read(server: uvicorn.Server) -> None:

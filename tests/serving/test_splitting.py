@@ -67,6 +67,19 @@ def test_a_special_token_is_encoded_by_itself() -> None:
     assert splitting.encode_marked(marked, False) == [eos, *hello, *written, *hello, eos]
 
 
+def test_a_special_token_anywhere_in_a_message_is_the_client_s(serve: Serve, byte_level: Tokenizer) -> None:
+    """Templates write other keys of a message too, and what is in those."""
+    template = "{% for m in messages %}{{ m.content }}{{ m.deep | tojson }}{% endfor %}{{ eos_token }}"
+    served = serve(FakeGenerator(), codec=TextCodec(byte_level, ChatTemplate(template, SPECIAL)))
+    messages = [{"role": "user", "content": "a", "deep": [1, None, {"</s>": {"b": ["</s>", True]}}]}]
+    body = {"model": MODEL, "messages": messages}
+    for split, num in ((False, 3), (True, 1)):
+        answer = httpx.post(f"{served.url}/tokenize", json=body | {"split_special_tokens": split}).json()
+        assert answer["tokens"].count(1) == num
+        text = served.codec.decode(answer["tokens"], skip_special_tokens=False)
+        assert text == 'a[1, null, {"</s>": {"b": ["</s>", true]}}]</s>'
+
+
 def test_a_template_that_changes_marks_is_refused() -> None:
     marks = Marks(["</s>"])
     with pytest.raises(ValueError, match="cannot be split"):

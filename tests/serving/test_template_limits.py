@@ -21,6 +21,11 @@ TOOLS = (
     "{% for t in tools %}{{ t | tojson(indent=4) }}{% endfor %}"
 )
 
+RECURSIVE = (
+    "{% macro write(value) %}{% if value is iterable %}{% for each in value %}{{ write(each) }}{% endfor %}"
+    "{% else %}{{ value }}{% endif %}{% endmacro %}{{ write(messages[0].content) }}"
+)
+
 
 def test_a_token_that_the_client_makes_long_is_not_written_for_each_message() -> None:
     """2048 messages, each followed by a megabyte, would be a text of two gigabytes."""
@@ -60,6 +65,21 @@ def test_what_is_looked_up_for_each_message_ends() -> None:
     with pytest.raises(ChatTemplateError, match=f"looks up more than {MAX_LOOKUPS} names; send fewer messages"):
         template.render(MANY, extra={"tools": [{}] * 30_000})
     assert time.thread_time() - started_s < 10, "without a limit it would be minutes"
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "said"),
+    [
+        (RECURSIVE, deep(190, 1), "maximum recursion depth exceeded"),
+        ("{{ messages[0].content.format() }}", "{0}", "out of range"),
+        ("{{ messages[0].content.nothing.more }}", "a", "no attribute 'nothing'"),
+        ("{{ 1 / messages[0].content }}", 0, "division by zero"),
+        ("{{ messages[0].content * 9 ** 99 }}", "a", "cannot fit"),
+    ],
+)
+def test_values_that_a_template_was_not_written_for(source: str, content: Any, said: str) -> None:
+    with pytest.raises(ChatTemplateError, match=f"refuses these messages: .*{said}"):
+        ChatTemplate(source, {}).render([{"role": "user", "content": content}])
 
 
 def test_one_rendering_s_limits_are_not_the_next_one_s() -> None:
