@@ -36,6 +36,9 @@ RAY_ENVIRONMENT = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1000",
+    # A company's proxy (http_proxy, https_proxy), which gRPC would go through even on loopback: between Serve's proxy
+    # and a gateway it would read, or lose, every request.
+    "no_grpc_proxy": "127.0.0.1,localhost",
     # The largest message between proxy and gateway: an answer, or all that has gathered of a stream for a client that
     # reads slowly. At gRPC's default of 4 MiB the answer is lost, and a 500 takes its place, after all the work. What
     # an answer may hold is bounded by `limits.request`.

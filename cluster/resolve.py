@@ -85,6 +85,7 @@ def resolve(spec: ServiceSpec, room: Room, loopback: bool = False) -> Service:
     """
     config = with_end(read_config(spec.model.directory), spec.model.directory)
     _check_routing(spec, config.routing)
+    _check_slices(spec, config.ffn_size)
     model = spec.model
     max_context = config.max_context if model.max_context == "auto" else model.max_context
     if max_context > config.max_context:
@@ -114,6 +115,13 @@ def _room_of(spec: ServiceSpec, room: Room) -> Room:
     experts = spec.experts
     num_cpus = room.share if experts.num_cpus == "auto" else experts.num_cpus
     return replace(room, replicas=experts.replicas.min, num_cpus=num_cpus)
+
+
+def _check_slices(spec: ServiceSpec, ffn_size: int) -> None:
+    given = spec.experts.slices
+    if given != "auto" and given > ffn_size:
+        text = f"{given} was given; allowed: auto or 1 to {ffn_size}, the hidden columns of this checkpoint's experts."
+        raise SpecError([Problem("experts.slices", text)])
 
 
 def _check_routing(spec: ServiceSpec, routing: Routing) -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, cast
 from pydantic import BeforeValidator
 
 from serving.settings import LEAST_UNREAD_BYTES
-from spec.fields import Auto
-from spec.replicas import Replicas
+from spec.fields import MAX_COUNT, Auto, seconds_from
+from spec.replicas import MAX_REPLICAS, Replicas, is_replica_count
 from spec.rules import Allowed, Rule, is_number, is_text, is_whole, or_auto, or_null
 
 
@@ -36,7 +36,7 @@ def _is_route(value: object) -> bool:
 def _is_fixed(value: object) -> bool:
     if isinstance(value, dict):  # how a plain number is written out again; what is wrong within is said elsewhere
         return value.get("min") == value.get("max")
-    return is_whole(value, 1) or (isinstance(value, Replicas) and value.min == value.max)
+    return is_replica_count(value) or (isinstance(value, Replicas) and value.min == value.max)
 
 
 def _are_origins(value: object) -> bool:
@@ -54,7 +54,7 @@ def _digits_to_int(value: object) -> object:
     return int(cast("str", value)) if plain else value
 
 
-FIXED = Rule("a whole number of at least 1, and no range: gateways are not scaled with the load", _is_fixed)
+FIXED = Rule(f"a whole number from 1 to {MAX_REPLICAS}, and no range: gateways are not scaled with the load", _is_fixed)
 
 FixedReplicaCount = Annotated[Replicas, Allowed(FIXED.words), BeforeValidator(FIXED.check)]
 Host = Annotated[
@@ -75,19 +75,26 @@ PortOrNull = Annotated[
 Window = Annotated[
     int | Auto | None,
     Rule(
-        "auto, null (full attention) or a whole number of at least 1",
-        or_auto(or_null(lambda value: is_whole(value, 1))),
+        f"auto, null (full attention) or a whole number from 1 to {MAX_COUNT}",
+        or_auto(or_null(lambda value: is_whole(value, 1, MAX_COUNT))),
     ),
 ]
 AutoBool = Annotated[bool | Auto, Rule("auto | true | false", or_auto(lambda value: isinstance(value, bool)))]
 Share = Annotated[float, Rule("a number above 0 and below 1", lambda value: is_number(value) and 0 < value < 1)]
 UnreadBytes = Annotated[
     int,
-    Rule(f"a whole number of at least {LEAST_UNREAD_BYTES}", lambda value: is_whole(value, LEAST_UNREAD_BYTES)),
+    Rule(
+        f"a whole number from {LEAST_UNREAD_BYTES} to {MAX_COUNT}",
+        lambda value: is_whole(value, LEAST_UNREAD_BYTES, MAX_COUNT),
+    ),
 ]
+# Below, nobody can be heard in time (members speak once a second, links are looked at four times in it): everything
+# would be taken for hung, and replaced, for ever.
+Silence = Annotated[float, seconds_from(0.5)]
+Interval = Annotated[float, seconds_from(0.1)]
 Labels = Annotated[dict[str, str], Rule("a mapping of text to text", _is_labels)]
 ExpertId = Annotated[
     int,
-    Rule("an expert id: a whole number of at least 0", lambda value: is_whole(value, 0)),
+    Rule(f"an expert id: a whole number from 0 to {MAX_COUNT}", lambda value: is_whole(value, 0, MAX_COUNT)),
     BeforeValidator(_digits_to_int),
 ]

@@ -13,12 +13,14 @@ from cluster.spec_fields import (
     FixedReplicaCount,
     Host,
     HostNames,
+    Interval,
     Labels,
     Origins,
     Port,
     PortOrNull,
     Route,
     Share,
+    Silence,
     UnreadBytes,
     Window,
 )
@@ -191,7 +193,7 @@ class ExpertsSpec(Section):
 class AutoscalingSpec(Section):
     """How replica counts follow the load, where `replicas` is a range."""
 
-    interval_s: Seconds = 5
+    interval_s: Interval = 5
     """Time between two decisions."""
     target_utilization: Share = 0.7
     """How busy replicas should be, at most 1: the share of time they compute, or of a node's `max_sequences` taken."""
@@ -256,11 +258,11 @@ class LimitsSpec(Section):
     """How long a part may take to load its weights."""
     recovery_timeout_s: Seconds = 30
     """How long a request waits for the only copy of a part to come back."""
-    heartbeat_timeout_s: Seconds = 3
+    heartbeat_timeout_s: Silence = 3
     """How long a process may be silent before it is taken for hung and replaced."""
-    answer_timeout_s: Seconds = 60
+    answer_timeout_s: Silence = 60
     """How long an expert call, or a connection, may stay without answer or word of progress; then others are asked."""
-    orphan_timeout_s: Seconds = 120
+    orphan_timeout_s: Silence = 120
     """How long expert actors stay with neither controller nor routers."""
     request: RequestLimitsSpec = RequestLimitsSpec()
     """What one request may cost."""

@@ -11,6 +11,7 @@ from spec.fields import Auto
 from spec.replicas import ONE, Replicas
 
 MAX_AUTO_SLICES = 8  # each further slice is one more peer on every layer's hop
+MAX_SHARDS = 4096  # each is a process at least, and every router speaks to all of them in every layer
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,26 @@ def shards(spec: ServiceSpec, num_experts: int, num_cpus: int) -> tuple[ShardPla
 
     Raises:
         SpecError: `experts.per_actor` exceeds the experts there are, or `experts.overrides` names an expert that
-            does not exist, or two overrides disagree about one shard.
+            does not exist, or two overrides disagree about one shard, or there are over MAX_SHARDS.
     """
     per_actor, slices = layout(spec.experts, num_experts, num_cpus)
+    _check_number(-(-num_experts // per_actor), slices)
     groups = expert_groups(num_experts, per_actor)
     settings = _settings_of_groups(spec.experts, groups, num_experts)
     pairs = ((group, part) for group in range(len(groups)) for part in range(slices))
     return tuple(
         ShardPlan(index, groups[group], part, slices, **settings[group]) for index, (group, part) in enumerate(pairs)
     )
+
+
+def _check_number(num_groups: int, slices: int) -> None:
+    """Raises SpecError if so many groups in so many slices are more actors than a service can have."""
+    if num_groups * slices > MAX_SHARDS:
+        text = (
+            f"{num_groups} groups of experts in {slices} slices each were asked for; allowed: {MAX_SHARDS} actors in "
+            "all. Lower experts.slices, or raise experts.per_actor."
+        )
+        raise SpecError([Problem("experts.slices", text)])
 
 
 def layout(experts: ExpertsSpec, num_experts: int, num_cpus: int) -> tuple[int, int]:
