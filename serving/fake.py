@@ -8,6 +8,8 @@ from protos.generation_pb2 import LENGTH, STOP, UNFINISHED, SequenceOutput, Subm
 from serving.generator import GenerationError
 from serving.metrics import MetricsSnapshot
 
+SCORED_IN_A_STEP = 512  # tokens of a prompt
+
 
 @dataclass
 class FakeGenerator:
@@ -59,7 +61,7 @@ class FakeGenerator:
             self.cancelled += not finished
 
     async def _replay(self, submit: Submit, source: Sequence[int]) -> AsyncIterator[SequenceOutput]:
-        output = _first_output(submit)
+        output = await _first_output(submit)
         limit = self._limit(submit)
         for num_tokens in range(limit):
             await self._pause_and_fail(num_tokens)
@@ -99,10 +101,14 @@ class FakeGenerator:
         return self.snapshots
 
 
-def _first_output(submit: Submit) -> SequenceOutput:
+async def _first_output(submit: Submit) -> SequenceOutput:
     output = SequenceOutput(queue_s=0.001)
     if submit.sampling.prompt_logprobs:
-        output.prompt_logprobs.extend(_prompt_logprobs(submit.prompt_ids[1:], submit.sampling.prompt_alternatives))
+        scored = submit.prompt_ids[1:]
+        for start in range(0, len(scored), SCORED_IN_A_STEP):
+            of_step = scored[start : start + SCORED_IN_A_STEP]
+            output.prompt_logprobs.extend(_prompt_logprobs(of_step, submit.sampling.prompt_alternatives))
+            await asyncio.sleep(0)  # what a node takes a step for is not made in one turn of the loop
     return output
 
 

@@ -1,10 +1,11 @@
 """The campaign: looks for input that Manta does not stand, for so many minutes.
 
     make fuzz MINUTES=30
-    python -m tests.fuzz [--minutes 10] [--only bytes,stops] [--seed N] [--json FILE]
+    python -m tests.fuzz [--minutes 10] [--only bytes,stops] [--seed N] [--json FILE] [--url http://127.0.0.1:PORT]
 
 The time is shared evenly by what is run. Each target shows how many inputs it has tried and what they have reached; the
-smallest input of a finding is kept in build/fuzz. Exits with 1 where something was found, with 2 for bad arguments.
+smallest input of a finding is kept in build/fuzz. Exits with 1 where something was found, with 2 for bad arguments, and
+with 130 after Ctrl-C or SIGTERM: what it has started is stopped by then.
 """
 
 import argparse
@@ -13,14 +14,17 @@ import json
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from manta.outcome import sigterm_is_ctrl_c
+from spec.outcome import INTERRUPTED
 from tests.fuzz import bytes as byte_targets
-from tests.fuzz import http, properties
+from tests.fuzz import http, properties, served
 from tests.fuzz.outcome import Outcome
 from tests.fuzz.progress import Progress
 from tests.fuzz.targets import TARGETS
@@ -47,9 +51,10 @@ KINDS: Mapping[str, Mapping[str, Part]] = {
         "pairs": _enumeration("pairs", properties.pairs),
         "mixes": _mixes,
     },
-    "http": {"schema": http.schema, "cost": http.cost},
+    "http": {"schema": http.schema, "cost": http.cost, served.NAME: served.served},
 }
 """What `--only` takes: kinds, each of which gets the same time, and their parts."""
+NOT_IN_A_MINUTE = frozenset({served.NAME})  # the form of it that `make test` runs leaves these out
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -59,10 +64,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=_parts, default=None, help="kinds or parts, with commas between them")
     parser.add_argument("--seed", type=int, default=None, help="of the random inputs (default: another each time)")
     parser.add_argument("--json", type=Path, default=None, help="write what was done and found to this file")
+    what = f"of a service of this host that runs, for `{served.NAME}`, instead of starting one"
+    parser.add_argument("--url", type=_url, default=None, help=what)
     arguments = parser.parse_args(argv)
     arguments.only = arguments.only or _parts(",".join(KINDS))
+    if arguments.url is not None:
+        _serve_from(arguments.url, arguments.only)
     arguments.seed = random.SystemRandom().randrange(1, 1 << 31) if arguments.seed is None else arguments.seed
     return arguments
+
+
+def _url(text: str) -> str:
+    try:
+        served.address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
+
+
+def _serve_from(url: str, chosen: dict[str, dict[str, Part]]) -> None:
+    """Lets the part that needs a service use the one at `url`."""
+    for parts in chosen.values():
+        if served.NAME in parts:
+            parts[served.NAME] = partial(served.served, url=url)
 
 
 def _minutes(text: str) -> float:
@@ -113,7 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
     errors, console = Console(stderr=True), Console()
     console.print(f"seed {arguments.seed}")
-    outcomes = run(arguments, errors)
+    try:
+        with sigterm_is_ctrl_c():
+            outcomes = run(arguments, errors)
+    except KeyboardInterrupt:
+        errors.print("Interrupted.")
+        return INTERRUPTED
     console.print(table(outcomes))
     for outcome in outcomes:
         for remark in outcome.remarks:

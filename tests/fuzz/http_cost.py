@@ -1,28 +1,35 @@
-"""What a body costs others: how long another client of the gateway waits, and how much memory the gateway takes."""
+"""What a body costs others: how long other clients wait, and how much memory the gateway, or the service, takes."""
 
 import http.client
 import json
-import os
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from tests.fuzz.asgi import Answer, check_shape
+from tests.fuzz.http_client import BROKEN, CLIENT_TIMEOUT_S, LEFT, Client, Stream
+from tests.fuzz.processes import Memory
 
 MAX_STALL_S = 0.1
 MAX_MIB = 64.0
 PAUSE_S = 0.002  # between two requests of the other client
-TRIES = 3  # a stall counts if each of so many sendings makes one: other processes of the machine stall too
-CLIENT_TIMEOUT_S = 120.0
+TRIES = 3  # what each of so many sendings costs counts: other processes of the machine stall too, and buffers grow once
 SETTLE_S = 0.05
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one body did. `stall_s` is the longest that the other client waited for an answer."""
+    """What one body did.
+
+    Args:
+        status: LEFT where its client had no more patience.
+        stall_s: The longest that the other client waited for an answer.
+        gap_s: The longest that a stream beside it waited for a token.
+        mib: What the process that took most took more, at its peak.
+        kept_mib: What all of them hold more afterwards.
+    """
 
     name: str
     path: str
@@ -32,54 +39,83 @@ class Cost:
     mib: float
     took_s: float
     wrong: str = ""
+    gap_s: float = 0.0
+    kept_mib: float = 0.0
+
+    @property
+    def held_up_s(self) -> float:
+        """The longest that anybody else waited."""
+        return max(self.stall_s, self.gap_s)
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it took too much memory."""
+        return max(self.mib, self.kept_mib) > MAX_MIB
+
+    def too_dear(self, judge_stall: bool) -> bool:
+        """Whether it took too much of anything."""
+        return self.is_large or (judge_stall and self.held_up_s > MAX_STALL_S)
 
     def __str__(self) -> str:
-        what = f"{self.path}, {self.name} ({self.num_bytes:,} bytes): {self.status}"
-        return f"{what}, others waited {self.stall_s * 1000:.0f} ms, {self.mib:+.0f} MiB, {self.took_s:.2f} s"
+        what = f"{self.path}, {self.name} ({self.num_bytes:,} bytes): {'left' if self.status == LEFT else self.status}"
+        stream = f", a stream {self.gap_s * 1000:.0f} ms" if self.gap_s else ""
+        memory = f"{self.mib:+.0f} MiB, {self.kept_mib:+.0f} kept"
+        return f"{what}, others waited {self.stall_s * 1000:.0f} ms{stream}, {memory}, {self.took_s:.2f} s"
 
 
 class Gauge:
-    """Sends bodies to a gateway and watches it. `pids` are the processes whose memory counts."""
+    """Sends bodies to a gateway, or a service, and watches it.
 
-    def __init__(self, host: str, port: int, pids: Iterable[int]) -> None:
-        self._address = (host, port)
-        self._pids = tuple(pids)
+    Args:
+        parts: The processes whose memory counts, by their ids, with names for messages.
+        stream: An honest stream beside it; None: there is none.
+    """
+
+    def __init__(self, client: Client, parts: Mapping[int, str], stream: Stream | None = None) -> None:
+        self.post = client.post
+        self._address = client.address
+        self._parts = parts
+        self._memory = Memory(parts)
+        self._stream = stream
 
     def cost(self, name: str, path: str, body: bytes, judge_stall: bool) -> Cost:
-        """Sends a body, again if others had to wait, and tells the least that it cost; says what is wrong with it."""
+        """Sends a body, again if it was too dear, and tells the least that it cost; says what is wrong with it."""
         tries = [self._once(name, path, body)]
-        while judge_stall and tries[-1].stall_s > MAX_STALL_S and len(tries) < TRIES:
+        while tries[-1].too_dear(judge_stall) and len(tries) < TRIES:
             tries.append(self._once(name, path, body))
-        least = min(tries, key=lambda one: one.stall_s)
-        worst_mib = min(one.mib for one in tries)
+        stall_s, gap_s = min(one.stall_s for one in tries), min(one.gap_s for one in tries)
+        mib, kept_mib = min(one.mib for one in tries), min(one.kept_mib for one in tries)
         wrong = [one.wrong for one in tries if one.wrong]
-        if judge_stall and least.stall_s > MAX_STALL_S:
-            wrong.append(f"others waited {least.stall_s * 1000:.0f} ms")
-        if worst_mib > MAX_MIB:
-            wrong.append(f"it took {worst_mib:.0f} MiB")
-        return Cost(name, path, len(body), least.status, least.stall_s, worst_mib, least.took_s, "; ".join(wrong))
-
-    def post(self, path: str, body: bytes) -> Answer:
-        """Sends a body and takes the whole answer; status 0 where the connection broke."""
-        connection = http.client.HTTPConnection(*self._address, timeout=CLIENT_TIMEOUT_S)
-        try:
-            connection.request("POST", path, body, {"content-type": "application/json"})
-            answer = connection.getresponse()
-            return Answer(answer.status, answer.read())
-        except (OSError, http.client.HTTPException) as error:
-            return Answer(0, str(error).encode())
-        finally:
-            connection.close()
+        if judge_stall and stall_s > MAX_STALL_S:
+            wrong.append(f"others waited {stall_s * 1000:.0f} ms")
+        if judge_stall and gap_s > MAX_STALL_S:
+            wrong.append(f"a stream waited {gap_s * 1000:.0f} ms for a token")
+        if max(mib, kept_mib) > MAX_MIB:
+            wrong.append(f"it took {mib:.0f} MiB of one process, and {kept_mib:.0f} MiB stayed")
+        last = tries[-1]
+        return Cost(
+            name, path, len(body), last.status, stall_s, mib, last.took_s, "; ".join(wrong), gap_s, kept_mib
+        )  # fmt: skip
 
     def _once(self, name: str, path: str, body: bytes) -> Cost:
-        before_mib = self._forget_peaks()
+        before_mib, began_s = self._memory.mark(), time.monotonic()
         with self._other_client() as waits_s:
-            began_s = time.perf_counter()
             answer = self.post(path, body)
-            took_s = time.perf_counter() - began_s
+            took_s = time.monotonic() - began_s
             time.sleep(SETTLE_S)  # what the gateway still does with it afterwards counts too
-        mib = self._peaks_mib() - before_mib
-        return Cost(name, path, len(body), answer.status, max(waits_s, default=0.0), mib, took_s, _wrong(answer))
+        grown = self._memory.grown_mib(before_mib)
+        kept_mib = sum(self._memory.now_mib().values()) - sum(before_mib.values())
+        gap_s = 0.0 if self._stream is None else self._stream.longest_gap_s(began_s)
+        wrong = "; ".join(filter(None, [_wrong(answer), *self._wrong_beside()]))
+        stall_s = max(waits_s, default=0.0)
+        return Cost(name, path, len(body), answer.status, stall_s, max(grown, default=0.0), took_s, wrong,
+                    gap_s, kept_mib)  # fmt: skip
+
+    def _wrong_beside(self) -> list[str]:
+        lines = [f"{self._parts[pid]} (process {pid}) ended" for pid in self._memory.take_ended()]
+        if self._stream is not None:
+            lines += [f"the stream beside it failed: {words}" for words in self._stream.take_failures()]
+        return lines
 
     @contextmanager
     def _other_client(self):
@@ -98,27 +134,19 @@ class Gauge:
             while not over.is_set():
                 began_s = time.perf_counter()
                 connection.request("GET", "/health")
-                connection.getresponse().read()
-                waits_s.append(time.perf_counter() - began_s)
+                answer = connection.getresponse()
+                answer.read()
+                served = answer.status == 200
+                waits_s.append(time.perf_counter() - began_s if served else CLIENT_TIMEOUT_S)
                 over.wait(PAUSE_S)
         except (OSError, http.client.HTTPException):
             waits_s.append(CLIENT_TIMEOUT_S)  # nobody answers: the gateway is gone
         finally:
             connection.close()
 
-    def _forget_peaks(self) -> float:
-        page_mib = os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-        for pid in self._pids:
-            Path(f"/proc/{pid}/clear_refs").write_text("5")
-        return sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * page_mib for pid in self._pids)
-
-    def _peaks_mib(self) -> float:
-        found = (Path(f"/proc/{pid}/status").read_text() for pid in self._pids)
-        return sum(int(text.split("VmHWM:")[1].split()[0]) / 1024 for text in found)
-
 
 def _wrong(answer: Answer) -> str:
-    if not answer.status:
+    if answer.status == BROKEN:
         return f"the connection broke: {answer.body.decode()}"
     try:
         check_shape(answer)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.fuzz.http_cost import Cost
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -21,6 +23,7 @@ class Outcome:
         coverage: What of the code, or of the inputs that there are, was reached; in words.
         peak_mib: The most memory that its process held; None: not looked at.
         remarks: What else is worth telling, such as the worst of what was within the limits.
+        costs: The dearest bodies: those that held others up longest, then those that took most memory.
     """
 
     name: str
@@ -30,3 +33,4 @@ class Outcome:
     peak_mib: float | None = None
     findings: tuple[Finding, ...] = ()
     remarks: tuple[str, ...] = ()
+    costs: tuple[Cost, ...] = ()
