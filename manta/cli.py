@@ -190,10 +190,12 @@ def generate(
         spec = spec_of(model, {"model.dtype": dtype or "auto"}, check_files=True, allow_yaml=False)
         text = sys.stdin.read() if prompt == "-" else prompt
 
+        from manta.dtype_note import dtype_note
         from manta.local import LocalService, check_device
 
-        if notice := check_device(device):
-            typer.echo(notice, err=True)
+        for notice in (check_device(device), dtype_note(spec.model)):
+            if notice:
+                typer.echo(notice, err=True)
         pieces = LocalService(spec.model.directory, spec.model.dtype, device).generate(text, sampling, task or "")
         typer.echo(text if echo else "", nl=False)
         for piece in pieces:

@@ -10,9 +10,10 @@ from rich.console import Console
 
 from cluster.lifecycle import serve
 from cluster.spec import ModelSpec, ServiceSpec
+from manta.dtype_note import dtype_note
 from manta.outcome import sigterm_is_ctrl_c
 from manta.progress import StartDisplay
-from model.config import read_config, stored_dtype_of
+from model.config import read_config
 from model.errors import ModelError
 from serving.end_tokens import with_end
 from serving.tokenizer_files import has_tokenizer_files
@@ -54,11 +55,8 @@ def _notes(model: ModelSpec) -> str:
     """What the checkpoint leaves open, and how it was decided, a line each."""
     notes: list[str] = []
     with suppress(ModelError):
-        if model.dtype == "auto" and stored_dtype_of(model.directory) == "float16":
-            notes.append(
-                "The weights are float16 and computed in float32, exactly, at twice their memory; --dtype bfloat16 "
-                "takes half of that, and rounds them."
-            )
+        if note := dtype_note(model):
+            notes.append(note)
         if not with_end(read_config(model.directory), model.directory).eos_token_ids:
             notes.append(
                 "No file of the model names the token that ends a text: texts end at max_tokens or at stop strings. "

@@ -1,4 +1,4 @@
-"""What uvicorn does not bound, in the process where HTTP enters: heads that never end, and clients that never read.
+"""What uvicorn does not bound where HTTP enters: heads that never end, clients that never read, connections.
 
 uvicorn gives a connection all the time, and all the memory, that it wants for the head of a request, for its trailers
 and for requests that come before the answers to others, and keeps what a client does not read for as long as that
@@ -9,6 +9,7 @@ called there by name, through RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
 
 import asyncio
 import os
+import resource
 import socket
 import sys
 from typing import Any
@@ -21,7 +22,15 @@ MAX_HEAD_BYTES = 64 << 10
 MAX_PIPELINED = 16  # requests of one connection that wait for the answers to others: hardly any client sends one
 HEAD_TIMEOUT_S = "MANTA_HTTP_HEAD_TIMEOUT_S"  # environment variables: the proxy serves all services of a cluster
 SEND_TIMEOUT_S = "MANTA_HTTP_SEND_TIMEOUT_S"
+MAX_CONNECTIONS = "MANTA_HTTP_MAX_CONNECTIONS"
 DEFAULTS_S = {HEAD_TIMEOUT_S: 10.0, SEND_TIMEOUT_S: 120.0}
+DEFAULT_MAX_CONNECTIONS = 4096
+KEPT_DESCRIPTORS = 256  # for what else a proxy opens: without one left it could not even refuse a connection
+_BUSY = b"Too many connections (MANTA_HTTP_MAX_CONNECTIONS): try again later.\n"
+REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_BUSY), _BUSY)
+)
 
 
 def setting_s(name: str) -> float:
@@ -33,18 +42,34 @@ def setting_s(name: str) -> float:
     return value
 
 
+def max_connections() -> int:
+    """How many connections a server of this process keeps: as the environment says, but fewer than its descriptors.
+
+    Raises:
+        ValueError: The environment says what is no whole number above 0.
+    """
+    given = os.environ.get(MAX_CONNECTIONS)
+    if given is not None and not (given.isascii() and given.isdigit() and int(given[:18]) > 0):
+        raise ValueError(f"{MAX_CONNECTIONS} is {given!r}: it must be a whole number above 0")
+    wanted = DEFAULT_MAX_CONNECTIONS if given is None else int(given[:18])
+    descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    room = wanted if descriptors == resource.RLIM_INFINITY else descriptors - KEPT_DESCRIPTORS
+    return max(1, min(wanted, room))
+
+
 class TooManyPipelined(Exception):
     """A connection has more than MAX_PIPELINED requests waiting."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
-    """uvicorn's protocol, for as long as the client keeps to two time-outs and two limits.
+    """uvicorn's protocol, for as long as the client keeps to two time-outs and two limits, and there are not too many.
 
     A request's head must be complete `HEAD_TIMEOUT_S` after the connection was made, or after its first byte on one
     that is kept alive, and have at most MAX_HEAD_BYTES, about; so much may trailers have, and what is said of a chunk.
     What comes while an answer is under way, such as the line end that some clients send after a body, does not hurry
     it; what is still missing of a body when its request has been answered has `HEAD_TIMEOUT_S` left. What is sent must
-    be taken: the kernel gives up a connection on which the client has taken nothing for `SEND_TIMEOUT_S`.
+    be taken: the kernel gives up a connection on which the client has taken nothing for `SEND_TIMEOUT_S`. A connection
+    beyond `max_connections` is answered 503 and closed before anything is read of it; those that are there go on.
 
     An offer to go on in another protocol than HTTP/1.1 or WebSocket is not taken up (RFC 9110, section 7.8).
     """
@@ -52,6 +77,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._head_timeout_s = setting_s(HEAD_TIMEOUT_S)
+        self._max_connections = max_connections()
         self._head_timer: asyncio.TimerHandle | None = None
         self._in_head = True  # or before the next one
         self._num_head_bytes = 0
@@ -62,6 +88,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
         super().connection_made(transport)
+        if len(self.connections) > self._max_connections:
+            transport.write(REFUSAL)
+            transport.close()
+            return
         connection = transport.get_extra_info("socket")
         if connection is not None and connection.family != socket.AF_UNIX and hasattr(socket, "TCP_USER_TIMEOUT"):
             timeout_ms = round(1000 * setting_s(SEND_TIMEOUT_S))
@@ -174,9 +204,10 @@ def install() -> list[Any]:
     """Makes uvicorn servers of this process, from now on, use GuardedProtocol. Returns the middlewares to add: none.
 
     Raises:
-        ValueError: A time-out in the environment is no positive number.
+        ValueError: A time-out or a limit in the environment is no positive number.
     """
     for name in DEFAULTS_S:
         setting_s(name)
+    max_connections()
     uvicorn_config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{GuardedProtocol.__name__}"
     return []

@@ -10,7 +10,7 @@ a replica more, which is taken away again. Every output must be what it was undi
 Exits with 1 where a request failed (those that the kill of a gateway costs are counted apart), an output differs and
 nothing excuses it, the service did not recover, or a process gains more than `--max-slope`; with 2 where nothing could
 be measured.
-A short form: `--hours 0.02 --calm 10 --kill-every 15 --resize-every 40 --look-every 5`.
+A short form: `--hours 0.025 --calm 8 --kill-every 15 --resize-every 40 --look-every 4`.
 """
 
 import argparse

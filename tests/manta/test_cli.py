@@ -148,6 +148,7 @@ def lifecycle(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeLifecycle]:
 def model_dir(tmp_path: Path) -> Path:
     path = tmp_path / "mixtral"
     path.mkdir()
+    (path / "config.json").write_text(json.dumps({"model_type": "mixtral", "dtype": "float32"}))
     return path
 
 
@@ -367,6 +368,19 @@ def test_generate_streams_the_text(local: list[Any], model_dir: Path) -> None:
     assert (path, dtype, device, prompt, task) == (model_dir, "auto", "cpu", "x = ", "")
     assert (sampling.temperature, sampling.top_k, sampling.seed, sampling.max_tokens) == (0.5, 3, 7, 128)
     assert not sampling.HasField("top_p")
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "said"),
+    [("float16", [], True), ("float16", ["--dtype", "bfloat16"], False), ("bfloat16", [], False)],
+)
+def test_generate_says_that_float16_is_computed_in_float32(
+    local: list[Any], tmp_path: Path, stored: str, options: list[str], said: bool
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral", "dtype": stored}))
+    result = run("generate", str(tmp_path), "x", *options)
+    assert (result.exit_code, result.stdout) == (0, "a b\n")
+    assert ("float16 and computed in float32" in result.stderr) == said
 
 
 def test_generate_reads_a_prompt_from_standard_input(local: list[Any], model_dir: Path) -> None:

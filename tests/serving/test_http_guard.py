@@ -16,7 +16,16 @@ from uvicorn import config as uvicorn_config
 
 from cluster.ray_session import RAY_ENVIRONMENT
 from serving import http_guard
-from serving.http_guard import HEAD_TIMEOUT_S, MAX_HEAD_BYTES, MAX_PIPELINED, SEND_TIMEOUT_S, install, setting_s
+from serving.http_guard import (
+    HEAD_TIMEOUT_S,
+    MAX_CONNECTIONS,
+    MAX_HEAD_BYTES,
+    MAX_PIPELINED,
+    SEND_TIMEOUT_S,
+    install,
+    max_connections,
+    setting_s,
+)
 
 HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
@@ -246,6 +255,55 @@ def test_a_client_that_does_not_read(server: uvicorn.Server) -> None:
         while server.server_state.connections or not ENDED:
             assert time.monotonic() < deadline_s
             time.sleep(0.05)
+
+
+@pytest.mark.parametrize("request_first", [True, False])
+def test_a_connection_too_many_is_refused_and_the_others_go_on(
+    server: uvicorn.Server, monkeypatch: pytest.MonkeyPatch, request_first: bool
+) -> None:
+    monkeypatch.setenv(MAX_CONNECTIONS, "3")
+    monkeypatch.setenv(HEAD_TIMEOUT_S, "20")
+    with ExitStack() as stack:
+        kept = [stack.enter_context(connected(server)) for _ in range(3)]
+        kept[0].sendall(b"GET / HTTP/1.1\r\nX-Pause-S: 1\r\n\r\n")  # is answered after the others were refused
+        time.sleep(0.1)
+        for _ in range(20):
+            with connected(server) as refused:
+                if request_first:
+                    refused.sendall(b"x")
+                answer = b""
+                while not answer.endswith(b"later.\n"):
+                    answer += refused.recv(4096)
+                assert answer.startswith(b"HTTP/1.1 503 ")
+                assert b"\r\nRetry-After: 1\r\n" in answer
+                assert b"MANTA_HTTP_MAX_CONNECTIONS" in answer
+                assert is_closed(refused)
+        assert len(server.server_state.connections) == 3
+        for connection in kept[1:]:
+            connection.sendall(HEAD + b"\r\n")
+        for connection in kept:
+            assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        kept[1].close()
+        time.sleep(0.1)
+        with connected(server) as next_one:
+            next_one.sendall(HEAD + b"\r\n")
+            assert next_one.recv(4096).startswith(b"HTTP/1.1 200")
+
+
+def test_more_connections_than_descriptors_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"soft": 1024}
+    monkeypatch.setattr(http_guard.resource, "getrlimit", lambda which: (limits["soft"], limits["soft"]))
+    monkeypatch.delenv(MAX_CONNECTIONS, raising=False)
+    assert max_connections() == 1024 - http_guard.KEPT_DESCRIPTORS
+    limits["soft"] = 1 << 20
+    assert max_connections() == http_guard.DEFAULT_MAX_CONNECTIONS
+    limits["soft"] = http_guard.resource.RLIM_INFINITY
+    monkeypatch.setenv(MAX_CONNECTIONS, "9000")
+    assert max_connections() == 9000
+    for wrong in ("0", "-1", "many", "1.5", ""):
+        monkeypatch.setenv(MAX_CONNECTIONS, wrong)
+        with pytest.raises(ValueError, match=f"{MAX_CONNECTIONS} is '{wrong}': it must be a whole number above 0"):
+            install()
 
 
 def test_honest_clients(server: uvicorn.Server) -> None:

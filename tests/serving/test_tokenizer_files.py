@@ -1,6 +1,7 @@
 """Every tokenizer, whatever its files declare where: ids, prompts and text as AutoTokenizer has them."""
 
 import asyncio
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -228,6 +230,30 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
             file.truncate(1 << 33)
         with pytest.raises(TokenizerError, match=rf"{name} has over 256 MiB"):
             load_tokenizer(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "config", [None, {}, {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "bos_token": "<s>"}]
+)
+def test_a_sentencepiece_model_alone(config: dict[str, Any] | None, tmp_path: Path) -> None:
+    """Its ids and its special tokens, as AutoTokenizer has them: none are named in another file."""
+    lines = ["the quick brown fox", "jumps over the lazy dog", "def f(x): return x + 1", "grüße aus köln"] * 20
+    trained = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines), model_writer=trained, vocab_size=320, model_type="bpe", byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    write(tmp_path, None, config)
+    (tmp_path / "tokenizer.model").write_bytes(trained.getvalue())
+    ours, theirs = TextCodec.load(tmp_path), AutoTokenizer.from_pretrained(tmp_path)
+    loaded = load_tokenizer(tmp_path)
+    assert loaded is not None
+    assert (loaded.special_tokens["bos_token"], loaded.special_tokens["eos_token"], loaded.eos_id) == ("<s>", "</s>", 2)
+    for text in ("the lazy fox", "  two  spaces", "def g(y):\n  return 2", "中 😀 ü", "</s> a <s>", ""):
+        for special in (True, False):
+            ids = asyncio.run(ours.encode(text, special))
+            assert ids == theirs(text, add_special_tokens=special).input_ids, text
+            assert ours.decode(ids, True) == theirs.decode(ids, skip_special_tokens=True), text
 
 
 def test_files_that_need_more_than_is_installed_say_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
