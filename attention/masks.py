@@ -1,6 +1,6 @@
 """Tokens that a request forbids altogether: all but those allowed, and what would complete a bad word.
 
-Legend: B rows of the batch, R of them that allow some tokens only, V vocabulary, I entries over all rows.
+Legend: E edited rows, R of them that allow some tokens only, V vocabulary, I entries over all rows.
 """
 
 from collections.abc import Mapping
@@ -36,38 +36,33 @@ def masks_of(sampling: Sampling) -> LaneMasks | None:
 
 
 class BatchMasks:
-    """The masks of one batch: which rows have which. Built once for a list of lanes, applied at each step."""
+    """The masks of a batch's edited rows. Built once for a list of lanes, applied at each step."""
 
-    def __init__(self, masks_by_row: Mapping[int, LaneMasks], lanes_B: Ints, vocab_size: int, tails: Tails) -> None:
-        self.rows = frozenset(masks_by_row)
+    def __init__(self, masks_by_row: Mapping[int, LaneMasks], lanes_E: Ints, vocab_size: int, tails: Tails) -> None:
         self._vocab_size = vocab_size
         allowed = {row: masks.allowed_ids for row, masks in masks_by_row.items() if masks.allowed_ids is not None}
         self._rows_R = np.fromiter(allowed, dtype=np.int64)
         entries = [row * vocab_size + ids for row, ids in allowed.items()]
         self._entries_I: Ints = np.concatenate(entries) if entries else np.zeros(0, dtype=np.int64)
         words = {row: masks.bad_words for row, masks in masks_by_row.items() if masks.bad_words is not None}
-        self._bad_words = BatchBadWords(words, lanes_B, tails) if words else None
+        self._bad_words = BatchBadWords(words, lanes_E, tails) if words else None
 
-    def apply(self, logits_BV: Tensor, owned: bool) -> Tensor:
-        """The logits, float32, with -inf for what is forbidden; in place if they are `owned`, else as a copy."""
-        edited_BV = logits_BV
-        if not owned:
-            edited_BV = logits_BV.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        flat = edited_BV.view(-1)
+    def apply(self, logits_EV: Tensor) -> None:
+        """Puts -inf for what is forbidden in the rows' logits, contiguous float32, in place."""
+        flat = logits_EV.view(-1)
         if len(self._rows_R):
             entries_I = _to(self._entries_I, flat)
             allowed_I = flat[entries_I]
-            edited_BV.index_fill_(0, _to(self._rows_R, flat), float("-inf"))
+            logits_EV.index_fill_(0, _to(self._rows_R, flat), float("-inf"))
             flat[entries_I] = allowed_I
         if self._bad_words is not None:
             rows_I, ids_I = self._bad_words.forbidden()
             flat[_to(rows_I * self._vocab_size + ids_I, flat)] = float("-inf")
-        return edited_BV
 
-    def record(self, ids_B: Ints) -> None:
+    def record(self, ids_E: Ints) -> None:
         """Notes the tokens drawn, one for each row; a negative one (no token) is not noted."""
         if self._bad_words is not None:
-            self._bad_words.record(ids_B)
+            self._bad_words.record(ids_E)
 
 
 def _to(values: Ints, like: Tensor) -> Tensor:

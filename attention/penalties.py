@@ -1,7 +1,7 @@
 """Edits of the logits that few requests ask for: logit bias, tokens forbidden for a while, and penalties.
 
 Each touches only the token ids it names (those biased, forbidden, or already seen), never a whole row, and all rows'
-ids are edited together. Legend: B rows of the batch, V vocabulary, I edited entries over all rows.
+ids are edited together. Legend: E edited rows, V vocabulary, I edited entries over all rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -67,6 +67,11 @@ class LaneEdits:
     forbidden_ids: Ints  # until `min_tokens` outputs
     seen: SeenTokens | None
 
+    @property
+    def lasting(self) -> bool:
+        """Whether it asks for more than `min_tokens`."""
+        return self.seen is not None or bool(len(self.bias))
+
 
 def edits_of(
     sampling: Sampling, prompt_ids: Sequence[int], output_ids: Sequence[int], eos_token_ids: Sequence[int]
@@ -89,31 +94,31 @@ def edits_of(
 
 
 class BatchEdits:
-    """The edits of one batch: which rows have which. Built once for a list of lanes, applied at each step."""
+    """The edits of a batch's edited rows. Built once for a list of lanes, applied at each step.
 
-    def __init__(self, edits_by_row: dict[int, LaneEdits], vocab_size: int) -> None:
+    Args:
+        edits_by_row: Row -> its edits; only rows that have some.
+        held: Those of them that may not end yet.
+    """
+
+    def __init__(self, edits_by_row: Mapping[int, LaneEdits], held: Sequence[int], vocab_size: int) -> None:
         self._vocab_size = vocab_size
         biased = {row: edits for row, edits in edits_by_row.items() if len(edits.bias)}
         self._bias_entries = _entries({row: edits.biased_ids for row, edits in biased.items()}, vocab_size)
         self._bias = np.concatenate([NO_BIAS, *(edits.bias for edits in biased.values())])
-        self._forbidding = {row: edits for row, edits in edits_by_row.items() if edits.min_tokens}
+        self._held_entries = _entries({row: edits_by_row[row].forbidden_ids for row in held}, vocab_size)
         self._seen = {row: edits.seen for row, edits in edits_by_row.items() if edits.seen is not None}
 
-    def apply(self, logits_BV: Tensor, positions_B: Ints) -> Tensor:
-        """An edited float32 copy of the logits (or the logits, if nothing is due); `positions_B`: outputs so far."""
-        held = {row: e.forbidden_ids for row, e in self._forbidding.items() if positions_B[row] < e.min_tokens}
-        if not (held or len(self._bias) or self._seen):
-            return logits_BV
-        edited_BV = logits_BV.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
-        flat = edited_BV.view(-1)
+    def apply(self, logits_EV: Tensor) -> None:
+        """Edits the rows' logits, contiguous float32, in place."""
+        flat = logits_EV.view(-1)
         if len(self._bias):
             entries_I = _to(self._bias_entries, flat)
             flat[entries_I] += _to(self._bias, flat)
-        if held:
-            flat[_to(_entries(held, self._vocab_size), flat)] = float("-inf")
+        if len(self._held_entries):
+            flat[_to(self._held_entries, flat)] = float("-inf")
         if self._seen:
             self._penalise(flat)
-        return edited_BV
 
     def record(self, token_ids: Sequence[int]) -> None:
         """Counts the tokens drawn, one for each row; a negative one (no token) is not counted."""

@@ -2,7 +2,7 @@
 
 The order is that of vLLM and OpenAI: logit bias, repetition, presence and frequency penalties, and whatever is
 forbidden (which nothing before could undo); then the best token if the temperature is 0, else temperature, min-p,
-top-k, top-p and one draw. Legend: B rows, R rows of a group, V vocabulary.
+top-k, top-p and one draw. Legend: B rows, R of them, V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attention.drawing import FAILED, Workspace, draw_filtered, draw_unfiltered
+from attention.drawing import FAILED, Workspace
+from attention.draws import Ints, select_rows
 from attention.logprobs import prompt_logprobs, score
-from attention.randomness import Doubles, uniforms
-from attention.sampling_lanes import Batch, Group, Ints, SamplingLanes, select_rows
+from attention.sampling_lanes import Batch, SamplingLanes
 from attention.sampling_limits import SamplingError, validate_sampling
 from attention.vocabulary import best_tokens
 from protos.generation_pb2 import Sampling, TokenLogprob
@@ -86,36 +86,25 @@ class Sampler:
         token_ids: list[int] = ids_B.tolist()
         failed = _failures(batch, logits_BV, ids_B) if min(token_ids) < 0 else {}
         self._lanes.positions_L[batch.lanes_B] += ids_B != FAILED
-        if batch.edits is not None:
-            batch.edits.record(token_ids)
-        if batch.masks is not None:
-            batch.masks.record(ids_B)
+        if batch.edited is not None:
+            batch.edited.record(ids_B)
         logprobs = _logprobs(batch, logits_BV, token_ids) if batch.num_logprobs else None
         return Sampled(token_ids, logprobs, failed)
 
     def _choose(self, batch: Batch, logits_BV: Tensor) -> Ints:
-        positions_B, raw_BV = self._lanes.positions_L[batch.lanes_B], logits_BV
-        if batch.edits is not None:
-            logits_BV = batch.edits.apply(logits_BV, positions_B)
-        if batch.masks is not None:
-            logits_BV = batch.masks.apply(logits_BV, owned=logits_BV is not raw_BV)
-        if batch.greedy_rows is None:
-            return _greedy(logits_BV)
-        ids_B = np.empty(len(batch.lanes_B), dtype=np.int64)
-        if len(batch.greedy_rows):
-            ids_B[batch.greedy_rows] = _greedy(select_rows(logits_BV, batch.greedy_rows))
-        if (group := batch.unfiltered) is not None:
-            logits_RV, uniform_R = group.select(logits_BV), _uniforms(group, positions_B)
-            ids_B[_rows(group)] = draw_unfiltered(logits_RV, group.temperature_R1, uniform_R, self._workspace)
-        if (group := batch.filtered) is not None:
-            logits_RV, uniform_R = group.select(logits_BV), _uniforms(group, positions_B)
-            ids_B[_rows(group)] = draw_filtered(logits_RV, group.filters, uniform_R, self._workspace)
+        positions_B = self._lanes.positions_L[batch.lanes_B]
+        if batch.plain is None:
+            assert batch.edited is not None, "a row is edited or not"
+            return batch.edited.draw(logits_BV, positions_B, self._workspace)
+        ids_B = batch.plain.draw(logits_BV, positions_B, self._workspace)
+        if batch.edited is not None:
+            ids_B[batch.edited.rows_E] = batch.edited.draw(logits_BV, positions_B, self._workspace)
         return ids_B
 
     def _batch(self, lanes: Sequence[int]) -> Batch:
         key = tuple(lanes)
         batch = self._batches.get(key)
-        if batch is None:
+        if batch is None or batch.outdated(self._lanes.positions_L):
             if len(self._batches) >= MAX_KEPT_BATCHES:
                 del self._batches[next(iter(self._batches))]
             batch = self._batches[key] = self._lanes.batch(key)
@@ -125,26 +114,12 @@ class Sampler:
         self._batches = {key: batch for key, batch in self._batches.items() if lane not in key}
 
 
-def _greedy(logits_RV: Tensor) -> Ints:
-    ids_R, values_R = best_tokens(logits_RV)
-    return np.where(np.isfinite(values_R), ids_R, FAILED)
-
-
-def _rows(group: Group) -> Ints | slice:
-    return slice(None) if group.rows_R is None else group.rows_R
-
-
-def _uniforms(group: Group, positions_B: Ints) -> Doubles:
-    return uniforms(group.states_R, positions_B[_rows(group)])
-
-
 def _failures(batch: Batch, logits_BV: Tensor, ids_B: Ints) -> dict[int, Failure]:
     """Why rows drew nothing: a row whose own logits are fine has forbidden every token itself."""
     failed_R = np.flatnonzero(ids_B == FAILED)
     fine_R = np.isfinite(best_tokens(select_rows(logits_BV, failed_R))[1])
-    masked = batch.masks.rows if batch.masks is not None else frozenset[int]()
     return {
-        row: FORBIDDEN if fine and row in masked else NOT_FINITE
+        row: FORBIDDEN if fine and row in batch.masked_rows else NOT_FINITE
         for row, fine in zip(failed_R.tolist(), fine_R.tolist(), strict=True)
     }
 

@@ -1,6 +1,6 @@
 """The sampling parameters of every sequence, by lane, and what of them is the same at each step of one batch.
 
-Legend: L lanes, B rows of the batch, R rows of a group, V vocabulary.
+Legend: L lanes, B rows of the batch, R rows of a group, E edited rows.
 """
 
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from attention.bad_words import Tails
 from attention.drawing import Filters
+from attention.draws import DRAWN_SHARE, GREEDY_SHARE, Draws, EditedRows, Group, Rows
 from attention.masks import BatchMasks, LaneMasks, masks_of
 from attention.penalties import BatchEdits, LaneEdits, edits_of
 from attention.randomness import Words, stream_state
@@ -26,31 +26,30 @@ NO_LOGPROBS = -1
 
 
 @dataclass(frozen=True)
-class Group:
-    """The rows of a batch that draw the same way; `rows_R` is None when they are all of the batch's rows."""
-
-    rows_R: Ints | None
-    states_R: Words
-    filters: Filters
-    temperature_R1: Tensor | None  # on the device; None: every one is 1
-
-    def select(self, logits_BV: Tensor) -> Tensor:
-        """The group's rows, float32 [R, V]."""
-        return select_rows(logits_BV, self.rows_R).float()
-
-
-@dataclass(frozen=True)
 class Batch:
-    """What one list of lanes has in common over its steps. None: no row does so."""
+    """What one list of lanes has in common over its steps.
+
+    Args:
+        plain: How the rows are drawn that are not edited; None: all are edited.
+        edited: The other rows; None: there are none.
+        masked_rows: Rows that forbid tokens altogether.
+        num_logprobs: Row -> number of alternatives; only rows that asked.
+        logprob_ids: Row -> the alternatives; only rows that named theirs.
+        held_H: Lanes that are edited until `held_until_H` outputs (`min_tokens`): then another batch is to be made.
+    """
 
     lanes_B: Ints
-    greedy_rows: Ints | None  # None: every row is greedy
-    unfiltered: Group | None
-    filtered: Group | None
-    edits: BatchEdits | None
-    masks: BatchMasks | None
-    num_logprobs: dict[int, int]  # row -> number of alternatives; only rows that asked
-    logprob_ids: dict[int, Ints]  # row -> the alternatives; only rows that named theirs
+    plain: Draws | None
+    edited: EditedRows | None
+    masked_rows: frozenset[int]
+    num_logprobs: dict[int, int]
+    logprob_ids: dict[int, Ints]
+    held_H: Ints
+    held_until_H: Ints
+
+    def outdated(self, positions_L: Ints) -> bool:
+        """Whether it does not say any more what is to be done; `positions_L`: outputs so far of every lane."""
+        return bool(len(self.held_H)) and bool((positions_L[self.held_H] >= self.held_until_H).any())
 
 
 class SamplingLanes:
@@ -108,43 +107,71 @@ class SamplingLanes:
             kept.pop(lane, None)
 
     def batch(self, lanes: Sequence[int]) -> Batch:
-        """Everything about a list of distinct live lanes that does not change from step to step."""
+        """Everything about a list of distinct live lanes that does not change until the batch is `outdated`."""
         lanes_B = np.array(lanes, dtype=np.int64)
         assert len(set(lanes)) == len(lanes), f"a lane is listed twice: {lanes}"
         assert self._live_L[lanes_B].all(), f"a free lane is listed: {lanes}"
+        edited_B = np.array([self._is_edited(lane) for lane in lanes], dtype=np.bool_)
+        held_H = np.array([lane for lane in lanes if self._is_held(lane)], dtype=np.int64)
+        logprob_rows = np.flatnonzero(self._num_logprobs_L[lanes_B] != NO_LOGPROBS).tolist()
+        return Batch(
+            lanes_B=lanes_B,
+            plain=None if edited_B.all() else self._draws(lanes_B, ~edited_B),
+            edited=self._edited_rows(lanes_B, edited_B) if edited_B.any() else None,
+            masked_rows=frozenset(row for row, lane in enumerate(lanes) if lane in self._masks),
+            num_logprobs={row: int(self._num_logprobs_L[lanes[row]]) for row in logprob_rows},
+            logprob_ids={row: self._logprob_ids[lanes[row]] for row in logprob_rows if lanes[row] in self._logprob_ids},
+            held_H=held_H,
+            held_until_H=np.array([self._edits[lane].min_tokens for lane in held_H.tolist()], dtype=np.int64),
+        )
+
+    def _is_held(self, lane: int) -> bool:
+        """Whether it may not end yet."""
+        return lane in self._edits and self.positions_L[lane] < self._edits[lane].min_tokens
+
+    def _is_edited(self, lane: int) -> bool:
+        return lane in self._masks or self._is_held(lane) or (lane in self._edits and self._edits[lane].lasting)
+
+    def _edited_rows(self, lanes_B: Ints, edited_B: npt.NDArray[np.bool_]) -> EditedRows:
+        lanes_E = lanes_B[edited_B]
+        lanes = list(enumerate(lanes_E.tolist()))
+        edits = {row: self._edits[lane] for row, lane in lanes if lane in self._edits}
+        masks = {row: self._masks[lane] for row, lane in lanes if lane in self._masks}
+        held = [row for row, lane in lanes if self._is_held(lane)]
+        return EditedRows(
+            rows_E=None if edited_B.all() else np.flatnonzero(edited_B),
+            edits=BatchEdits(edits, held, self._vocab_size) if edits else None,
+            masks=BatchMasks(masks, lanes_E, self._vocab_size, self._tails) if masks else None,
+            draws=self._draws(lanes_E, np.ones(len(lanes_E), dtype=np.bool_)),
+        )
+
+    def _draws(self, lanes_B: Ints, chosen_B: npt.NDArray[np.bool_]) -> Draws:
         greedy_B = self._temperature_L[lanes_B] == 0.0
         truncated_B = self._top_k_L[lanes_B] < self._vocab_size
         truncated_B |= (self._top_p_L[lanes_B] < 1.0) | (self._min_p_L[lanes_B] > 0.0)
-        logprob_rows = np.flatnonzero(self._num_logprobs_L[lanes_B] != NO_LOGPROBS).tolist()
-        edits_by_row = {row: self._edits[lane] for row, lane in enumerate(lanes) if lane in self._edits}
-        masks_by_row = {row: self._masks[lane] for row, lane in enumerate(lanes) if lane in self._masks}
-        return Batch(
-            lanes_B=lanes_B,
-            greedy_rows=None if greedy_B.all() else np.flatnonzero(greedy_B),
-            unfiltered=self._group(lanes_B, ~greedy_B & ~truncated_B),
-            filtered=self._group(lanes_B, ~greedy_B & truncated_B),
-            edits=BatchEdits(edits_by_row, self._vocab_size) if edits_by_row else None,
-            masks=BatchMasks(masks_by_row, lanes_B, self._vocab_size, self._tails) if masks_by_row else None,
-            num_logprobs={row: int(self._num_logprobs_L[lanes[row]]) for row in logprob_rows},
-            logprob_ids={row: self._logprob_ids[lanes[row]] for row in logprob_rows if lanes[row] in self._logprob_ids},
+        return Draws(
+            greedy=Rows.of(chosen_B & greedy_B, GREEDY_SHARE),
+            unfiltered=self._group(lanes_B, chosen_B & ~greedy_B & ~truncated_B),
+            filtered=self._group(lanes_B, chosen_B & ~greedy_B & truncated_B),
         )
 
     def _group(self, lanes_B: Ints, chosen_B: npt.NDArray[np.bool_]) -> Group | None:
-        if not chosen_B.any():
+        rows = Rows.of(chosen_B, DRAWN_SHARE)
+        if rows is None:
             return None
-        lanes_R = lanes_B[chosen_B]
-        temperature_R = self._temperature_L[lanes_R]
+        lanes_R, chosen_R = rows.take(lanes_B), rows.take(chosen_B)
+        # Others that are gone through too cost as little as can be: their best token.
+        temperature_R = np.where(chosen_R, self._temperature_L[lanes_R], 1.0)
+        filters = Filters(
+            temperature_R,
+            np.where(chosen_R, self._top_k_L[lanes_R], 1),
+            np.where(chosen_R, self._top_p_L[lanes_R], 1.0),
+            np.where(chosen_R, self._min_p_L[lanes_R], 0.0),
+        )
         temperature_R1 = torch.from_numpy(temperature_R[:, None].astype(np.float32)).to(self._device)
         return Group(
-            rows_R=None if chosen_B.all() else np.flatnonzero(chosen_B),
+            rows=rows,
             states_R=self._states_L[lanes_R],
-            filters=Filters(temperature_R, self._top_k_L[lanes_R], self._top_p_L[lanes_R], self._min_p_L[lanes_R]),
+            filters=filters,
             temperature_R1=None if (temperature_R == 1.0).all() else temperature_R1,
         )
-
-
-def select_rows(logits_BV: Tensor, rows_R: Ints | None) -> Tensor:
-    """Some rows of the logits [R, V], in their own type; None selects all, without a copy."""
-    if rows_R is None:
-        return logits_BV
-    return logits_BV.index_select(0, torch.from_numpy(rows_R).to(logits_BV.device))
