@@ -12,7 +12,7 @@ PROMPT = [5, 6, 7]
 
 def test_prompt_scores_have_alternatives_of_their_own(seed: int) -> None:
     engine = make_engine(seed)
-    asked = {"prompt_logprobs": True, "max_tokens": 2, "temperature": 0.0}
+    asked = {"prompt_logprobs": True, "max_tokens": 2, "temperature": 0.0, "ignore_eos": True}
     submit(engine, 0, PROMPT, prompt_alternatives=3, **asked)
     submit(engine, 1, PROMPT, logprobs=1, prompt_alternatives=3, **asked)
     outputs = finish(engine)
