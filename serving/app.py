@@ -20,6 +20,7 @@ from serving.metrics import GatewayMetrics
 from serving.openapi import body_docs, describe_bodies
 from serving.schemas import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from serving.settings import GatewaySettings
+from serving.shared import Shared
 from serving.tokenizer import TextCodec
 
 LOG = logging.getLogger(__name__)
@@ -163,16 +164,23 @@ def _add_observation(app: FastAPI, gateway: Gateway, ready: ReadyCheck) -> None:
         """How many requests this gateway is generating for: each gateway counts its own."""
         return JSONResponse({"server_load": gateway.metrics.running_requests})
 
-    @app.head("/metrics", include_in_schema=False)
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        """All gateways and nodes together. 503 when they cannot be asked: a part would look like counters reset."""
+    async def scrape() -> str | None:
         try:
             others = await gateway.generator.fleet_metrics()
         except Exception:
             LOG.exception("the fleet's metrics could not be gathered")
+            return None
+        return merge_and_render([gateway.metrics.snapshot(), *others], gateway.settings.model_name)
+
+    scrapes = Shared(scrape)
+
+    @app.head("/metrics", include_in_schema=False)
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """All gateways and nodes together. 503 when they cannot be asked: a part would look like counters reset."""
+        text = await scrapes.get()
+        if text is None:
             return PlainTextResponse("The fleet's metrics could not be gathered.\n", 503)
-        text = merge_and_render([gateway.metrics.snapshot(), *others], gateway.settings.model_name)
         return PlainTextResponse(text, media_type=PROMETHEUS_TYPE)
 
 

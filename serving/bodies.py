@@ -6,6 +6,7 @@ up at the first finding, and, of large bodies that arrive together, by turns (do
 """
 
 import asyncio
+import codecs
 from typing import TypeVar
 
 import numpy as np
@@ -13,23 +14,30 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from serving.beside import Turns
-from serving.errors import body_timeout, from_validation, invalid, too_large
+from serving.errors import body_timeout, from_validation, invalid, too_large, unsupported_encoding
 from serving.settings import RequestLimits
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 MAX_LENGTH_DIGITS = 18  # of a Content-Length: enough to tell
 QUOTE = ord('"')
 OPENINGS = (ord("["), ord("{"))
+WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin, or go on, with a zero byte
 
 
 async def read_body(request: Request, kind: type[BodyT], limits: RequestLimits, turns: Turns) -> BodyT:
-    """The validated body. Raises ApiError (400, 408, 413)."""
+    """The validated body. Raises ApiError (400, 408, 413, 415)."""
+    encoding = request.headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity"):
+        raise unsupported_encoding(encoding)
     data = await _read_limited(request, limits)
     return await turns.take(lambda: parse_body(data, kind, limits), len(data))
 
 
 def parse_body(data: bytes, kind: type[BodyT], limits: RequestLimits) -> BodyT:
-    """A body of at most `limits.max_body_bytes`, validated. Raises ApiError (400)."""
+    """A body of at most `limits.max_body_bytes`, validated; a byte-order mark may precede it. Raises ApiError (400)."""
+    if data.startswith(WIDE_MARKS) or b"\0" in data[:4]:
+        raise invalid("The request body is not UTF-8 but UTF-16 or UTF-32, or no text at all: send JSON in UTF-8.")
+    data = data.removeprefix(codecs.BOM_UTF8)
     if count_openings(data, limits.max_json_containers) > limits.max_json_containers:
         raise invalid(
             f"The request body holds more than {limits.max_json_containers} lists and objects "

@@ -8,6 +8,7 @@ ApiError
 ├── request_timeout()   408 the body did not arrive in time
 ├── too_large()         413 the body exceeds the limit
 ├── unsupported_media_type()  415 without keys: the body is not said to be JSON
+├── unsupported_encoding()    415 the body is compressed
 └── from_generation()   400, 429, 500 or 503: what the nodes said; 504 when they took too long
 """
 
@@ -95,6 +96,12 @@ def forbidden(message: str) -> ApiError:
 def unsupported_media_type(given: str) -> ApiError:
     """415: bodies are JSON."""
     message = f"Content-Type {short(given)!r} was given: send JSON, with `Content-Type: application/json`."
+    return ApiError(415, message, code="unsupported_media_type")
+
+
+def unsupported_encoding(given: str) -> ApiError:
+    """415: bodies are sent as they are."""
+    message = f"Content-Encoding {short(given)!r} was given: send the body as it is, without compressing it."
     return ApiError(415, message, code="unsupported_media_type")
 
 

@@ -85,7 +85,7 @@ class Gateway:
         return self._respond(body, self._answer(CHAT, body, job, logprobs))
 
     async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
-        """The validated body, for the model that is served. Raises ApiError (400, 404, 408, 413)."""
+        """The validated body, for the model that is served. Raises ApiError (400, 404, 408, 413, 415)."""
         body = await read_body(request, kind, self.settings.limits, self.turns)
         if isinstance(body, Body) and body.model not in (None, self.settings.model_name):
             raise unknown_model(body.model or "", self.settings.model_name)

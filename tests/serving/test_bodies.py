@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,8 +14,10 @@ from starlette.requests import Request
 from serving.beside import Turns
 from serving.bodies import count_openings, parse_body, read_body
 from serving.errors import ApiError, shown, unknown_model
+from serving.fake import FakeGenerator
 from serving.schemas import ChatBody, ChatMessage, CompletionBody, DetokenizeBody, TokenizeBody
 from serving.settings import RequestLimits
+from tests.serving.conftest import Serve
 
 LIMITS = RequestLimits()
 KINDS = (CompletionBody, ChatBody, TokenizeBody, DetokenizeBody)
@@ -66,6 +69,31 @@ def test_a_body_of_empty_lists_is_not_parsed() -> None:
     assert error.status == 400
     assert str(LIMITS.max_json_containers) in error.message
     assert error.__cause__ is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
+def test_a_body_in_another_encoding_is_told_so(encoding: str) -> None:
+    error = refusal('{"prompt": "é"}'.encode(encoding), CompletionBody)
+    assert error is not None
+    assert "send JSON in UTF-8" in error.message
+
+
+def test_a_byte_order_mark_may_precede_a_body() -> None:
+    assert parse_body('{"prompt": "é"}'.encode("utf-8-sig"), CompletionBody, LIMITS).prompt == "é"
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"])
+def test_a_compressed_body_is_refused_by_its_name(serve: Serve, path: str) -> None:
+    url = serve(FakeGenerator()).url + path
+    for encoding in ("gzip", "deflate, br", "x" * 5000):
+        response = httpx.post(url, content=b"\x1f\x8b\x08\x00", headers={"Content-Encoding": encoding})
+        assert response.status_code == 415
+        message = response.json()["error"]["message"]
+        assert message.startswith(f"Content-Encoding '{encoding[:70]}"), message
+        assert len(message) < 300
+    body = {"prompt": "a", "messages": [{"role": "user", "content": "a"}], "tokens": [3]}
+    name = "tokens" if path == "/detokenize" else "messages" if "chat" in path else "prompt"
+    assert httpx.post(url, json={name: body[name]}, headers={"Content-Encoding": "Identity"}).status_code == 200
 
 
 def test_brackets_in_text_are_text() -> None:
