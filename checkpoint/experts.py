@@ -30,8 +30,9 @@ class ExpertNaming(Enum):
 
 
 def _spelled(tensor: str) -> frozenset[str]:
+    prefixes = ("model.", "", "model.model.")
     return frozenset(
-        f"{model}layers.0.{naming.value}.experts.{tensor}" for model in ("model.", "") for naming in ExpertNaming
+        f"{prefix}layers.0.{naming.value}.experts.{tensor}" for prefix in prefixes for naming in ExpertNaming
     )
 
 

@@ -3,8 +3,8 @@
 A file is opened, and checked to be whole, when the first tensor in it is asked for. So a process that needs one expert
 touches only the shards that hold that expert. Only where the index is wrong about a tensor are all headers read.
 
-A name may be stored in another spelling, as transformers allows: `mlp` for `block_sparse_moe` or the reverse, and
-without the `model.` that a bare MixtralModel leaves out.
+A name may be stored in another spelling, as transformers allows: `mlp` for `block_sparse_moe` or the reverse, without
+the `model.` that a bare MixtralModel leaves out, or with one more, as a module that holds the model as `model` has it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -132,6 +132,11 @@ class CheckpointReader:
         if packed in self:
             problem = f"the tensor {name} is stored quantized, as {packed}."
             return ForeignCheckpoint(str(self.directory), problem, "Give the unquantized checkpoint.")
+        beside = f"{name.removesuffix('.weight')}.base_layer.weight"
+        if beside in self:
+            problem = f"the tensor {name} is stored as {beside}, beside an adapter (LoRA) that changes it."
+            remedy = "Merge the adapter where the model was saved: merge_and_unload() of peft, then save_pretrained()."
+            return ForeignCheckpoint(str(self.directory), problem, remedy)
         if (self.directory / SINGLE_FILE).exists() and (self.directory / INDEX_FILE).exists():
             problem = f"the file does not hold the tensor {name}, and hides the shards that {INDEX_FILE} lists."
             remedy = "If those are the model, move this file away: where it is, it alone is read."
@@ -155,6 +160,7 @@ def _spellings(name: str) -> Iterator[str]:
             names.append(name.replace(one, other))
     yield from names
     yield from (each.removeprefix("model.") for each in names if each.startswith("model."))
+    yield from (f"model.{each}" for each in names)
 
 
 def _check_tensor(path: Path, name: str, tensor: StoredTensor, expected: tuple[int, ...]) -> None:

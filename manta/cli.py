@@ -7,6 +7,7 @@ import json
 import secrets
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -22,6 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+MAX_UINT32 = 2**32 - 1  # what a count on its way to an engine may be
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Address = Annotated[
@@ -155,14 +158,16 @@ def generate(
     prompt: Annotated[
         str, typer.Argument(help="The text to continue; - reads it from standard input.", show_default=False)
     ],
-    max_tokens: Annotated[int, typer.Option(min=1, help="The most tokens to generate.")] = 128,
+    max_tokens: Annotated[int, typer.Option(min=1, max=MAX_UINT32, help="The most tokens to generate.")] = 128,
     temperature: Annotated[
         float, typer.Option(min=0.0, help="0 always takes the likeliest token; higher is more varied.")
     ] = 0.0,
     top_p: Annotated[
         float | None, typer.Option(min=0.0, max=1.0, help="Draw from the likeliest tokens of this total probability.")
     ] = None,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many likeliest tokens.")] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, max=MAX_UINT32, help="Draw from this many likeliest tokens.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(min=0, max=2**64 - 1, help="Repeats a draw. Without it: a new one each time.")
     ] = None,
@@ -188,7 +193,8 @@ def generate(
             seed=secrets.randbits(64) if seed is None else seed,
         )
         spec = spec_of(model, {"model.dtype": dtype or "auto"}, check_files=True, allow_yaml=False)
-        text = sys.stdin.read() if prompt == "-" else prompt
+        text = _text(sys.stdin.read if prompt == "-" else lambda: prompt, "PROMPT")
+        named = _text(lambda: task or "", "--task")
 
         from manta.dtype_note import dtype_note
         from manta.local import LocalService, check_device
@@ -196,11 +202,26 @@ def generate(
         for notice in (check_device(device), dtype_note(spec.model)):
             if notice:
                 typer.echo(notice, err=True)
-        pieces = LocalService(spec.model.directory, spec.model.dtype, device).generate(text, sampling, task or "")
+        pieces = LocalService(spec.model.directory, spec.model.dtype, device).generate(text, sampling, named)
         typer.echo(text if echo else "", nl=False)
         for piece in pieces:
             typer.echo(piece, nl=False)  # flushes
         typer.echo()
+
+
+def _text(read: Callable[[], str], what: str) -> str:
+    """What a user gave.
+
+    Raises:
+        BadParameter: It is no text: a tokenizer, or a protobuf, would say so in words of its own.
+    """
+    try:
+        text = read()
+        text.encode()
+    except UnicodeError as error:
+        words = f"it is not UTF-8 text ({error}); convert it, with iconv say."
+        raise typer.BadParameter(words, param_hint=what) from error
+    return text
 
 
 @app.command()

@@ -136,13 +136,22 @@ def _check_supported(fields: ConfigFields) -> None:
 
 
 def _remedy_of_quantization(directory: Path) -> str:
-    try:
-        whole = all_floats(directory)
-    except CheckpointError:  # said when the weights are wanted
-        whole = False
-    if whole:
+    if _is_whole(directory):
         return f"The weights here are plain numbers, not quantized: remove the field from {CONFIG_FILE}."
     return "Give the unquantized checkpoint (float32, bfloat16 or float16)."
+
+
+def _remedy_of_dtype(directory: Path) -> str:
+    if _is_whole(directory):
+        return f"Remove the field from {CONFIG_FILE}: the type that the weights are stored in counts then."
+    return "Convert the weights to one of these with transformers (from_pretrained(dtype=...), save_pretrained)."
+
+
+def _is_whole(directory: Path) -> bool:
+    try:
+        return all_floats(directory)
+    except CheckpointError:  # said when the weights are wanted
+        return False
 
 
 def _num_kv_heads(fields: ConfigFields, num_heads: int) -> int:
@@ -203,6 +212,6 @@ def _stored_dtype(fields: ConfigFields) -> str:
     given = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
     stored = _TORCH_NAMES.get(given, given)
     if stored not in _COMPUTE_DTYPES:
-        remedy = "Convert the weights to one of these with transformers (from_pretrained(dtype=...), save_pretrained)."
-        raise fields.refuse(name, " or ".join(f'"{known}"' for known in _COMPUTE_DTYPES), remedy)
+        allowed = " or ".join(f'"{known}"' for known in _COMPUTE_DTYPES)
+        raise fields.refuse(name, allowed, _remedy_of_dtype(fields.path.parent))
     return stored

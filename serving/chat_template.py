@@ -35,15 +35,18 @@ class _TooMuch(TemplateError):
 
 
 class _GenerationTag(Extension):
-    """`{% generation %}` marks what an assistant said, for training; here its body is simply rendered."""
+    """`{% generation %}` marks what an assistant said, for training; here its body is simply rendered.
+
+    What is set in it ends with it, as in transformers.
+    """
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         self.tags = {"generation"}
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        return [nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)]
 
 
 class ChatTemplate:

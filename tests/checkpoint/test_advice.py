@@ -97,6 +97,33 @@ def test_weights_that_are_quantized_without_a_word_in_config(tmp_path: Path) -> 
     assert "unquantized" in error.remedy
 
 
+def test_an_adapter_that_was_not_merged(tmp_path: Path) -> None:
+    """Saved whole, with the adapter's tensors beside those that it changes."""
+    make_small(tmp_path)
+
+    def wrap(tensors: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in tensors if "q_proj" in name]:
+            stem = name.removesuffix(".weight")
+            tensors[f"{stem}.base_layer.weight"] = tensors.pop(name)
+            tensors[f"{stem}.lora_A.default.weight"] = torch.ones(2, 32)
+            tensors[f"{stem}.lora_B.default.weight"] = torch.ones(32, 2)
+
+    edit_weights(tmp_path, wrap)
+    error = refusal(tmp_path, ForeignCheckpoint)
+    assert "q_proj.base_layer.weight, beside an adapter (LoRA)" in error.problem
+    assert "merge_and_unload()" in error.remedy
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float8_e4m3fn", 16])
+def test_a_type_that_no_weight_has(tmp_path: Path, dtype: object) -> None:
+    model = make_small(tmp_path, dtype="bfloat16")
+    edit_json(tmp_path / "config.json", dtype=..., torch_dtype=dtype)
+    error = refusal(tmp_path, ConfigError)
+    assert error.remedy == "Remove the field from config.json: the type that the weights are stored in counts then."
+    edit_json(tmp_path / "config.json", torch_dtype=...)
+    assert read_config(tmp_path).dtype == str(model.dtype).removeprefix("torch.") == "bfloat16"
+
+
 def test_an_adapter(tmp_path: Path) -> None:
     make_small(tmp_path)
     (tmp_path / WEIGHTS).rename(tmp_path / "adapter_model.safetensors")

@@ -120,6 +120,21 @@ def test_the_body_alone_of_a_tied_model(tmp_path: Path) -> None:
     read_all(tmp_path / "body")
 
 
+@pytest.mark.parametrize("fused_names", [False, True])
+@pytest.mark.parametrize("but_the_head", [False, True])
+def test_a_module_that_held_the_model(tmp_path: Path, fused_names: bool, but_the_head: bool) -> None:
+    """`model.model.layers.0...`, and `model.lm_head.weight` or not."""
+    make_small(tmp_path, fused_names=fused_names)
+    taken = "model." if but_the_head else ""
+    edit_weights(
+        tmp_path,
+        lambda tensors: [
+            tensors.update({f"model.{name}": tensors.pop(name)}) for name in list(tensors) if name.startswith(taken)
+        ],
+    )
+    check_like_transformers(tmp_path)
+
+
 def test_tensors_that_nobody_needs(tmp_path: Path) -> None:
     make_small(tmp_path)
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "counts": torch.ones(3, dtype=torch.int64)}

@@ -388,6 +388,25 @@ def test_generate_reads_a_prompt_from_standard_input(local: list[Any], model_dir
     assert local[3] == "from a pipe"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["caf\udce9"], "Invalid value for PROMPT"),  # as a byte that is no UTF-8 comes in an argument
+        (["-"], "Invalid value for PROMPT"),
+        (["hi", "--task", "caf\udce9"], "Invalid value for --task"),
+        (["hi", "--max-tokens", "4294967296"], "--max-tokens"),
+        (["hi", "--top-k", "4294967296"], "--top-k"),
+    ],
+)
+def test_generate_refuses_what_an_engine_cannot_be_told(
+    local: list[Any], model_dir: Path, arguments: list[str], words: str
+) -> None:
+    done = CliRunner().invoke(app, ["generate", str(model_dir), *arguments], input=b"caf\xe9")
+    assert done.exit_code == 2
+    assert words in done.stderr.replace("\n", " ")
+    assert local == []
+
+
 def test_generate_names_a_task(local: list[Any], model_dir: Path) -> None:
     assert run("generate", str(model_dir), "x", "--task", "C++ & co.").exit_code == 0
     assert local[-1] == "C++ & co."

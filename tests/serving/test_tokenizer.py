@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, processors
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from serving.chat_template import ChatTemplate, ChatTemplateError
 from serving.prompts import encode_prompts
@@ -79,6 +80,17 @@ def test_what_templates_may_use() -> None:
     assert render("{{ thinking }}", extra={"thinking": True}) == "True"
     assert render("{{ messages[0].role }}", extra={"messages": []}) == "user"
     assert render("  {% if true %}\nx{% endif %}") == "x"
+
+
+def test_what_is_set_in_a_generation_block_ends_with_it() -> None:
+    """As in transformers, whose block is a macro's; what is around it can be read, and a namespace changed."""
+    source = (
+        "{% set ns = namespace(turns=0) %}{% for m in messages %}{% generation %}{% set role = m.role %}"
+        "{% set ns.turns = ns.turns + loop.index %}{{ role }}{% endgeneration %}[{{ role }}]{% endfor %}{{ ns.turns }}"
+    )
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    [theirs], _ = render_jinja_template([messages], chat_template=source)
+    assert ChatTemplate(source, {}).render(messages) == theirs == "user[]assistant[]3"
 
 
 @pytest.mark.parametrize(
