@@ -2,9 +2,10 @@
 
 uvicorn gives a connection all the time, and all the memory, that it wants for the head of a request, for its trailers
 and for requests that come before the answers to others, and keeps what a client does not read for as long as that
-stays connected. Of a request that offers to go on in another protocol (`Upgrade: h2c`, as Java's client does) it loses
-the body. Ray Serve's proxy is a uvicorn which leaves no other place to say so than the protocol class. `install` is
-called there by name, through RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
+stays connected. Of several requests it tells only the last that the client has left. Of one that offers to go on in
+another protocol (`Upgrade: h2c`, as Java's client does) it loses the body. Ray Serve's proxy is a uvicorn which leaves
+no other place to say so than the protocol class. `install` is called there by name, through
+RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from typing import Any
 
 import httptools
 from uvicorn import config as uvicorn_config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 MAX_HEAD_BYTES = 64 << 10
 MAX_PIPELINED = 16  # requests of one connection that wait for the answers to others: hardly any client sends one
@@ -84,6 +85,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._num_heads = 0  # that were complete
         self._num_parts = 0  # heads, pieces of bodies and messages that were complete
         self._fed = b""
+        self._cycles: list[RequestResponseCycle] = []  # one for each request that is not answered yet
 
     def connection_made(self, transport: Any) -> None:
         """See asyncio.Protocol."""
@@ -124,6 +126,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._num_parts += 1
         self._forget_head()
         super().on_headers_complete()
+        self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
 
     def on_chunk_header(self) -> None:
         """Called by the parser."""
@@ -159,6 +162,11 @@ class GuardedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._forget_head()
         super().connection_lost(exc)
+        for cycle in self._cycles:  # uvicorn tells the one that came last
+            cycle.disconnected = cycle.disconnected or not cycle.response_complete
+            cycle.message_event.set()
+        self._cycles.clear()
+        self.pipeline.clear()
 
     def _expect_head(self) -> None:
         answers = self._num_heads > 0 and not self.cycle.response_complete  # then uvicorn keeps it alive for a while

@@ -32,6 +32,11 @@ HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Answers as much as the path says, in MiB, and tells when it was left; `X-Read`: what it was sent, at the end."""
+    if scope["path"] == "/left":
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        ENDED.append(-1)
+        return
     num, headers = int(scope["path"].strip("/") or 0), dict(scope["headers"])
     await asyncio.sleep(float(headers.get(b"x-pause-s", 0)))
     body = await read_body(receive) if b"x-read" in headers else b"end"
@@ -216,6 +221,20 @@ def test_pipelined_requests(server: uvicorn.Server) -> None:
         assert read_answers(few, 1 + MAX_PIPELINED) == [b"end"] * (1 + MAX_PIPELINED)
         many.sendall(first + (HEAD + b"\r\n") * 2000)
         assert is_closed(many)
+
+
+@pytest.mark.parametrize("others", [0, 1, 5])
+def test_a_client_that_leaves_is_noticed_whatever_it_has_pipelined(server: uvicorn.Server, others: int) -> None:
+    """Else what it has asked for first would be made to the end, for nobody."""
+    with connected(server) as connection:
+        connection.sendall(b"GET /left HTTP/1.1\r\nHost: localhost\r\n\r\n" + (HEAD + b"\r\n") * others)
+        time.sleep(0.1)
+    deadline_s = time.monotonic() + 5
+    while ENDED != [-1]:
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+    time.sleep(0.05)
+    assert ENDED == [-1], "a request was begun whose client had left"
 
 
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQBAAAA\r\n"
