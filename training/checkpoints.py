@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
@@ -50,6 +50,8 @@ from training.progress import (
     next_older,
 )
 from training.tensor_files import TensorReader, TensorWriter
+
+OPTIMIZER = "optimizer."  # what the names of its state begin with
 
 # What torch says of a run of a single process.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -183,11 +185,12 @@ def load(complete: Complete, model: TrainModel, optimizer: Optimizer | None, mes
 
     Raises:
         CheckpointError: It cannot be read.
-        OtherRun: It is of a model of other sizes.
+        OtherRun: It is of a model of other sizes, or was made with another optimizer.
         DamagedCheckpoint: It is damaged; on all ranks alike.
     """
     check_fits(complete, model.config)
     state = state_of(model, optimizer, mesh)
+    _check_optimizer(complete, state)
     try:
         load_tensors(
             state,
@@ -233,6 +236,19 @@ def check_fits(complete: Complete, config: MixtralConfig) -> None:
         )
 
 
+def _check_optimizer(complete: Complete, state: Mapping[str, Tensor]) -> None:
+    """Raises OtherRun: of the optimizer's state a checkpoint has nothing of some kind, though it has all parameters."""
+    lacking = [name for name in state if name not in complete.tensors]
+    kinds = {name.split(".")[1] for name in lacking if name.startswith(OPTIMIZER)}
+    held = {name.split(".")[1] for name in complete.tensors if name.startswith(OPTIMIZER)}
+    if lacking and all(name.startswith(OPTIMIZER) for name in lacking) and not kinds & held:
+        raise OtherRun(
+            f"{complete.directory} was made with another optimizer: it has no {', '.join(sorted(kinds))}; give the run "
+            "the settings of `optimizer` back that it was made with, or start a run of another name from what `manta "
+            "export` makes of it (`model.path`)"
+        )
+
+
 def state_of(model: TrainModel, optimizer: Optimizer | None, mesh: Mesh) -> dict[str, Tensor]:
     """Returns the parameters and the optimizer's state by name, sharing memory: what is loaded into them is loaded."""
     state: dict[str, Tensor] = {}
@@ -240,7 +256,7 @@ def state_of(model: TrainModel, optimizer: Optimizer | None, mesh: Mesh) -> dict
         state[f"parameters.{name}"] = _whole(name, parameter.detach(), mesh)
         if optimizer is not None:
             for kind, value in _state_of_parameter(optimizer, parameter):
-                state[f"optimizer.{kind}.{name}"] = _whole(name, value, mesh) if value.dim() else value
+                state[f"{OPTIMIZER}{kind}.{name}"] = _whole(name, value, mesh) if value.dim() else value
     return state
 
 

@@ -359,6 +359,26 @@ def test_a_run_does_not_go_on_with_other_data(tmp_path: Path, seed: int) -> None
             run(replace(job(tmp_path, seed), **changes), lone_mesh())
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "lacking"),
+    [
+        ({"name": "sgd"}, {}, "exp_avg, exp_avg_sq, step"),
+        ({"name": "sgd"}, {"name": "sgd", "momentum": 0.9}, "momentum_buffer"),
+        ({}, {"name": "sgd", "momentum": 0.9}, "momentum_buffer"),
+    ],
+)
+def test_another_optimizer_is_no_damage(
+    before: dict[str, Any], after: dict[str, Any], lacking: str, tmp_path: Path, seed: int
+) -> None:
+    """No checkpoint is to be moved away for it: the next older would do no better."""
+    rates: dict[str, Any] = {"peak_lr": 0.01, "final_lr": 0.01, "warmup_steps": 0}
+    made = job(tmp_path, seed, steps=2, optimizer=OptimizerSpec(**rates, **before))
+    run(made, lone_mesh())
+    with pytest.raises(OtherRun, match=f"was made with another optimizer: it has no {lacking}; give") as caught:
+        run(replace(made, steps=4, optimizer=OptimizerSpec(**rates, **after)), lone_mesh())
+    assert "moved away" not in str(caught.value)
+
+
 def test_noise_in_the_gates_is_the_same_when_a_step_is_made_again(tmp_path: Path) -> None:
     seed = 20260101  # larger than fits beside a step
     noisy = StepSettings(jitter=0.3, seed=seed)
