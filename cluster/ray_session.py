@@ -222,15 +222,15 @@ def _loopback_only() -> Generator[None]:
 
 @contextmanager
 def _signals_kept(ignored: bool = False) -> Generator[None]:
-    """Puts the handlers of SIGINT and SIGTERM back at the end: Ray installs its own, which exits at once.
+    """Puts the handlers of what ends a command back at the end: Ray installs its own, which exit at once.
 
     Args:
-        ignored: Whether both signals are ignored meanwhile.
+        ignored: Whether those signals are ignored meanwhile.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         for number in before if ignored else ():
             signal.signal(number, signal.SIG_IGN)

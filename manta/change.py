@@ -41,7 +41,7 @@ def apply_file(file: str, yes: bool, address: str | None, timeout_s: float | Non
     found = plan(load_spec(file), address)
     print_plan(found, console)
     if found.changes and not (yes or found.refused):
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():  # pyright: ignore[reportUnnecessaryComparison] - `<&-`
             raise ValueError("apply asks before it changes anything, and there is nobody to ask: give --yes")
         typer.confirm("Make these changes?", abort=True)
     with StartDisplay(console) as display:

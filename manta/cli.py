@@ -6,14 +6,13 @@ Nothing heavy is imported until a command runs, so that `manta --help` answers a
 import json
 import secrets
 import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from manta.outcome import plain_errors, sigterm_is_ctrl_c
+from manta.outcome import plain_errors, signals_are_ctrl_c
 
 app = typer.Typer(
     name="manta",
@@ -24,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+MAX_TIMEOUT_S = 31_536_000  # a year; clocks overflow at some multiple of it
 MAX_UINT32 = 2**32 - 1  # what a count on its way to an engine may be
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -36,7 +36,9 @@ Address = Annotated[
 Name = Annotated[
     str | None, typer.Argument(help="The service's name. Without it: the one that runs.", show_default=False)
 ]
-Timeout = Annotated[float, typer.Option("--timeout", min=0.1, help="Seconds to wait for the service, at most.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", min=0.1, max=MAX_TIMEOUT_S, help="Seconds to wait for the service, at most.")
+]
 DtypeOption = Annotated[
     Dtype | None, typer.Option(help="What to compute in. auto: the checkpoint's own; float32 for float16.")
 ]
@@ -107,6 +109,7 @@ def apply(
         typer.Option(
             "--timeout",
             min=0.1,
+            max=MAX_TIMEOUT_S,
             help="Seconds to wait for the change, at most; without it: as long as the file's limits let it take. The "
             "change goes on after that.",
             show_default=False,
@@ -181,7 +184,8 @@ def generate(
     """Continue a text in this one process, without Ray or a server."""
     if top_p == 0:
         raise typer.BadParameter("0 leaves no token to draw; give more than 0, at most 1.", param_hint="--top-p")
-    with plain_errors(), sigterm_is_ctrl_c():
+    with plain_errors(), signals_are_ctrl_c():
+        from manta.standard_input import standard_input
         from manta.target import spec_of
         from protos.generation_pb2 import Sampling
 
@@ -193,7 +197,7 @@ def generate(
             seed=secrets.randbits(64) if seed is None else seed,
         )
         spec = spec_of(model, {"model.dtype": dtype or "auto"}, check_files=True, allow_yaml=False)
-        text = _text(sys.stdin.read if prompt == "-" else lambda: prompt, "PROMPT")
+        text = _text(standard_input if prompt == "-" else lambda: prompt, "PROMPT")
         named = _text(lambda: task or "", "--task")
 
         from manta.dtype_note import dtype_note

@@ -11,7 +11,7 @@ from rich.console import Console
 from cluster.lifecycle import serve
 from cluster.spec import ModelSpec, ServiceSpec
 from manta.dtype_note import dtype_note
-from manta.outcome import sigterm_is_ctrl_c
+from manta.outcome import say_last, signals_are_ctrl_c
 from manta.progress import StartDisplay
 from model.config import read_config
 from model.errors import ModelError
@@ -20,22 +20,22 @@ from serving.tokenizer_files import has_tokenizer_files
 
 
 def serve_in_foreground(spec: ServiceSpec, address: str | None) -> None:
-    """Serves until Ctrl-C or SIGTERM; a KeyboardInterrupt before it is ready passes through.
+    """Serves until Ctrl-C, SIGTERM or SIGHUP; a KeyboardInterrupt before it is ready passes through.
 
     Raises:
         ValueError: what it was given cannot be served (a bad checkpoint, a mismatch with what the cluster runs).
         RuntimeError: it did not come up.
     """
     display = StartDisplay(Console(stderr=True))
-    with sigterm_is_ctrl_c():
+    with signals_are_ctrl_c():
         with display:
             service = serve(spec, address, display.update, display.say)
-        with service, sigterm_is_ctrl_c():
+        with service, signals_are_ctrl_c():
             typer.echo(ready_message(spec, service.url, display.elapsed_s))
             with suppress(KeyboardInterrupt):
                 service.wait()
-            typer.echo("Stopping …", err=True)
-    typer.echo("Stopped.", err=True)
+            say_last("Stopping …")
+    say_last("Stopped.")
 
 
 def ready_message(spec: ServiceSpec, url: str, elapsed_s: float) -> str:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from cluster.hosts import present_room
 from cluster.ray_session import open_session
-from manta.outcome import sigterm_is_ctrl_c
+from manta.outcome import signals_are_ctrl_c
 from training.ingest import Ingested
 from training.progress import CHECKPOINT_FOLDER, newest_in
 from training.resolve import run_folder
@@ -93,7 +93,7 @@ def train_in_foreground(spec: TrainingSpec, address: str | None) -> None:
         RuntimeError: It did not reach its end.
     """
     console = Console(stderr=True)
-    with sigterm_is_ctrl_c(), closing(open_session(address)), TrainingDisplay(console, spec.schedule.steps) as display:
+    with signals_are_ctrl_c(), closing(open_session(address)), TrainingDisplay(console, spec.schedule.steps) as display:
         try:
             watch = Watch(display.tokens, display.data, display.record, display.notice, display.notice)
             finished = run_training(spec, watch, present_room().own)

@@ -47,7 +47,7 @@ from benchmarks.faults.summary import summarise_kinds, summarise_phase
 from benchmarks.faults.verdict import stalls, verdict
 from benchmarks.report import open_console
 from cluster.spec import spec_for_model
-from manta.outcome import sigterm_is_ctrl_c
+from manta.outcome import signals_are_ctrl_c
 from manta.progress import StartDisplay
 from model.config import MixtralConfig, read_config
 
@@ -181,7 +181,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> Report:
     directory = spec_for_model(arguments.model).model.directory
     prompts = make_prompts(read_config(directory), arguments)
     rng, footprints = random.Random(f"{arguments.seed}/disturbances"), Footprints()
-    with open_target(arguments, console) as target, sigterm_is_ctrl_c(), Display(console) as display:
+    with open_target(arguments, console) as target, signals_are_ctrl_c(), Display(console) as display:
         load = SteadyLoad(target.server, prompts, arguments.output_tokens)
         kills = [Kill(kind, arguments.signal, target.observed, rng) for kind in arguments.kill]
         changes = [] if target.spec is None else resizes(arguments.resize, target.spec, target.observed, footprints)

@@ -41,7 +41,7 @@ from benchmarks.load import summarise as summarise_load
 from benchmarks.machine import machine
 from benchmarks.report import open_console
 from cluster.spec import spec_for_model
-from manta.outcome import sigterm_is_ctrl_c
+from manta.outcome import signals_are_ctrl_c
 from model.config import read_config
 
 NUM_HOSTILE = 8  # of each behaviour
@@ -173,7 +173,7 @@ def measure(arguments: argparse.Namespace, progress: Console) -> Result:
     """Starts what is to be measured, and measures it."""
     config = read_config(spec_for_model(arguments.model).model.directory)
     prompts = make_prompts(config, arguments)
-    with open_target(arguments, progress) as target, sigterm_is_ctrl_c(), Display(progress) as display:
+    with open_target(arguments, progress) as target, signals_are_ctrl_c(), Display(progress) as display:
         return asyncio.run(run(target, prompts, config.max_context, arguments, display))
 
 

@@ -34,7 +34,7 @@ from benchmarks.faults.service import ServiceError
 from benchmarks.machine import machine
 from benchmarks.report import open_console
 from cluster.spec import spec_for_model
-from manta.outcome import sigterm_is_ctrl_c
+from manta.outcome import signals_are_ctrl_c
 from model.config import read_config
 
 MAX_QUEUED = 32
@@ -124,7 +124,7 @@ def table(levels: Sequence[Level]) -> Table:
 def measure(arguments: argparse.Namespace, progress: Console) -> list[Level]:
     """Starts what is to be measured, and measures it."""
     prompts = make_prompts(read_config(spec_for_model(arguments.model).model.directory), arguments)
-    with open_target(arguments, progress) as target, sigterm_is_ctrl_c(), Display(progress) as display:
+    with open_target(arguments, progress) as target, signals_are_ctrl_c(), Display(progress) as display:
         return asyncio.run(run(target.server, prompts, arguments, display))
 
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from benchmarks.client import ServerError
 from benchmarks.faults.service import ServiceError
 from cluster.spec import SpecError
-from manta.outcome import sigterm_is_ctrl_c
+from manta.outcome import signals_are_ctrl_c
 from model.errors import ModelError
 from spec.outcome import BAD_INPUT, INTERRUPTED
 
@@ -25,7 +25,7 @@ def exit_status(measure: Callable[[], Found], show: Callable[[Found], int], prog
         progress: Where errors are printed.
     """
     try:
-        with sigterm_is_ctrl_c():
+        with signals_are_ctrl_c():
             found = measure()
     except (ModelError, SpecError, ServiceError, ServerError) as error:
         progress.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)

@@ -43,7 +43,7 @@ from benchmarks.faults.service import Target
 from benchmarks.faults.slopes import HOUR_S, MemoryLog, Slope
 from benchmarks.report import open_console
 from cluster.spec import spec_for_model
-from manta.outcome import sigterm_is_ctrl_c
+from manta.outcome import signals_are_ctrl_c
 from model.config import read_config
 
 KILLED: tuple[str, ...] = ("expert", "router", "node", "controller")
@@ -179,7 +179,7 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Report, li
     """
     directory = spec_for_model(arguments.model).model.directory
     prompts = make_prompts(read_config(directory), arguments)
-    with open_target(arguments, console) as target, sigterm_is_ctrl_c(), Display(console) as display:
+    with open_target(arguments, console) as target, signals_are_ctrl_c(), Display(console) as display:
         load = SteadyLoad(target.server, prompts, arguments.output_tokens)
         found, slopes = asyncio.run(run(target, load, arguments, display))
     margins = gate_margins(directory, prompts, arguments.prompt_tokens + arguments.output_tokens)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from manta.outcome import sigterm_is_ctrl_c
+from manta.outcome import signals_are_ctrl_c
 from spec.outcome import INTERRUPTED
 from tests.fuzz import bytes as byte_targets
 from tests.fuzz import http, properties, served
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     errors, console = Console(stderr=True), Console()
     console.print(f"seed {arguments.seed}")
     try:
-        with sigterm_is_ctrl_c():
+        with signals_are_ctrl_c():
             outcomes = run(arguments, errors)
     except KeyboardInterrupt:
         errors.print("Interrupted.")

@@ -323,6 +323,17 @@ def test_apply_asks_first_unless_told_not_to(lifecycle: FakeLifecycle, service_f
     assert lifecycle.calls[-1] == ("apply", "one", None)
 
 
+def test_apply_asks_nobody_where_standard_input_is_closed(
+    lifecycle: FakeLifecycle, service_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from manta.change import apply_file  # not before `lifecycle` is in place
+
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ValueError, match="give --yes"):
+        apply_file(service_file, yes=False, address=None, timeout_s=None)
+    assert ("apply", "one", None) not in lifecycle.calls
+
+
 def test_apply_of_what_is_refused_says_so(lifecycle: FakeLifecycle, service_file: str) -> None:
     lifecycle.refused = True
     ended = run("apply", service_file)
