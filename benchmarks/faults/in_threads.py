@@ -13,7 +13,7 @@ import uvicorn
 from attention.dense import DenseModel
 from attention.node import NodeServer
 from attention.sizing import CPU_BATCH_TOKENS, NodeSettings, make_cache
-from benchmarks.faults.link_proxy import LinkProxy, Proxies
+from benchmarks.faults.link_proxy import TCP_HOST, LinkProxy, Proxies
 from benchmarks.faults.service import ServiceError
 from checkpoint.reader import CheckpointReader
 from checkpoint.weights import read_attention_weights
@@ -75,30 +75,35 @@ class _Membership:
 
 
 @contextmanager
-def service_in_threads(directory: Path, max_context: int) -> Generator[tuple[str, Links]]:
+def service_in_threads(directory: Path, max_context: int, over_tcp: bool = False) -> Generator[tuple[str, Links]]:
     """Starts it; gives its URL, and the proxies before its nodes, routers and experts.
 
     Args:
         max_context: Positions of the longest sequence.
+        over_tcp: Whether its parts speak sealed TCP with each other, as between hosts; else Unix sockets.
 
     Raises:
         ModelError: The model cannot be read.
         ServiceError: It does not start.
     """
     config, credentials = read_config(directory), Credentials(KEY)
+    tcp_host = TCP_HOST if over_tcp else None
     with ExitStack() as stack:
         proxies = stack.enter_context(Proxies())
-        experts = [stack.enter_context(_expert(directory, config, credentials)) for _ in range(NUM_REPLICAS)]
-        links: dict[str, list[LinkProxy]] = {"expert": [proxies.before(address) for address in experts]}
+        experts = [stack.enter_context(_expert(directory, config, credentials, tcp_host)) for _ in range(NUM_REPLICAS)]
+        links: dict[str, list[LinkProxy]] = {"expert": [proxies.before(address, over_tcp) for address in experts]}
         shards = (ShardEntry(tuple(range(config.num_experts)), 0, 1, _addresses(links["expert"])),)
         table = RoutingTable(1, shards)
-        routers = [stack.enter_context(_router(directory, config, credentials, table)) for _ in range(NUM_REPLICAS)]
-        links["router"] = [proxies.before(address) for address in routers]
+        routers = [
+            stack.enter_context(_router(directory, config, credentials, table, tcp_host)) for _ in range(NUM_REPLICAS)
+        ]
+        links["router"] = [proxies.before(address, over_tcp) for address in routers]
         table = RoutingTable(2, shards, _addresses(links["router"]))
         nodes = [
-            stack.enter_context(_node(directory, config, credentials, table, max_context)) for _ in range(NUM_REPLICAS)
+            stack.enter_context(_node(directory, config, credentials, table, max_context, tcp_host))
+            for _ in range(NUM_REPLICAS)
         ]
-        links["node"] = [proxies.before(address) for address in nodes]
+        links["node"] = [proxies.before(address, over_tcp) for address in nodes]
         table = RoutingTable(3, shards, _addresses(links["router"]), _addresses(links["node"]))
         settings = GatewaySettings("links", max_context, config.eos_token_ids, config.vocab_size)
         url = stack.enter_context(_gateway(directory, settings, _Membership(credentials, table)))
@@ -110,9 +115,11 @@ def _addresses(proxies: list[LinkProxy]) -> tuple[Address, ...]:
 
 
 @contextmanager
-def _expert(directory: Path, config: MixtralConfig, credentials: Credentials) -> Generator[Address]:
+def _expert(
+    directory: Path, config: MixtralConfig, credentials: Credentials, tcp_host: str | None
+) -> Generator[Address]:
     shard = load_shard(directory, config, range(config.num_experts), 0, 1, DTYPE, CPU)
-    server = ExpertServer(shard, CPU, credentials, None, None)
+    server = ExpertServer(shard, CPU, credentials, tcp_host, None)
     server.start()
     try:
         yield server.address
@@ -122,9 +129,9 @@ def _expert(directory: Path, config: MixtralConfig, credentials: Credentials) ->
 
 @contextmanager
 def _router(
-    directory: Path, config: MixtralConfig, credentials: Credentials, table: RoutingTable
+    directory: Path, config: MixtralConfig, credentials: Credentials, table: RoutingTable, tcp_host: str | None
 ) -> Generator[Address]:
-    router = RouterServer(load_gates(directory, config, DTYPE, CPU), credentials, None, RECOVERY_TIMEOUT_S)
+    router = RouterServer(load_gates(directory, config, DTYPE, CPU), credentials, tcp_host, RECOVERY_TIMEOUT_S)
     router.update(table)
     with _thread("router", router.run, router.stop):
         _wait("a router", router.wait_ready)
@@ -133,14 +140,19 @@ def _router(
 
 @contextmanager
 def _node(
-    directory: Path, config: MixtralConfig, credentials: Credentials, table: RoutingTable, max_context: int
+    directory: Path,
+    config: MixtralConfig,
+    credentials: Credentials,
+    table: RoutingTable,
+    max_context: int,
+    tcp_host: str | None,
 ) -> Generator[Address]:
     settings = NodeSettings(
         config.window, max_context, None, None, CPU_BATCH_TOKENS, max_sequences=MAX_SEQUENCES, max_queued=MAX_QUEUED
     )
     model = DenseModel(config, read_attention_weights(CheckpointReader(directory), config, DTYPE), CPU)
     cache = make_cache(settings, config, DTYPE, CPU)
-    node = NodeServer(model, cache, settings, credentials, None, RECOVERY_TIMEOUT_S, REQUEST_TIMEOUT_S)
+    node = NodeServer(model, cache, settings, credentials, tcp_host, RECOVERY_TIMEOUT_S, REQUEST_TIMEOUT_S)
     node.update(table)
     with _thread("node", node.run, node.stop):
         _wait("a node", node.wait_ready)

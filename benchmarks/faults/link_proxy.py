@@ -1,10 +1,11 @@
 """Proxies between the parts of a service that delay, slow, cut and silence what goes through them.
 
 A part is reached at the address that the routing table gives for it, so a proxy needs no more than to be named there in
-its stead. It speaks bytes, not frames, over Unix sockets.
+its stead. It speaks bytes, not frames, over Unix sockets or over TCP.
 """
 
 import asyncio
+import socket
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -18,6 +19,8 @@ from transport.address import Address, listen
 PIECE_BYTES = 64 << 10
 POLL_S = 0.02  # how soon a connection hears of another fault
 CALL_TIMEOUT_S = 10.0
+TCP_HOST = "127.0.0.1"
+ELSEWHERE = "behind a proxy"  # no host of this name: whoever is to connect takes TCP
 
 Result = TypeVar("Result")
 
@@ -43,14 +46,24 @@ WHOLE = Fault()
 
 
 class LinkProxy:
-    """Stands before one part. `num_cut`: connections that it has broken."""
+    """Stands before one part. `num_cut`: connections that it has broken.
 
-    def __init__(self, target: Address, loop: asyncio.AbstractEventLoop) -> None:
+    Args:
+        over_tcp: Whether both sides of it are TCP, which the parts seal; else both are Unix sockets.
+    """
+
+    def __init__(self, target: Address, loop: asyncio.AbstractEventLoop, over_tcp: bool = False) -> None:
         self._target = target
         self._loop = loop
-        own, (self._listener,) = listen("link", None)
+        self._over_tcp = over_tcp
         # The identity of the part itself, at another place.
-        self.address = replace(target, unix_path=own.unix_path, tcp_host="", tcp_port=0)
+        if over_tcp:
+            self._listener = socket.create_server((TCP_HOST, 0))
+            port = int(self._listener.getsockname()[1])
+            self.address = replace(target, host_id=ELSEWHERE, tcp_host=TCP_HOST, tcp_port=port)
+        else:
+            own, (self._listener,) = listen("link", None)
+            self.address = replace(target, unix_path=own.unix_path, tcp_host="", tcp_port=0)
         self.num_cut = 0
         self._fault = WHOLE
         self._generation = 0
@@ -63,7 +76,8 @@ class LinkProxy:
 
     async def start(self) -> None:
         """Begins to listen."""
-        self._server = await asyncio.start_unix_server(self._accept, sock=self._listener)
+        start = asyncio.start_server if self._over_tcp else asyncio.start_unix_server
+        self._server = await start(self._accept, sock=self._listener)
 
     def reset(self) -> None:
         """Breaks every connection; callable from any thread but the proxies' own."""
@@ -82,7 +96,8 @@ class LinkProxy:
         for task in connections:
             task.cancel()
         await asyncio.gather(*connections, return_exceptions=True)
-        Path(self.address.unix_path).unlink(missing_ok=True)
+        if not self._over_tcp:
+            Path(self.address.unix_path).unlink(missing_ok=True)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -96,7 +111,10 @@ class LinkProxy:
             writer.transport.abort()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        far_reader, far_writer = await asyncio.open_unix_connection(self._target.unix_path)
+        if self._over_tcp:
+            far_reader, far_writer = await asyncio.open_connection(self._target.tcp_host, self._target.tcp_port)
+        else:
+            far_reader, far_writer = await asyncio.open_unix_connection(self._target.unix_path)
         ways = [asyncio.ensure_future(self._pump(*way)) for way in ((reader, far_writer), (far_reader, writer))]
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
@@ -151,9 +169,9 @@ class Proxies:
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxies", daemon=True)
         self._proxies: list[LinkProxy] = []
 
-    def before(self, target: Address) -> LinkProxy:
+    def before(self, target: Address, over_tcp: bool = False) -> LinkProxy:
         """A proxy that listens for a part."""
-        proxy = LinkProxy(target, self._loop)
+        proxy = LinkProxy(target, self._loop, over_tcp)
         self._call(proxy.start())
         self._proxies.append(proxy)
         return proxy

@@ -1,10 +1,16 @@
 """Links between parts that are slow, late, cut or silent: `python -m benchmarks.faults.links`.
 
     python -m benchmarks.faults.links [--links cut:20,reset,delay,slow,silent] [--hops node,router,expert] [--hold 2]
+        [--over unix,tcp]
 
-A service in threads of this process (two of every part, float32, no Ray and no controller) answers greedy requests,
-each once undisturbed, then calmly, for the figures, and then while one link after the other has a fault for `--hold`
-seconds. Every output must be what it was undisturbed, but for near-ties (see compare.py).
+A service in threads of this process (two of every part, float32) answers greedy requests, each once undisturbed, then
+calmly, for the figures, and then while one link after the other has a fault for `--hold` seconds; first over Unix
+sockets, then, with a new service, over sealed TCP. Every output, the undisturbed ones too, must be what transformers
+answers in float32, but for near-ties (see compare.py); of a checkpoint that transformers does not load or know how to
+route, what it was undisturbed.
+
+It has neither Ray nor a controller. So it does not show whether a link that merely fails has a controller replace parts
+that are healthy: the links between parts and the controller are Ray's, and no proxy stands in them.
 
 cut: the link to one part breaks after a random number of bytes, in the middle of a frame as a rule, and again each time
 that it is made; reset: all links to one part break; delay: everything to and from all parts of a hop comes 20 ms later;
@@ -16,27 +22,34 @@ with 2 where nothing could be measured. A short form: `--links cut:2,reset:1,del
 
 import argparse
 import asyncio
+import json
 import random
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from benchmarks.client import Server
 from benchmarks.faults.command import gate_margins, judge, make_prompts, run_phases
+from benchmarks.faults.compare import Difference, GateMargin, differences
 from benchmarks.faults.display import Display
 from benchmarks.faults.in_threads import HOPS, Links, service_in_threads
 from benchmarks.faults.link_proxy import WHOLE, Fault
-from benchmarks.faults.load import SteadyLoad
+from benchmarks.faults.load import Phase, Prompts, SteadyLoad
 from benchmarks.faults.options import add_load, add_own, check_json, repeated, seconds
 from benchmarks.faults.outcome import exit_status
 from benchmarks.faults.report import Report, as_json, kind_table, phase_table, remarks
+from benchmarks.faults.summary import num_unexcused
+from benchmarks.faults.theirs import NoReference, transformers_answers
 from benchmarks.report import open_console
 from cluster.spec import spec_for_model
 from model.config import read_config
 
+TRANSPORTS: tuple[str, ...] = ("unix", "tcp")
 KINDS: tuple[str, ...] = ("cut", "reset", "delay", "slow", "silent")
 NUM_FAULTS = {"cut": 5}  # of each hop; of other kinds: 1
 DELAY_S, BYTES_PER_S, MAX_CUT_BYTES = 0.02, 200e3, 50_000
@@ -117,6 +130,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--links", type=kinds, default=kinds(",".join(KINDS)), metavar="KIND[:N],...", help=what)
     what = f"at whose part's end, of {', '.join(HOPS)} (default all)"
     add("--hops", type=named(HOPS), default=list(HOPS), metavar="PART,...", help=what)
+    what = f"what the parts speak, of {', '.join(TRANSPORTS)}: Unix sockets, or sealed TCP (default both)"
+    add("--over", type=named(TRANSPORTS), default=list(TRANSPORTS), metavar="SOCKETS,...", help=what)
     add("--hold", type=seconds, default=2.0, metavar="S", help="for how long each fault lasts (default 2)")
     add("--calm", type=seconds, default=20.0, metavar="S", help="of undisturbed load, for the figures (default 20)")
     arguments = parser.parse_args(argv)
@@ -124,8 +139,27 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def measure(arguments: argparse.Namespace, console: Console) -> tuple[Report, int]:
-    """Does everything that the arguments ask for; also returns how many connections were broken.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found over one transport.
+
+    Args:
+        num_cut: Connections that were broken.
+        undisturbed: Undisturbed answers that differ from those of transformers.
+    """
+
+    over: str
+    report: Report
+    num_cut: int
+    undisturbed: tuple[Difference, ...] = ()
+
+    def clean(self, breaks: bool) -> bool:
+        """Whether all is as it should be; `breaks`: whether connections should have broken."""
+        return self.report.clean and not num_unexcused(self.undisturbed) and (self.num_cut > 0 or not breaks)
+
+
+def measure(arguments: argparse.Namespace, console: Console) -> list[Found]:
+    """Does everything that the arguments ask for.
 
     Raises:
         ModelError: The model cannot be read.
@@ -133,33 +167,59 @@ def measure(arguments: argparse.Namespace, console: Console) -> tuple[Report, in
     """
     directory = spec_for_model(arguments.model).model.directory
     prompts = make_prompts(read_config(directory), arguments)
+    try:
+        theirs = transformers_answers(directory, prompts, arguments.output_tokens)
+    except NoReference as why:
+        console.print(f"compared with the undisturbed answers alone: {escape(str(why))}", soft_wrap=True)
+        theirs = None
+    margins = gate_margins(directory, prompts, arguments.prompt_tokens + arguments.output_tokens + SPARE_POSITIONS)
+    return [_measure_over(over, directory, prompts, theirs, margins, arguments, console) for over in arguments.over]
+
+
+def _measure_over(
+    over: str,
+    directory: Path,
+    prompts: Prompts,
+    theirs: Phase | None,
+    margins: GateMargin,
+    arguments: argparse.Namespace,
+    console: Console,
+) -> Found:
     rng, positions = random.Random(f"{arguments.seed}/links"), arguments.prompt_tokens + arguments.output_tokens
-    with service_in_threads(directory, positions + SPARE_POSITIONS) as (url, links), Display(console) as display:
+    service = service_in_threads(directory, positions + SPARE_POSITIONS, over_tcp=over == "tcp")
+    with service as (url, links), Display(console) as display:
         load = SteadyLoad(Server("links", url, "links", arguments.timeout), prompts, arguments.output_tokens)
         pairs = [(kind, hop) for kind in arguments.links for hop in arguments.hops]
         faults = [LinkFault(kind, hop, links, arguments.hold, rng) for kind, hop in pairs]
         run = asyncio.run(run_phases(load, faults, arguments.calm, rng, display))
         num_cut = sum(proxy.num_cut for proxies in links.values() for proxy in proxies)
-    return judge(run, gate_margins(directory, prompts, positions)), num_cut
+    if theirs is None:
+        return Found(over, judge(run, margins), num_cut)
+    expected = {answer.key: answer for answer in theirs.answers}
+    undisturbed = differences(expected, run.reference.answers, margins)
+    return Found(over, judge(replace(run, reference=theirs), margins), num_cut, tuple(undisturbed))
 
 
-def show(report: Report, num_cut: int, arguments: argparse.Namespace) -> int:
+def show(found: Sequence[Found], arguments: argparse.Namespace) -> int:
     """Prints what was found; returns the exit status."""
     console = open_console()
-    console.print(phase_table(report), kind_table(report.kinds))
-    for remark in remarks(report):
-        console.print(f"[yellow]note:[/yellow] {escape(remark)}", soft_wrap=True)
-    console.print(f"{num_cut} connections were broken")
+    for one in found:
+        console.print(f"over {one.over}:", phase_table(one.report), kind_table(one.report.kinds))
+        for remark in remarks(one.report):
+            console.print(f"[yellow]note:[/yellow] {escape(remark)}", soft_wrap=True)
+        differ = f"{len(one.undisturbed)} undisturbed answers differ, {num_unexcused(one.undisturbed)} without excuse"
+        console.print(f"{one.num_cut} connections were broken; {differ}")
     if arguments.json is not None:
-        arguments.json.write_text(as_json(report, vars(arguments)))
-    breaks = {"cut", "reset", "silent"} & set(arguments.links)
-    return 0 if report.clean and (num_cut or not breaks) else 1
+        reports = {one.over: json.loads(as_json(one.report, vars(arguments))) for one in found}
+        arguments.json.write_text(json.dumps(reports, indent=2))
+    breaks = bool({"cut", "reset", "silent"} & set(arguments.links))
+    return 0 if all(one.clean(breaks) for one in found) else 1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     arguments, progress = parse(argv), Console(stderr=True)
-    return exit_status(lambda: measure(arguments, progress), lambda found: show(*found, arguments), progress)
+    return exit_status(lambda: measure(arguments, progress), lambda found: show(found, arguments), progress)
 
 
 if __name__ == "__main__":

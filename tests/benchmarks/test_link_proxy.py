@@ -53,14 +53,19 @@ class Caller:
         return self.answers.pop()
 
 
+@pytest.fixture(params=[False, True], ids=["unix", "sealed-tcp"])
+def over_tcp(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
 @contextmanager
-def linked() -> Iterator[tuple[LinkProxy, Caller]]:
+def linked(over_tcp: bool) -> Iterator[tuple[LinkProxy, Caller]]:
     loop = Loop()
-    server = RequestServer(loop, "router", CREDENTIALS, None, echo)
+    server = RequestServer(loop, "router", CREDENTIALS, "127.0.0.1" if over_tcp else None, echo)
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     with Proxies() as proxies:
-        proxy = proxies.before(server.address)
+        proxy = proxies.before(server.address, over_tcp)
         caller = Caller(proxy)
         caller.connect()
         yield proxy, caller
@@ -71,8 +76,8 @@ def linked() -> Iterator[tuple[LinkProxy, Caller]]:
     server.close()
 
 
-def test_without_a_fault_all_goes_through() -> None:
-    with linked() as (proxy, caller):
+def test_without_a_fault_all_goes_through(over_tcp: bool) -> None:
+    with linked(over_tcp) as (proxy, caller):
         for _ in range(20):
             caller.call()
             assert torch.equal(caller.answer(), ROWS * 2)
@@ -80,8 +85,8 @@ def test_without_a_fault_all_goes_through() -> None:
 
 
 @pytest.mark.parametrize("fault", [Fault(delay_s=0.1), Fault(bytes_per_s=2000.0)])
-def test_late_and_slow_links_answer_late(fault: Fault) -> None:
-    with linked() as (proxy, caller):
+def test_late_and_slow_links_answer_late(over_tcp: bool, fault: Fault) -> None:
+    with linked(over_tcp) as (proxy, caller):
         proxy.set(fault)
         began_s = time.monotonic()
         caller.call()
@@ -91,8 +96,8 @@ def test_late_and_slow_links_answer_late(fault: Fault) -> None:
         assert all(torch.equal(answer, ROWS * 2) for answer in caller.answers)
 
 
-def test_a_silent_link_answers_once_it_is_not() -> None:
-    with linked() as (proxy, caller):
+def test_a_silent_link_answers_once_it_is_not(over_tcp: bool) -> None:
+    with linked(over_tcp) as (proxy, caller):
         proxy.set(Fault(silent=True))
         caller.call()
         assert not caller.turn_until(lambda: bool(caller.answers), 0.3)
@@ -100,8 +105,8 @@ def test_a_silent_link_answers_once_it_is_not() -> None:
         assert torch.equal(caller.answer(), ROWS * 2)
 
 
-def test_a_reset_is_noticed_at_once_and_the_next_connection_works() -> None:
-    with linked() as (proxy, caller):
+def test_a_reset_is_noticed_at_once_and_the_next_connection_works(over_tcp: bool) -> None:
+    with linked(over_tcp) as (proxy, caller):
         proxy.reset()
         assert caller.turn_until(lambda: not caller.peer.ready)
         assert proxy.num_cut == 1
@@ -118,9 +123,9 @@ def frame_bytes() -> int:
     )
 
 
-def test_cut_at_every_byte_of_a_frame_a_call_is_answered_whole_or_lost() -> None:
+def test_cut_at_every_byte_of_a_frame_a_call_is_answered_whole_or_lost(over_tcp: bool) -> None:
     lost = 0
-    with linked() as (proxy, caller):
+    with linked(over_tcp) as (proxy, caller):
         for cut_after in range(1, frame_bytes() + 1):
             proxy.set(Fault(cut_after=cut_after))
             caller.call()
