@@ -44,8 +44,7 @@ class NodeDeploymentSettings:
     answer_timeout_s: float = ANSWER_TIMEOUT_S
 
 
-@serve.deployment
-class AttentionNode:
+class NodePart:
     """Embedding, attention, norms, LM head and sampling, with the rolling cache of the sequences it serves."""
 
     async def __init__(self, settings: NodeDeploymentSettings, join: Join) -> None:
@@ -69,6 +68,10 @@ class AttentionNode:
     def __del__(self) -> None:
         if hasattr(self, "_part"):  # else it was not loaded
             self._part.leave()
+
+
+# Kept by name: see router/deployment.py.
+AttentionNode = serve.deployment(name="AttentionNode")(NodePart)
 
 
 def _load(settings: NodeDeploymentSettings, membership: Membership) -> "NodeServer":

@@ -5,22 +5,32 @@ it with what is imported of this package: end the expert actors that run, for on
 """
 
 import logging
+import os
 import time
 from typing import NoReturn
 
 from cluster.plain import MANTA
+from cluster.stored import is_stored
 
 logger = logging.getLogger(__name__)
 
-HOLD_S = 3600.0
+LOOK_S = 5.0
 
 
 def hold(name: str) -> NoReturn:
     """Keeps such a controller where it is, in its beginning: it is there, and does nothing.
 
     If it ended, whoever serves in the foreground would take the service for stopped, and stop the rest of it. Nobody
-    hears from it; commands find in Ray's store why (`cluster.teardown`).
+    hears from it; commands find in Ray's store why (`cluster.teardown`). Once a command has stopped the service, it
+    ends: Ray does not end the process of an actor that is killed in its beginning.
     """
     logger.error("service %s was started by a Manta of before versioned formats; Manta %s leaves it alone", name, MANTA)
     while True:
-        time.sleep(HOLD_S)
+        time.sleep(LOOK_S)
+        try:
+            wanted = is_stored(name)
+        except Exception as error:  # Ray's store is away
+            logger.warning("whether service %s has been stopped is not known: %s", name, error)
+            continue
+        if not wanted:
+            os._exit(0)

@@ -8,6 +8,7 @@ from cluster.control import Control
 from cluster.ledger import Ledger
 from cluster.plain import FormatError
 from cluster.refusal import Refusal
+from cluster.secret import stored_data_plane_keys
 
 
 def begin(name: str, service: dict[str, Any], fresh: bool) -> Control | Refusal:
@@ -19,6 +20,7 @@ def begin(name: str, service: dict[str, Any], fresh: bool) -> Control | Refusal:
     """
     fresh = fresh and not ray.get_runtime_context().was_current_actor_reconstructed
     try:
+        stored_data_plane_keys(name)  # if they cannot be read, nothing else is to be written anew
         return Control(Ledger(name, service, fresh))
     except FormatError as error:
         return Refusal(name, error)

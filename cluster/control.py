@@ -13,10 +13,11 @@ from cluster.backoff import Backoff
 from cluster.causes import cause_of
 from cluster.expert_scaling import ExpertScaler
 from cluster.fleet import ExpertFleet
+from cluster.hearing import Hearing
 from cluster.key_rotation import KeyRotation
 from cluster.ledger import Ledger
 from cluster.member_watch import TICK_S, MemberWatch
-from cluster.members import Announcement, Members
+from cluster.members import Members
 from cluster.messages import encode_table, pack_news
 from cluster.placement import release_all
 from cluster.plain import MANTA, FormatError, pack, unpack
@@ -59,7 +60,7 @@ class Control:
         self._encoded = b""
         self._changed = asyncio.Condition()
         self._num_heard = 0
-        self._foreign: dict[str, None] = {}  # members whose words are not understood, each reported once
+        self._hearing = Hearing(self._event)
         self._rotation = KeyRotation(ledger.good.name, self._fleet, self._members.behind, self._event)
         start = asyncio.get_event_loop().create_task
         self._keeping = start(self._guarded(self._keep_experts))
@@ -86,7 +87,11 @@ class Control:
         Raises:
             FormatError: It is of a Manta whose words are not understood here.
         """
-        said = self._read(member_id, record)
+        try:
+            said = self._hearing.read(member_id, record)
+        except FormatError:
+            self._members.lives(member_id, time.monotonic())
+            raise
         self._num_heard += 1
         if self._members.heard(member_id, said, time.monotonic()):
             self._event(f"{said.role} {said.pid} serves")
@@ -201,15 +206,6 @@ class Control:
         if self._stopping or not self._settled or is_changing:
             what = "is being stopped" if self._stopping else "is being changed or started"
             raise ValueError(f"service {self._service.name} {what}; try again when it is done (manta status)")
-
-    def _read(self, member_id: str, record: Record) -> Announcement:
-        try:
-            return unpack(Announcement, record, f"what {member_id} says")
-        except FormatError as error:
-            if member_id not in self._foreign:
-                self._foreign[member_id] = None
-                self._event(f"a part is not understood: {error}", failed=True)
-            raise
 
     @property
     def _service(self) -> Service:

@@ -103,6 +103,12 @@ class Members:
         self._members[member_id] = _Member(said, now_s)
         return new
 
+    def lives(self, member_id: str, now_s: float) -> None:
+        """Notes that one is there whose words are not understood: what it said last holds on, and it does not hang."""
+        member = self._members.get(member_id) or self._silent.get(member_id)
+        if member is not None:
+            member.heard_s = now_s
+
     def remove(self, member_id: str) -> Announcement | None:
         """Forgets a member but for what it has counted; returns what it last said."""
         member = next((part.pop(member_id) for part in self._parts if member_id in part), None)

@@ -21,7 +21,8 @@ from cluster.controller import controller_of
 from cluster.members import ANNOUNCE_INTERVAL_S, Announcement
 from cluster.messages import NO_TABLE, read_news
 from cluster.names import NAMESPACE, controller_name
-from cluster.plain import FormatError, pack
+from cluster.patience import answered
+from cluster.plain import SAID, FormatError, pack
 from cluster.resolve import Service
 from cluster.secret import data_plane_keys
 from cluster.stored import stored_beat
@@ -37,6 +38,7 @@ from transport.tls import TlsFiles, load_tls
 logger = logging.getLogger(__name__)
 
 ANNOUNCE_TIMEOUT_S = 5.0
+STORE_TIMEOUT_S = 1.0  # a member that waited longer for Ray's store between announcements would be taken for hung
 SNAPSHOTS_TIMEOUT_S = 5.0  # half of what Prometheus waits for a scrape unless told
 POLL_TIMEOUT_S = 20.0  # a long poll that long without news is asked again
 RETRY_S = 0.5
@@ -197,7 +199,7 @@ class ControllerMembership:
 
     def _announce(self, role: Role, address: Address | None, lives: Callable[[], bool]) -> None:
         backoff = Backoff()
-        suspicion = Suspicion(lambda: stored_beat(self._service.name))
+        suspicion = Suspicion(lambda: answered(lambda: stored_beat(self._service.name), STORE_TIMEOUT_S))
         while not self._left.is_set():
             try:
                 if not lives():
@@ -213,7 +215,9 @@ class ControllerMembership:
         """Returns whether the controller has answered; if not, a pause was made."""
         context, app = ray.get_runtime_context(), serve.get_replica_context().app_name
         host, actor = context.get_node_id(), context.get_actor_name() or ""
-        said = pack(Announcement(role, address, os.getpid(), host, app, actor, self._figures(), self._keys_generation))
+        figures = self._figures()
+        announcement = Announcement(role, address, os.getpid(), host, app, actor, figures, self._keys_generation)
+        said = pack(announcement, SAID)
         if self._left.is_set():  # meanwhile
             return False
         controller = None
@@ -222,8 +226,10 @@ class ControllerMembership:
             answer = ray.get(controller.announce.remote(self._member_id, said), timeout=ANNOUNCE_TIMEOUT_S)
         except UNREACHABLE as error:
             if isinstance(error, RayTaskError) and isinstance(error.cause, FormatError):
-                self._failed(error.cause, backoff, "the controller does not understand this process")
-                return False
+                logger.warning("the controller does not understand this process: %s", error.cause)
+                suspicion.clear()
+                self._left.wait(ANNOUNCE_INTERVAL_S)  # no longer: to the controller, who is silent hangs
+                return True
             # One that has not answered yet may just be starting.
             if isinstance(error, GetTimeoutError) and self._announced.is_set():
                 if suspicion.unanswered(time.monotonic()):
@@ -235,15 +241,18 @@ class ControllerMembership:
         suspicion.clear()
         self._announced.set()
         if isinstance(answer, Mapping) and answer.get("keys_generation", 0) > self._keys_generation:  # pyright: ignore[reportUnknownMemberType]
-            self._take_keys()
-            return True  # told at once: all others wait for it
+            try:
+                self._take_keys()
+                return True  # told at once: all others wait for it
+            except Exception as error:  # goes on as it is; the controller says who does not follow
+                logger.warning("the next data-plane keys were not taken, and are asked for again: %s", cause_of(error))
         self._left.wait(ANNOUNCE_INTERVAL_S)
         return True
 
     def _take_keys(self) -> None:
         """Takes the data-plane keys of now: they may be others. Callable from any thread."""
         with self._taking_keys:
-            keys = data_plane_keys(self._service.name)
+            keys = answered(lambda: data_plane_keys(self._service.name), STORE_TIMEOUT_S)
             self._credentials.replace(keys.as_bytes)
             self._keys_generation = keys.generation
 

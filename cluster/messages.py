@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from cluster.plain import FormatError, pack, unpack
+from cluster.plain import SAID, FormatError, pack, unpack
 from transport.table import RoutingTable
 
 NO_TABLE = (-1, -1)  # the position of none: differs from every table's
@@ -33,7 +33,7 @@ def encode_table(table: RoutingTable) -> bytes:
 
 def pack_news(table: bytes | None = None, stopping: bool = False) -> dict[str, Any]:
     """Returns news as plain data; `table` as `encode_table` made it."""
-    return {**pack(_Said(stopping)), "table": table}
+    return {**pack(_Said(stopping), SAID), "table": table}
 
 
 def read_news(record: object) -> News:
@@ -42,7 +42,7 @@ def read_news(record: object) -> News:
     Raises:
         FormatError: It is of a Manta whose words are not understood here.
     """
-    said = unpack(_Said, record, "the controller's news")
+    said = unpack(_Said, record, "the controller's news", formats=SAID)
     table = record.get("table") if isinstance(record, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
     if table is None:
         return News(None, said.stopping)

@@ -1,4 +1,4 @@
-"""How long a command waits for others, and what it says when that was in vain."""
+"""How long others are waited for, and what a command says when that was in vain."""
 
 import threading
 import time
@@ -37,25 +37,41 @@ class Deadline:
         return TimeoutError(f"{what} within {self.timeout_s:g} s ({SETTING}); {remedy}")
 
     def answer(self, question: Callable[[], T], what: str, remedy: str) -> T:
-        """Returns what a question that may block for ever is answered, as some of Ray's and Serve's may.
+        """Returns what a question that may block for ever is answered.
 
         Raises:
-            TimeoutError: It was not answered in time. The thread that asks is left behind, and holds up no end.
+            TimeoutError: It was not answered in time.
         """
-        answers: list[T] = []
-        failures: list[BaseException] = []
+        try:
+            return answered(question, self.left_s)
+        except Unanswered:
+            raise self.late(what, remedy) from None
 
-        def ask() -> None:
-            try:
-                answers.append(question())
-            except BaseException as error:
-                failures.append(error)
 
-        asking = threading.Thread(target=ask, name="manta-question", daemon=True)
-        asking.start()
-        asking.join(self.left_s)
-        if failures:
-            raise failures[0]
-        if not answers:
-            raise self.late(what, remedy)
-        return answers[0]
+class Unanswered(TimeoutError):
+    """A question was not answered in time."""
+
+
+def answered(question: Callable[[], T], timeout_s: float) -> T:
+    """Returns what a question that may block for ever is answered, as some of Ray's and Serve's may.
+
+    Raises:
+        Unanswered: It was not answered in time. The thread that asks is left behind, and holds up no end.
+    """
+    answers: list[T] = []
+    failures: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            answers.append(question())
+        except BaseException as error:
+            failures.append(error)
+
+    asking = threading.Thread(target=ask, name="manta-question", daemon=True)
+    asking.start()
+    asking.join(timeout_s)
+    if failures:
+        raise failures[0]
+    if not answers:
+        raise Unanswered(f"no answer within {timeout_s:g} s")
+    return answers[0]

@@ -7,6 +7,7 @@ says so, and touches nothing.
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, TypeVar
 
@@ -14,10 +15,29 @@ from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
-# Raised when something is written that a Manta of before would misunderstand. A new field whose default means what was
-# done before needs no other number.
+# Of what is stored, or asked for by a command. Raised when something is written that a Manta of before would
+# misunderstand. A new field whose default means what was done before needs no other number.
 FORMAT = 1
 OLDEST_FORMAT = 1  # that this Manta can read
+# Of what the controller and its members say to each other. A number of its own: members that run the old package must
+# follow the routing tables of a new controller, whatever that stores.
+MESSAGE_FORMAT = 1
+OLDEST_MESSAGE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Which formats there are of one kind of data: written in the `newest`, read from the `oldest` on."""
+
+    newest: int
+    oldest: int
+
+    def __str__(self) -> str:
+        return f"format {self.newest}" if self.oldest == self.newest else f"formats {self.oldest} to {self.newest}"
+
+
+STORED = Formats(FORMAT, OLDEST_FORMAT)
+SAID = Formats(MESSAGE_FORMAT, OLDEST_MESSAGE_FORMAT)
 
 
 def _version() -> str:
@@ -34,22 +54,23 @@ class FormatError(ValueError):
     """Something stored or said by another Manta that this one cannot read; says by which, and what to do."""
 
 
-def pack(value: object) -> dict[str, Any]:
+def pack(value: object, formats: Formats = STORED) -> dict[str, Any]:
     """Returns a dataclass as JSON types, with the format's number and the Manta that wrote it."""
-    return {"format": FORMAT, "manta": MANTA, "data": _adapter(type(value)).dump_python(value, mode="json")}
+    return {"format": formats.newest, "manta": MANTA, "data": _adapter(type(value)).dump_python(value, mode="json")}
 
 
-def unpack(kind: type[T], record: object, what: str, exact: bool = False) -> T:
+def unpack(kind: type[T], record: object, what: str, exact: bool = False, formats: Formats = STORED) -> T:
     """Returns what was packed. Fields that are missing have their defaults.
 
     Args:
         what: What it is, for errors.
         exact: Whether a field that is not known here makes it unreadable: it may say what must not be ignored.
+        formats: What it was packed with.
 
     Raises:
         FormatError: It is of another format, or no such thing.
     """
-    data, manta = _data_of(record, what)
+    data, manta = _data_of(record, what, formats)
     try:
         value = _adapter(kind).validate_python(data)
     except ValidationError as error:
@@ -63,13 +84,14 @@ def unpack(kind: type[T], record: object, what: str, exact: bool = False) -> T:
     return value
 
 
-def _data_of(record: object, what: str) -> tuple[object, str]:
+def _data_of(record: object, what: str, formats: Formats) -> tuple[object, str]:
     if not isinstance(record, Mapping) or not isinstance(record.get("format"), int):  # pyright: ignore[reportUnknownMemberType]
         raise FormatError(f"{what} was written by a Manta of before versioned formats{_remedy('')}")
     manta, number = str(record.get("manta", "unknown")), int(record["format"])
-    if not OLDEST_FORMAT <= number <= FORMAT:
-        known = f"format {FORMAT}" if OLDEST_FORMAT == FORMAT else f"formats {OLDEST_FORMAT} to {FORMAT}"
-        raise FormatError(f"{what} has format {number}, of Manta {manta}; Manta {MANTA} reads {known}{_remedy(manta)}")
+    if not formats.oldest <= number <= formats.newest:
+        raise FormatError(
+            f"{what} has format {number}, of Manta {manta}; Manta {MANTA} reads {formats}{_remedy(manta)}"
+        )
     return record.get("data"), manta
 
 

@@ -15,7 +15,7 @@ from cluster.messages import pack_news
 from cluster.placement import release_all
 from cluster.plain import MANTA, FormatError
 from cluster.secret import forget_data_plane_key
-from cluster.stored import forget_service
+from cluster.stored import forget_service, store_beat
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,8 @@ class Refusal:
     """Stands where `cluster.control.Control` would: members go on with the routing table that they have.
 
     It lives on, since one that ended would be started again at once, by Ray or by a member. What died meanwhile is
-    replaced by Serve (gateways, nodes, routers), or not at all (expert actors).
+    started anew by Serve (gateways, nodes, routers), and gets no table; or not at all (expert actors: what they are to
+    hold is in what cannot be read). `status` names them.
 
     Args:
         why: What cannot be read, and what to do.
@@ -38,7 +39,9 @@ class Refusal:
         self._why = str(why)
         self._apps = {name}
         self._heard_s, self._began_s = time.monotonic(), time.time()
-        self._stopping = asyncio.Event()
+        self._stopping, self._writing = asyncio.Event(), asyncio.Lock()
+        self._num_heard = self._num_shown = 0
+        self._experts = expert_actors(name)  # of its beginning
         logger.error("service %s is left as it is: %s", name, why)
         self._watching = asyncio.get_event_loop().create_task(self._leave_when_over())
 
@@ -60,6 +63,7 @@ class Refusal:
     async def announce(self, member_id: str, said: Any) -> None:
         """Takes whatever is said, of any format: who is heard does not take this controller for hung."""
         self._heard_s = time.monotonic()
+        self._num_heard += 1
         given: Any = said.get("data") if isinstance(said, dict) else said  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         app = given.get("app") if isinstance(given, dict) else getattr(given, "app", None)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
         if isinstance(app, str):
@@ -89,7 +93,10 @@ class Refusal:
 
     async def status(self) -> dict[str, Any]:
         """Returns what `manta status` shows; of the parts it knows no more than their names."""
-        event = {"time": self._began_s, "text": self._why, "failed": True}
+        now = expert_actors(self._name)
+        ended = [name for name in self._experts if name not in now]
+        texts = [self._why, f"{len(now)} expert actors run: {', '.join(now) or 'none'}"]
+        texts += [f"{name} has ended, and is not replaced while the service is refused" for name in ended]
         return {
             "name": self._name,
             "model": "unknown",
@@ -99,11 +106,11 @@ class Refusal:
             "resize": None,
             "controller": {"pid": os.getpid(), "host": ray.get_runtime_context().get_node_id()},
             "experts": [],
-            "expert_actors": expert_actors(self._name),
+            "expert_actors": now,
             "routers": [],
             "attention_nodes": [],
             "gateways": [],
-            "events": [event],
+            "events": [{"time": self._began_s, "text": text, "failed": text != texts[1]} for text in texts],
         }
 
     async def stop(self) -> list[str]:
@@ -112,12 +119,26 @@ class Refusal:
         kill_experts(self._name)
         release_all(self._name)
         forget_data_plane_key(self._name)
-        forget_service(self._name)
+        async with self._writing:
+            forget_service(self._name)
         return sorted(self._apps)
+
+    async def _beat(self) -> None:
+        """Shows, as `Control` does, that it hears members: one of them alone does not have it ended."""
+        if self._num_heard == self._num_shown:
+            return
+        self._num_shown = self._num_heard
+        try:
+            async with self._writing:
+                if not self._stopping.is_set():
+                    await asyncio.to_thread(store_beat, self._name, f"{self._began_s}/{self._num_shown}")
+        except Exception as error:  # Ray's store is away: then nobody is ended, either
+            logger.warning("the beat cannot be stored: %s", cause_of(error))
 
     async def _leave_when_over(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            await self._beat()
             if time.monotonic() - self._heard_s < ALONE_S:
                 continue
             try:

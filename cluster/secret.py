@@ -14,7 +14,7 @@ from ray.experimental.internal_kv import (  # pyright: ignore[reportMissingTypeS
 )
 
 from cluster.names import NAMESPACE, key_name
-from cluster.plain import pack, unpack
+from cluster.plain import SAID, pack, unpack
 
 KEY_BYTES = 32
 
@@ -59,13 +59,28 @@ def data_plane_keys(service: str) -> DataPlaneKeys:
     Raises:
         FormatError: They are of a Manta whose words are not understood here.
     """
-    name, namespace = key_name(service), NAMESPACE.encode()
-    _internal_kv_put(name, _encoded(new_keys()), overwrite=False, namespace=namespace)
-    data = _internal_kv_get(name, namespace=namespace)
-    assert data is not None
+    _internal_kv_put(key_name(service), _encoded(new_keys()), overwrite=False, namespace=NAMESPACE.encode())
+    keys = stored_data_plane_keys(service)
+    assert keys is not None
+    return keys
+
+
+def stored_data_plane_keys(service: str) -> DataPlaneKeys | None:
+    """Returns the service's keys; None: nobody has asked for them yet.
+
+    Raises:
+        FormatError: They are of a Manta whose words are not understood here.
+    """
+    data = _internal_kv_get(key_name(service), namespace=NAMESPACE.encode()) or b""
+    if not data:
+        return None
     if len(data) == KEY_BYTES:  # as it was before keys could be changed: the key itself
         return DataPlaneKeys((data.hex(),))
-    return unpack(DataPlaneKeys, json.loads(data), f"the data-plane keys of {service}", exact=True)
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):  # the first of decoding, too: it is none of ours
+        record = None
+    return unpack(DataPlaneKeys, record, f"the data-plane keys of {service}", True, SAID)
 
 
 def store_data_plane_keys(service: str, keys: DataPlaneKeys) -> None:
@@ -79,4 +94,4 @@ def forget_data_plane_key(service: str) -> None:
 
 
 def _encoded(keys: DataPlaneKeys) -> bytes:
-    return json.dumps(pack(keys)).encode()
+    return json.dumps(pack(keys, SAID)).encode()

@@ -55,6 +55,11 @@ def stored_service(name: str, which: Which) -> Service | None:
     return None if data is None else unpack(Service, _record(data), f"what is stored of service {name}", exact=True)
 
 
+def is_stored(name: str) -> bool:
+    """Returns whether there is such a service, whichever Manta has stored it."""
+    return _get(name, "good") is not None
+
+
 def store_failure(name: str, why: str) -> None:
     """Keeps why going back after a change has failed; empty: it has not."""
     _put(name, FAILURE, why.encode())

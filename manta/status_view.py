@@ -26,7 +26,8 @@ def print_status(status: Mapping[str, Any], console: Console | None = None) -> N
     _print_heading(status, console)
     for title, columns, rows in _parts(status):
         console.print(f"\n[bold]{title}[/bold]")
-        console.print(_table(columns, rows) if rows else "  none", highlight=False)
+        nobody = "  unknown" if status["state"] == "refused" else "  none"
+        console.print(_table(columns, rows) if rows else nobody, highlight=False)
     console.print("\n[bold]last events[/bold]")
     for event in status["events"][-NUM_EVENTS:]:
         clock = time.strftime("%H:%M:%S", time.localtime(event["time"]))

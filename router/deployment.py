@@ -33,8 +33,7 @@ class RouterDeploymentSettings:
     answer_timeout_s: float = ANSWER_TIMEOUT_S
 
 
-@serve.deployment
-class RouterReplica:
+class RouterPart:
     """Holds the gates; scatters rows to the experts, gathers and combines."""
 
     async def __init__(self, settings: RouterDeploymentSettings, join: Join) -> None:
@@ -59,6 +58,11 @@ class RouterReplica:
     def __del__(self) -> None:
         if hasattr(self, "_part"):  # else it was not loaded
             self._part.leave()
+
+
+# The class keeps its name, and the deployment has another: so Serve keeps the class by name, and a replica that is
+# started after the package was replaced has the new one. By `@serve.deployment` Serve would keep the class's code.
+RouterReplica = serve.deployment(name="RouterReplica")(RouterPart)
 
 
 def _load(settings: RouterDeploymentSettings, membership: Membership) -> "RouterServer":

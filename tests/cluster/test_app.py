@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray import cloudpickle
 
 from cluster.app import build, build_service
 from cluster.resolve import resolve
@@ -49,6 +50,14 @@ def test_building_makes_no_ray_call_and_needs_no_torch(model: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_serve_keeps_names_of_classes_and_none_of_their_code(model: Path) -> None:
+    """What Serve starts after the package was replaced is the new one's."""
+    for deployment in deployments(build({"model": str(model)})).values():
+        kept = cloudpickle.dumps(deployment.func_or_class)
+        assert str(ROOT).encode() not in kept, f"{deployment.name}: code names the file that it is from"
+        assert b"Part" in kept
 
 
 def bounds(deployment: Any) -> tuple[int, int]:

@@ -53,6 +53,21 @@ def test_who_stays_silent_hangs_and_who_is_heard_again_is_a_member_again() -> No
     assert members.addresses("node") == (NODE,)
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_one_that_lives_and_is_not_understood_is_as_it_was_said_last(restarted: bool) -> None:
+    """Nor is it given up, or ended as one that hangs, by a controller that has never understood it."""
+    members = Members()
+    members.heard("a", said(), 0.0)
+    members = Members(members.known, 0.0) if restarted else members
+    for second in range(1, 20):
+        members.lives("a", second)
+        members.lives("never heard of", second)
+        assert members.drop_silent(second, TIMEOUT_S) == []
+        assert members.take_hung(second, TIMEOUT_S) == []
+    assert members.addresses("node") == (NODE,)
+    assert members.drop_silent(30.0, TIMEOUT_S) == [said()]
+
+
 def test_those_that_an_earlier_controller_knew_keep_their_peers_until_they_are_silent_for_too_long() -> None:
     """A table that came before a slow member was heard again would cut connections that are in use."""
     known = Known({"slow": said(), "gone": said("router"), "leaves": said("router")})

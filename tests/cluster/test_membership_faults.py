@@ -1,5 +1,6 @@
 """A part's word to the controller when something goes wrong: nothing ends its threads, and it alone ends nobody."""
 
+import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from types import SimpleNamespace
@@ -194,6 +195,49 @@ def test_the_next_keys_are_taken_and_told_at_once(make: Make, script: Script, mo
     assert [said["data"]["keys_generation"] for _, said in script.said] == [0, 0, 1]
     assert membership.credentials().keys == (old, new)
     assert left.pauses == [membership_module.ANNOUNCE_INTERVAL_S] * 2
+
+
+@pytest.mark.parametrize("fault", ["format", "hang"])
+def test_a_part_that_cannot_take_the_next_keys_is_not_silent(
+    make: Make, script: Script, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The controller would take it for hung, and have it ended."""
+    membership, left = member(make, num_pauses=4)
+    held, old = threading.Event(), membership.credentials().keys
+
+    def keys(name: str) -> DataPlaneKeys:
+        if fault == "hang":
+            held.wait(30.0)
+        raise FormatError("has format 99")
+
+    monkeypatch.setattr(membership_module, "data_plane_keys", keys)
+    monkeypatch.setattr(membership_module, "STORE_TIMEOUT_S", 0.01)
+    script.answers = iter([{"keys_generation": 1}] * 5)
+    membership._announce("node", None, lambda: True)
+    held.set()
+    assert left.pauses == [membership_module.ANNOUNCE_INTERVAL_S] * 4
+    assert membership.credentials().keys == old
+
+
+def test_a_part_that_is_not_understood_is_not_silent(make: Make, script: Script) -> None:
+    membership, left = member(make, num_pauses=6)
+    script.answers = iter([None, *[task_error(FormatError("format 1"))] * 6])
+    membership._announce("node", None, lambda: True)
+    assert left.pauses == [membership_module.ANNOUNCE_INTERVAL_S] * 6
+    assert script.killed == 0
+
+
+def test_a_beat_that_cannot_be_had_in_time_ends_nobody(
+    make: Make, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    membership, _ = member(make, num_pauses=4)
+    held = threading.Event()
+    monkeypatch.setattr(membership_module, "stored_beat", lambda name: held.wait(30.0) and "7/100")
+    monkeypatch.setattr(membership_module, "STORE_TIMEOUT_S", 0.01)
+    script.answers = iter([None, *[GetTimeoutError()] * 3])
+    membership._announce("node", None, lambda: True)
+    held.set()
+    assert script.killed == 0
 
 
 def test_a_part_that_is_not_ready_yet_takes_the_next_keys_too(

@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster import plain
 from cluster.members import Announcement, Known
 from cluster.messages import NO_TABLE, encode_table, pack_news, read_news
-from cluster.plain import FORMAT, FormatError, pack, unpack
+from cluster.plain import FORMAT, FormatError, Formats, pack, unpack
 from cluster.resolve import Service, resolve
 from cluster.room import Room
 from cluster.spec import spec_from_dict
@@ -59,17 +58,14 @@ def test_an_older_one_ignores_what_a_newer_one_adds_to_a_message_and_refuses_it_
 @pytest.mark.parametrize(
     ("ours", "oldest", "theirs", "readable"), [(1, 1, 2, False), (2, 1, 1, True), (3, 2, 1, False), (2, 1, 2, True)]
 )
-def test_formats_in_both_orders(
-    monkeypatch: pytest.MonkeyPatch, ours: int, oldest: int, theirs: int, readable: bool
-) -> None:
+def test_formats_in_both_orders(ours: int, oldest: int, theirs: int, readable: bool) -> None:
     record = {**sent(Older("a")), "format": theirs, "manta": "9.9"}
-    monkeypatch.setattr(plain, "FORMAT", ours)
-    monkeypatch.setattr(plain, "OLDEST_FORMAT", oldest)
+    formats = Formats(ours, oldest)
     if readable:
-        assert unpack(Older, record, "it") == Older("a")
+        assert unpack(Older, record, "it", formats=formats) == Older("a")
         return
     with pytest.raises(FormatError, match=rf"it has format {theirs}, of Manta 9\.9; Manta .* reads format.*{REMEDY}"):
-        unpack(Older, record, "it")
+        unpack(Older, record, "it", formats=formats)
 
 
 @pytest.mark.parametrize(

@@ -67,3 +67,9 @@ def test_what_events_and_errors_quote_is_written_out() -> None:
     assert "\x1b" not in text
     assert "\\x1b[2J" in text
     assert "\\x1b]0;x\\x07" in text
+
+
+def test_of_a_refused_service_no_part_is_said_to_be_absent() -> None:
+    """Its controller does not know of any; an event names what runs."""
+    text = shown(state="refused", experts=[], routers=[], attention_nodes=[], gateways=[])
+    assert (text.count("unknown"), text.count("none")) == (4, 0)

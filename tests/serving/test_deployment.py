@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from serving.deployment import Gateway, GatewayDeploymentSettings, created_s
+from serving.deployment import GatewayDeploymentSettings, GatewayPart, created_s
 from serving.fake import FakeGenerator
 from serving.settings import GatewaySettings
 from serving.tokenizer import TextCodec
@@ -35,7 +35,7 @@ async def models_of(settings: GatewayDeploymentSettings) -> dict[str, Any]:
         _membership=SimpleNamespace(announce=lambda *what: None),
         _ready=None,
     )
-    app = Gateway.func_or_class.__serve_build_asgi_app__(gateway)
+    app = GatewayPart.__serve_build_asgi_app__(gateway)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
         return (await client.get("/v1/models")).json()
 
