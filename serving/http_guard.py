@@ -126,7 +126,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._num_parts += 1
         self._forget_head()
         super().on_headers_complete()
-        self._cycles = [*(cycle for cycle in self._cycles if not cycle.response_complete), self.cycle]
+        self._cycles = [cycle for cycle in (*self._cycles, self.cycle) if cycle and not cycle.response_complete]
 
     def on_chunk_header(self) -> None:
         """Called by the parser."""
@@ -191,6 +191,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Whether the request that is parsed offers another protocol, which nobody speaks here."""
         offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"  # that one is no offer
         return offers and not self._should_upgrade()
+
+    def _should_upgrade(self) -> bool:
+        """Whether the connection becomes a WebSocket: not while an answer is due, which nobody would end any more."""
+        return super()._should_upgrade() and all(cycle.response_complete for cycle in self._cycles)
 
     def _unsupported_upgrade_warning(self) -> None:
         """Called by uvicorn while it handles the parser's HttpParserUpgrade, which says where the head ends.

@@ -32,6 +32,9 @@ HEAD = b"GET / HTTP/1.1\r\nHost: localhost\r\n"
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
     """Answers as much as the path says, in MiB, and tells when it was left; `X-Read`: what it was sent, at the end."""
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.close"})
+        return
     if scope["path"] == "/left":
         while (await receive())["type"] != "http.disconnect":
             pass
@@ -60,14 +63,15 @@ async def read_body(receive: Any) -> bytes:
 ENDED: list[int] = []
 
 
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[uvicorn.Server]:
+@pytest.fixture(params=["none"])
+def server(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[uvicorn.Server]:
+    """The parameter: uvicorn's `ws`; Serve's proxy has "auto"."""
     monkeypatch.setenv(HEAD_TIMEOUT_S, "0.5")
     monkeypatch.setenv(SEND_TIMEOUT_S, "1")
     monkeypatch.setitem(uvicorn_config.HTTP_PROTOCOLS, "auto", uvicorn_config.HTTP_PROTOCOLS["auto"])
     assert install() == []
     ENDED.clear()
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws="none", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="critical", ws=request.param, lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -221,6 +225,28 @@ def test_pipelined_requests(server: uvicorn.Server) -> None:
         assert read_answers(few, 1 + MAX_PIPELINED) == [b"end"] * (1 + MAX_PIPELINED)
         many.sendall(first + (HEAD + b"\r\n") * 2000)
         assert is_closed(many)
+
+
+WEBSOCKET = (
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+
+
+@pytest.mark.parametrize("server", ["auto"], indirect=True)
+def test_a_websocket_does_not_take_a_connection_from_an_answer_that_is_due(server: uvicorn.Server) -> None:
+    with connected(server) as connection:
+        connection.sendall(HEAD + b"\r\n")
+        assert read_answers(connection, 1) == [b"end"]
+        connection.sendall(HEAD + WEBSOCKET + b"\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 403")
+    with connected(server) as connection:
+        connection.sendall(b"GET /left HTTP/1.1\r\nHost: localhost\r\n\r\n" + HEAD + WEBSOCKET + b"\r\n")
+        time.sleep(0.1)
+    deadline_s = time.monotonic() + 5
+    while -1 not in ENDED:
+        assert time.monotonic() < deadline_s, "nobody told the first request that its client has left"
+        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("others", [0, 1, 5])
