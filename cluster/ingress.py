@@ -1,5 +1,6 @@
 """How HTTP gets in: starts Serve for the spec's host and port, or checks what an existing Serve has instead."""
 
+import errno
 import logging
 import socket
 
@@ -8,23 +9,29 @@ import ray
 from cluster.spec import ServiceSpec
 
 LOOPBACK = ("127.0.0.1", "localhost")
+ANOTHER_HOST = "give an address of this machine with --host, or 0.0.0.0 for all of them"
+PRIVILEGED = "ports below 1024 are for root: choose another"
 
 
 def check_port_free(host: str, port: int) -> None:
     """Fails early, instead of after a minute of Serve trying.
 
     Raises:
-        ValueError: Something listens there already.
+        ValueError: Something listens there already, or nobody can.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((host, port))
-        except OSError as error:
-            raise ValueError(
-                f"api.port: {port} was given, but {host}:{port} cannot be used ({error.strerror}); "
-                "stop what listens there, or choose another with --port"
-            ) from error
+    except UnicodeError as error:  # no name has such a part
+        raise ValueError(f"api.host: {host} was given, which is no host name; {ANOTHER_HOST}") from error
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
+            remedy = "stop what listens there, or choose another" if error.errno == errno.EADDRINUSE else PRIVILEGED
+            where = f"api.port: {port} was given, but {host}:{port}"
+            raise ValueError(f"{where} cannot be used ({error.strerror}); {remedy} with --port") from error
+        given = f"api.host: {host} was given, and cannot be listened on ({error.strerror})"
+        raise ValueError(f"{given}; {ANOTHER_HOST}") from error
 
 
 def on_head_host() -> bool:

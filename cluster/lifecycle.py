@@ -25,6 +25,7 @@ from cluster.room import Room
 from cluster.spec import ServiceSpec
 from cluster.startup import OnProgress, Progress, claim, start_parts
 from cluster.teardown import ask_controller, find_controller, running_service, services, stop_service
+from transport.address import check_socket_folder
 from transport.cores import available_cores
 
 __all__ = [
@@ -105,10 +106,12 @@ def serve(
         ValueError: The model cannot be served, the port is taken, or the cluster's HTTP listens elsewhere.
         RuntimeError: A part did not come up; says which, and why.
         ConnectionError: There is no Ray cluster at `address`.
+        OSError: There is no place for sockets.
     """
     if address is None:  # what cannot be served is refused before Ray is started for it
         resolve(spec, Room((float(available_cores()),), own=True), loopback=True)
         check_port_free(spec.api.host, spec.api.port)
+        check_socket_folder()
     on_progress(Progress("starting Ray" if address is None else "joining Ray"))
     session = open_session(address)
     try:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_PATH_BYTES = 107  # of a Unix socket, on Linux
+NUM_ID_PARTS = 3  # of a host's id: its name, its boot's and its mount namespace, which alone are enough
 
 
 @dataclass(frozen=True, order=True)
@@ -39,7 +40,7 @@ class Address:
         Raises:
             OSError: Nothing listens there.
         """
-        if self.host_id == this_host_id():
+        if is_this_host(self.host_id):
             return _start_connecting(socket.AF_UNIX, self.unix_path)
         if not self.tcp_port:
             raise ConnectionRefusedError(f"{self} listens on its own host only, and that is not this one")
@@ -77,6 +78,12 @@ def this_host_id() -> str:
     return "/".join(parts)
 
 
+def is_this_host(host_id: str) -> bool:
+    """Whether `host_id` is this host's, whatever the host was called when it was made: names change while it runs."""
+    theirs, own = host_id.split("/"), this_host_id().split("/")
+    return theirs == own or (len(theirs) == len(own) == NUM_ID_PARTS and theirs[1:] == own[1:])
+
+
 def socket_directory() -> Path:
     """The folder, closed to other users, that holds this user's sockets.
 
@@ -84,11 +91,24 @@ def socket_directory() -> Path:
         PermissionError: The folder exists and belongs to somebody else.
     """
     folder = Path(tempfile.gettempdir()) / f"manta-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
     status = folder.lstat()  # a link could lead where others can write
     if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{folder} is open to other users or belongs to one; remove it, then start again")
+        raise PermissionError(
+            f"{folder}, for sockets, is open to other users, belongs to one or is no folder; remove it, or set TMPDIR "
+            "to a folder of your own, then start again"
+        )
     return folder
+
+
+def check_socket_folder() -> None:
+    """Does nothing if processes of this user can listen on Unix sockets.
+
+    Raises:
+        OSError: They cannot; says why, and what to do.
+    """
+    _socket_path("attention-node")
 
 
 def _remove_abandoned(folder: Path) -> None:
@@ -120,6 +140,13 @@ def _refuses(path: Path) -> bool:
     return False
 
 
+def _socket_path(role: str) -> Path:
+    path = socket_directory() / f"{role}-{os.getpid()}-{secrets.token_hex(4)}.sock"
+    if len(os.fsencode(path)) > MAX_PATH_BYTES:
+        raise OSError(f"the socket path {path} is over {MAX_PATH_BYTES} bytes long; set TMPDIR to a shorter folder")
+    return path
+
+
 def listen(role: str, tcp_host: str | None, backlog: int = 128) -> tuple[Address, list[socket.socket]]:
     """Opens a Unix socket and, unless `tcp_host` is None, a TCP socket on a free port of it.
 
@@ -129,11 +156,8 @@ def listen(role: str, tcp_host: str | None, backlog: int = 128) -> tuple[Address
     Raises:
         OSError: The folder or the interface cannot be used.
     """
-    folder = socket_directory()
-    _remove_abandoned(folder)
-    path = folder / f"{role}-{os.getpid()}-{secrets.token_hex(4)}.sock"
-    if len(os.fsencode(path)) > MAX_PATH_BYTES:
-        raise OSError(f"the socket path {path} is over {MAX_PATH_BYTES} bytes long; set TMPDIR to a shorter folder")
+    path = _socket_path(role)
+    _remove_abandoned(path.parent)
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     unix.bind(str(path))
     unix.listen(backlog)

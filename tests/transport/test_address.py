@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from transport.address import Address, listen, socket_directory
+from transport import address as address_module
+from transport.address import Address, check_socket_folder, is_this_host, listen, socket_directory, this_host_id
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_the_folder_is_closed_to_others(temporary_folder: Path) -> None:
 @pytest.mark.parametrize("mode", [0o755, 0o770, 0o701])
 def test_a_folder_that_is_open_to_others_is_refused(temporary_folder: Path, mode: int) -> None:
     socket_directory().chmod(mode)
-    with pytest.raises(PermissionError, match="remove it, then start again"):
+    with pytest.raises(PermissionError, match="remove it, or set TMPDIR to a folder of your own"):
         socket_directory()
 
 
@@ -138,3 +139,52 @@ def test_sockets_of_killed_processes_are_removed(temporary_folder: Path) -> None
     assert not abandoned.exists()
     assert mine.exists(), "a process that runs may be about to listen"
     assert strange.exists()
+
+
+def test_a_file_in_the_place_of_the_folder_is_refused(temporary_folder: Path) -> None:
+    (temporary_folder / f"manta-{os.getuid()}").touch()
+    with pytest.raises(PermissionError, match="is no folder; remove it, or set TMPDIR"):
+        check_socket_folder()
+
+
+def test_a_folder_with_too_long_a_name_is_told_before_anything_listens(
+    temporary_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_socket_folder()
+    long = temporary_folder / ("x" * 80)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with pytest.raises(OSError, match="is over 107 bytes long; set TMPDIR to a shorter folder"):
+        check_socket_folder()
+
+
+def test_a_host_that_is_renamed_stays_the_same_host(temporary_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are started later must reach those that were started before."""
+    address, sockets = listen("router", None)
+    monkeypatch.setattr(address_module, "this_host_id", this_host_id.__wrapped__)  # as in another process
+    monkeypatch.setattr(socket, "gethostname", lambda: "renamed")
+    assert this_host_id.__wrapped__() != address.host_id
+    connect(address).close()
+    close(address, sockets)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "same"),
+    [
+        ("a/boot/mnt", True),
+        ("b/boot/mnt", True),
+        ("a/boot/another", False),  # a container of the same machine
+        ("a/another/mnt", False),
+        ("a/boot", False),
+        ("b", False),
+    ],
+)
+def test_which_hosts_are_this_one(monkeypatch: pytest.MonkeyPatch, theirs: str, same: bool) -> None:
+    monkeypatch.setattr(address_module, "this_host_id", lambda: "a/boot/mnt")
+    assert is_this_host(theirs) is same
+
+
+def test_where_nothing_else_is_known_the_name_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(address_module, "this_host_id", lambda: "a")
+    assert is_this_host("a")
+    assert not is_this_host("b")
