@@ -166,6 +166,8 @@ class Engine:
         while True:
             answer = experts(layer, rows_TD)
             if isinstance(answer, DegradedRows):
+                if max(answer.missing_experts) >= self._model.config.num_experts:
+                    raise CallError("internal", f"a router names expert {max(answer.missing_experts)} as missing")
                 for sequence in plan.sequences:
                     sequence.note_missing(answer.missing_experts)
                 answer = answer.rows_TD

@@ -103,6 +103,9 @@ class ExpertService:
             CallError: Another layer or expert than this shard's, or counts that do not add up.
         """
         header, rows_TD = request.header.expert_rows, request.rows_TD
+        if len(header.num_rows_per_expert) > self._shard.num_experts:
+            num, allowed = len(header.num_rows_per_expert), self._shard.num_experts
+            raise CallError("invalid_request", f"{num} counts of rows; allowed: one for each of the {allowed} experts")
         counts = list(header.num_rows_per_expert)
         if len(counts) != len(header.expert_ids) or sum(counts) != rows_TD.shape[0] or not counts or 0 in counts:
             raise CallError("invalid_request", f"row counts {counts} do not describe {rows_TD.shape[0]} rows")

@@ -16,6 +16,7 @@ class ExpertShard:
 
     def __init__(self, ffns: dict[tuple[int, int], ExpertFFN], width: int, dtype: torch.dtype) -> None:
         self._ffns = ffns
+        self.num_experts = len({expert for _, expert in ffns})
         self.width = width
         self.dtype = dtype
 

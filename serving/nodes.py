@@ -16,6 +16,7 @@ from serving.generator import GenerationError
 from serving.metrics import MetricsSnapshot
 from transport.address import Address
 from transport.credentials import Credentials
+from transport.errors import FrameError
 from transport.frames import Frame
 from transport.link import ANSWER_TIMEOUT_S, Link
 from transport.loop import Loop
@@ -179,6 +180,8 @@ class _Node:
         self._down("the node leaves")
 
     def _deliver(self, step: StepOutput) -> None:
+        if len(step.sequence_ids) != len(step.token_ids):  # the connection ends: its streams go on elsewhere
+            raise FrameError(f"a node sent {len(step.token_ids)} tokens for {len(step.sequence_ids)} sequences")
         streams = self.streams
         for sequence_id, token_id in zip(step.sequence_ids, step.token_ids, strict=True):
             if (stream := streams.get(sequence_id)) is not None:

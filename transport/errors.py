@@ -30,8 +30,12 @@ class HandshakeError(TransportError):
     """The peer could not prove that it knows a key of the service."""
 
 
+# A failed step tells each of its sequences why, in one frame.
+MAX_CODE_CHARS, MAX_MESSAGE_CHARS = 64, 2000
+
+
 class CallError(TransportError):
-    """A call that was not done.
+    """A call that was not done. What is too long, as what another process says may be, is cut.
 
     Args:
         code: One word for machines: `expert_unavailable`, `invalid_request`, `internal`, `peer_lost`.
@@ -39,6 +43,8 @@ class CallError(TransportError):
     """
 
     def __init__(self, code: str, message: str) -> None:
+        code = code[:MAX_CODE_CHARS]
+        message = message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]} ..."
         super().__init__(message)
         self.code = code
         self.message = message

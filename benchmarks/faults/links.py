@@ -52,7 +52,8 @@ from model.config import read_config
 TRANSPORTS: tuple[str, ...] = ("unix", "tcp")
 KINDS: tuple[str, ...] = ("cut", "reset", "delay", "slow", "silent")
 NUM_FAULTS = {"cut": 5}  # of each hop; of other kinds: 1
-DELAY_S, BYTES_PER_S, MAX_CUT_BYTES = 0.02, 200e3, 50_000
+DELAY_S, BYTES_PER_S = 0.02, 200e3
+MAX_CUT_BYTES = {"node": 1000}  # prompts and tokens pass there; of other hops, where rows do: 50,000
 SPARE_POSITIONS = 8
 
 
@@ -62,7 +63,7 @@ class LinkFault:
     def __init__(self, kind: str, hop: str, links: Links, hold_s: float, rng: random.Random) -> None:
         self.name = f"{kind} to {hop}"
         self.note = ""
-        self._kind = kind
+        self._kind, self._hop = kind, hop
         self._hold_s = hold_s
         self._rng = rng
         self._all = links[hop]
@@ -96,7 +97,7 @@ class LinkFault:
 
     def _fault(self) -> Fault:
         if self._kind == "cut":
-            return Fault(cut_after=self._rng.randrange(1, MAX_CUT_BYTES))
+            return Fault(cut_after=self._rng.randrange(1, MAX_CUT_BYTES.get(self._hop, 50_000)))
         faults = {"delay": Fault(delay_s=DELAY_S), "slow": Fault(bytes_per_s=BYTES_PER_S), "silent": Fault(silent=True)}
         return faults.get(self._kind, WHOLE)
 
@@ -145,17 +146,17 @@ class Found:
 
     Args:
         num_cut: Connections that were broken.
-        undisturbed: Undisturbed answers that differ from those of transformers.
+        undisturbed: Undisturbed answers that differ from those of transformers; None: it has none.
     """
 
     over: str
     report: Report
     num_cut: int
-    undisturbed: tuple[Difference, ...] = ()
+    undisturbed: tuple[Difference, ...] | None
 
     def clean(self, breaks: bool) -> bool:
         """Whether all is as it should be; `breaks`: whether connections should have broken."""
-        return self.report.clean and not num_unexcused(self.undisturbed) and (self.num_cut > 0 or not breaks)
+        return self.report.clean and not num_unexcused(self.undisturbed or ()) and (self.num_cut > 0 or not breaks)
 
 
 def measure(arguments: argparse.Namespace, console: Console) -> list[Found]:
@@ -194,7 +195,7 @@ def _measure_over(
         run = asyncio.run(run_phases(load, faults, arguments.calm, rng, display))
         num_cut = sum(proxy.num_cut for proxies in links.values() for proxy in proxies)
     if theirs is None:
-        return Found(over, judge(run, margins), num_cut)
+        return Found(over, judge(run, margins), num_cut, None)
     expected = {answer.key: answer for answer in theirs.answers}
     undisturbed = differences(expected, run.reference.answers, margins)
     return Found(over, judge(replace(run, reference=theirs), margins), num_cut, tuple(undisturbed))
@@ -204,11 +205,17 @@ def show(found: Sequence[Found], arguments: argparse.Namespace) -> int:
     """Prints what was found; returns the exit status."""
     console = open_console()
     for one in found:
-        console.print(f"over {one.over}:", phase_table(one.report), kind_table(one.report.kinds))
+        reference = "the undisturbed answers" if one.undisturbed is None else "those of transformers in float32"
+        console.print(
+            f"over {one.over}; all answers are compared with {reference}:",
+            phase_table(one.report),
+            kind_table(one.report.kinds),
+        )
         for remark in remarks(one.report):
             console.print(f"[yellow]note:[/yellow] {escape(remark)}", soft_wrap=True)
-        differ = f"{len(one.undisturbed)} undisturbed answers differ, {num_unexcused(one.undisturbed)} without excuse"
-        console.print(f"{one.num_cut} connections were broken; {differ}")
+        differ = one.undisturbed or ()
+        told = f"{len(differ)} undisturbed answers differ too, {num_unexcused(differ)} without excuse"
+        console.print(f"{one.num_cut} connections were broken; {told}")
     if arguments.json is not None:
         reports = {one.over: json.loads(as_json(one.report, vars(arguments))) for one in found}
         arguments.json.write_text(json.dumps(reports, indent=2))

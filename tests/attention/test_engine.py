@@ -371,6 +371,15 @@ def test_a_sequence_that_ends_with_the_degraded_step_tells_so(seed: int) -> None
     assert set(outputs[2].missing_experts) == {2, 3}
 
 
+def test_an_expert_that_the_model_does_not_have_cannot_be_missing(seed: int) -> None:
+    engine = make_engine(seed, experts=DegradedExperts({(1, 0): (1, 10**9)}))
+    submit(engine, 0, [5, 6], max_tokens=2)
+    (output,) = finish(engine).values()
+    assert output.failure.code == "internal"
+    assert "names expert 1000000000 as missing" in output.failure.message
+    assert not output.missing_experts
+
+
 def test_degraded_rows_are_the_rows(seed: int) -> None:
     engine = make_engine(seed, experts=DegradedExperts({(number, 0): (1,) for number in range(1, 9)}))
     submit(engine, 0, [5, 6], max_tokens=8, ignore_eos=True)

@@ -102,6 +102,14 @@ def test_a_malformed_call_fails_alone(
     assert torch.allclose(answered.rows, SHARD.naive(good.header.expert_rows, rows_ND), atol=1e-5)
 
 
+@pytest.mark.parametrize("num_counts", [4, 10**6])
+def test_more_counts_than_experts_cost_nothing(num_counts: int) -> None:
+    request, answers = call(0, {1: 1}, torch.zeros(1, WIDTH))
+    request.header.expert_rows.num_rows_per_expert.extend([1] * (num_counts - 1))
+    ExpertService(SHARD.shard, CPU).serve([request])
+    assert answers.error.message == f"{num_counts} counts of rows; allowed: one for each of the 3 experts"
+
+
 def test_as_many_counts_as_experts() -> None:
     request, answers = call(0, {1: 1, 2: 1}, torch.zeros(2, WIDTH))
     del request.header.expert_rows.num_rows_per_expert[1]

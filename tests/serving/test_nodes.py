@@ -66,6 +66,10 @@ class FakeNode:
             step = StepOutput(sequence_ids=[sequence_id], token_ids=token_ids)
         else:
             step = StepOutput(outputs=[SequenceOutput(sequence_id=sequence_id, token_ids=token_ids, **more)])
+        self.say_step(number, step)
+
+    def say_step(self, number: int, step: StepOutput) -> None:
+        """Sends a step to whoever made the `number`th submission."""
         self._loop.post(lambda: self._sessions[number].send(Header(step_output=step)))
 
     def refuse(self, number: int) -> None:
@@ -249,6 +253,25 @@ async def test_a_stream_goes_on_at_another_node_without_gap_or_repeat(nodes: lis
         nodes[1].say(0, 8, finish_reason=LENGTH)
         assert await reader.end() == [5, 6, 7, 8]
         assert sum(len(output.prompt_logprobs) for output in reader.outputs) == 1
+
+
+@in_a_loop
+async def test_a_step_that_does_not_add_up_is_none(nodes: list[FakeNode]) -> None:
+    """Nothing of it is believed: the connection ends, and its streams go on at another node."""
+    membership = FakeMembership()
+    async with generator_of(membership) as generator:
+        membership.publish(nodes[0])
+        reader = Reader(generator, 1)
+        await until(lambda: nodes[0].submits)
+        nodes[0].say(0, 5)
+        await until(lambda: reader.tokens == [5])
+        membership.publish(*nodes)
+        await until(lambda: generator.num_nodes == 2)
+        nodes[0].say_step(0, StepOutput(sequence_ids=[nodes[0].submits[0].sequence_id], token_ids=[6, 7]))
+        await until(lambda: nodes[1].submits)
+        assert list(nodes[1].submits[0].output_ids) == [5]
+        nodes[1].say(0, 8, finish_reason=LENGTH)
+        assert await reader.end() == [5, 8]
 
 
 @in_a_loop

@@ -229,6 +229,24 @@ def test_a_callee_that_takes_nothing_is_given_up(loop: Loop, monkeypatch: pytest
     there.close()
 
 
+def test_why_a_call_failed_is_told_in_a_frame_of_few_bytes(loop: Loop, seed: int) -> None:
+    """Whatever went into the message: a failed step repeats it for each of its sequences."""
+
+    def refuse(requests: list[Request]) -> None:
+        for request in requests:
+            request.responder.fail(CallError("internal" * 1000, "why " * (8 << 20)))
+
+    server = RequestServer(loop, "expert", CREDENTIALS, None, refuse)
+    with peer_of(loop, server) as peer:
+        answers = call(peer, random_rows(2, 4, seed))
+        turn_until(lambda: bool(answers), loop)
+        (error,) = answers
+        assert isinstance(error, CallError)
+        assert error.message.startswith("why why ")
+        assert (len(error.code), len(error.message)) == (64, 2004)
+    server.close()
+
+
 @pytest.mark.parametrize("answer_too", [False, True])
 def test_a_message_over_what_a_frame_carries_fails_its_call_alone(
     loop: Loop, monkeypatch: pytest.MonkeyPatch, answer_too: bool, seed: int
