@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from training.data_errors import SourceError
-from training.sources import Source
+from training.sources import MAX_DOCUMENT_BYTES, Source, too_long
 
 NAMED_COLUMNS = 8  # of a row that lacks one, in an error
 
@@ -36,7 +36,14 @@ def document_of_row(row: Mapping[str, Any], source: Source, where: Callable[[], 
         raise SourceError(
             f"{where()}: column {source.column!r} holds {_kind(text)}, not text; name another column, or remove the row"
         )
+    if len(text) > MAX_DOCUMENT_BYTES // 4:  # to count bytes takes time
+        _check_length(text, where)
     return Document(text, _task(row, source, where), where)
+
+
+def _check_length(text: str, where: Callable[[], str]) -> None:
+    if len(text.encode(errors="surrogatepass")) > MAX_DOCUMENT_BYTES:
+        raise too_long(where())
 
 
 def missing_column(column: str, columns: list[str], where: str) -> SourceError:

@@ -21,6 +21,7 @@ SUFFIXES = {
     ".parquet": PARQUET,
 }
 KNOWN = ", ".join(SUFFIXES)
+MAX_DOCUMENT_BYTES = 64 << 20  # of one, which is encoded as a whole: that takes 150 times its memory
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip")
 
 
@@ -120,7 +121,18 @@ def _source_file(path: str, source: Source) -> SourceFile:
         raise SourceError(f"{path}: cannot be read ({error.strerror}); repair or remove it") from error
     if not stat.S_ISREG(found.st_mode):  # to open a pipe would wait for whoever writes to it; a device may never end
         raise SourceError(f"{path}: is a pipe, a socket or a device; write what it gives to a file, or move it away")
-    return SourceFile(path, _format_of(path, source), found.st_size, found.st_mtime_ns)
+    file = SourceFile(path, _format_of(path, source), found.st_size, found.st_mtime_ns)
+    if file.format == TEXT and file.num_bytes > MAX_DOCUMENT_BYTES:
+        raise too_long(path)
+    return file
+
+
+def too_long(where: str) -> SourceError:
+    """The error for a document that would take more memory than hosts have."""
+    return SourceError(
+        f"{where}: a document may have {MAX_DOCUMENT_BYTES} bytes, and a text file is one; cut it, such as by `split "
+        "-C 16m --additional-suffix=.txt`, or make JSON lines of it"
+    )
 
 
 def _format_of(path: str, source: Source) -> str:

@@ -100,7 +100,7 @@ class SourceSpec(Section):
     """Documents to train on. With `model.routing: task`, each source says which task its documents are of."""
 
     path: PathText
-    """A file, a folder (all files below it) or a pattern such as `corpus/*.jsonl`."""
+    """A file, a folder (all files below it) or a pattern such as `corpus/*.jsonl`. One document: 64 MiB at most."""
     format: Annotated[Literal["auto", "text", "jsonl", "parquet"], one_of("auto", "text", "jsonl", "parquet")] = "auto"
     """What the files are; auto: what their names end in."""
     column: Text = "text"

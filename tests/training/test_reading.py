@@ -190,3 +190,18 @@ def test_rows_of_parquet_that_are_said_to_be_text_and_are_none(tmp_path: Path) -
     path.write_bytes(path.read_bytes().replace(b"marker", b"mar\xffer"))
     with pytest.raises(SourceError, match="a.parquet, rows 1 to 2: is not UTF-8 text"):
         read_all(Source(str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.parquet"])
+def test_a_row_as_long_as_no_document(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.documents.MAX_DOCUMENT_BYTES", 64)
+    for text, fits in (("é" * 32, True), ("é" * 33, False)):
+        if name == "a.jsonl":
+            write_rows(tmp_path / name, [{"text": text}])
+        else:
+            pq.write_table(pa.table({"text": [text]}), tmp_path / name)
+        if fits:
+            assert texts(Source(str(tmp_path))) == [text]
+        else:
+            with pytest.raises(SourceError, match=f"{name}, (line|row) 1: a document may have"):
+                texts(Source(str(tmp_path)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from training.data_errors import SourceError
-from training.sources import Source, list_files
+from training.sources import MAX_DOCUMENT_BYTES, Source, list_files
 
 
 @pytest.fixture
@@ -85,6 +85,18 @@ def test_what_is_no_file_is_neither_waited_for_nor_passed_over(tmp_path: Path, s
     for path in (tmp_path, tmp_path / f"pipe.{suffix}", tmp_path / "device"):
         with pytest.raises(SourceError, match=rf"\.{suffix}: is a pipe, a socket or a device; write"):
             list_files(Source(str(path)))
+
+
+def test_a_text_that_no_memory_would_hold_is_told_before_it_is_read(tmp_path: Path) -> None:
+    """A corpus in one file is common; JSON lines of any size are read in parts."""
+    for name in ("corpus.txt", "corpus.jsonl"):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(MAX_DOCUMENT_BYTES + 1)
+    assert len(list_files(Source(str(tmp_path / "corpus.jsonl")))) == 1
+    with pytest.raises(SourceError, match=r"corpus.txt: a document may have 67108864 bytes.*`split -C 16m --addit"):
+        list_files(Source(str(tmp_path)))
+    os.truncate(tmp_path / "corpus.txt", MAX_DOCUMENT_BYTES)
+    assert len(list_files(Source(str(tmp_path)))) == 2
 
 
 def test_what_a_source_cannot_be() -> None:
