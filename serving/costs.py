@@ -6,6 +6,8 @@ from serving.errors import ApiError, invalid
 from serving.prompts import Prompt
 from serving.settings import GatewaySettings
 
+CHARS_PER_TOKEN = 16  # of text that is repeated: more only where tokens stand for long runs, as Llama 3's of 128 blanks
+
 
 def most_output_tokens(
     prompts: Sequence[Prompt],
@@ -13,6 +15,7 @@ def most_output_tokens(
     settings: GatewaySettings,
     *,
     num_copies: int,
+    echo: bool,
     scores_prompts: bool,
     scores_outputs: bool,
     stream: bool,
@@ -20,7 +23,7 @@ def most_output_tokens(
     """The most tokens that each sequence may have.
 
     A stream is sent as it comes, but what is repeated or scored of prompts comes at once, each prompt `num_copies`
-    times. Raises ApiError (400) when that alone is too much.
+    times, with `echo` their texts. Raises ApiError (400) when that alone is too much.
     """
     limits, num_sequences = settings.limits, len(prompts) * n
     num_repeated = num_copies * sum(len(prompt.token_ids) for prompt in prompts)
@@ -28,6 +31,14 @@ def most_output_tokens(
         raise invalid(
             f"n: each choice repeats its prompt (echo, return_token_ids), {num_repeated} tokens in all; at most "
             f"{limits.max_output_tokens} are allowed in one request (limits.request.max_output_tokens).",
+            "n",
+        )
+    num_chars = num_copies * sum(len(prompt.text or "") for prompt in prompts) if echo else 0
+    most_chars = CHARS_PER_TOKEN * limits.max_output_tokens
+    if num_chars > most_chars:
+        raise invalid(
+            f"n: each choice repeats its prompt (echo), {num_chars} characters in all; at most {most_chars} are "
+            f"allowed in one request ({CHARS_PER_TOKEN} for each of limits.request.max_output_tokens).",
             "n",
         )
     num_scored = num_repeated if scores_prompts else 0

@@ -128,6 +128,7 @@ class Gateway:
             body.n,
             settings,
             num_copies=num_told if repeats else 0,
+            echo=echo,
             scores_prompts=scores.prompts is not None,
             scores_outputs=scores.outputs is not None,
             stream=bool(body.stream),

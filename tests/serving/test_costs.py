@@ -8,10 +8,12 @@ import pytest
 
 from protos.generation_pb2 import Sampling
 from serving.choice import MAX_PARTS, Delta
+from serving.costs import most_output_tokens
+from serving.errors import ApiError
 from serving.fake import FakeGenerator
 from serving.prompts import Prompt
 from serving.sampling import Submits, choice_seed
-from serving.settings import RequestLimits
+from serving.settings import GatewaySettings, RequestLimits
 from serving.tokenizer import TextCodec
 from tests.serving.conftest import MODEL, Serve
 
@@ -23,6 +25,24 @@ IDS = [[5] * 40] * 3
 LIMITS = RequestLimits(
     max_text_bytes=60, max_prompt_tokens=119, max_messages=4, max_scored_tokens=100, max_output_tokens=200
 )
+
+
+@pytest.mark.parametrize("echo", [True, False])
+def test_a_few_tokens_that_stand_for_much_text_are_not_repeated_without_end(echo: bool) -> None:
+    """A text of 190,000 blanks may be 1,500 tokens: 512 choices of it were an answer of 97 MB."""
+    settings = GatewaySettings(MODEL, 512, limits=LIMITS)
+
+    def most(num_chars: int) -> int:
+        wishes: dict[str, bool] = {"scores_prompts": False, "scores_outputs": False, "stream": True}
+        prompts = [Prompt([5], " " * num_chars)] * 2
+        return most_output_tokens(prompts, 4, settings, num_copies=4, echo=echo, **wishes)
+
+    assert most(400) == 512
+    if not echo:
+        assert most(401) == 512
+        return
+    with pytest.raises(ApiError, match="3208 characters in all; at most 3200 are allowed"):
+        most(401)
 
 
 @pytest.mark.parametrize(
