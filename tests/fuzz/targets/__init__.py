@@ -18,6 +18,16 @@ TARGETS: Mapping[str, tuple[str, ...]] = {
     "stops": ("serving.stopping",),
     "detokenizers": ("serving.detokenizer", "serving.pieces", "serving.tokenizer"),
     "weights": ("checkpoint",),
+    "runs": (
+        "training.progress",
+        "training.manifest",
+        "training.plain_files",
+        "training.tensor_files",
+        "training.export",
+        "training.metrics",
+        "training.tokens",
+        "checkpoint.header",
+    ),
     "configs": (
         "model.config",
         "model.config_fields",
