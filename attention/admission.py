@@ -7,12 +7,14 @@ from attention.sequence import Sequence
 from model.config import MixtralConfig
 from model.routing import Routing
 from protos.generation_pb2 import Sampling, Submit
+from transport.errors import shortened
 
 
 class SubmitError(ValueError):
     """A sequence that is not accepted; `code` as in protos/generation.proto, GenerationFailure."""
 
     def __init__(self, code: str, message: str) -> None:
+        message = shortened(message)
         super().__init__(message)
         self.code = code
         self.message = message

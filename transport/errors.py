@@ -34,6 +34,11 @@ class HandshakeError(TransportError):
 MAX_CODE_CHARS, MAX_MESSAGE_CHARS = 64, 2000
 
 
+def shortened(message: str) -> str:
+    """Returns a reason without what is too long to be told: it may repeat whatever another process sent."""
+    return message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]} ..."
+
+
 class CallError(TransportError):
     """A call that was not done. What is too long, as what another process says may be, is cut.
 
@@ -43,8 +48,7 @@ class CallError(TransportError):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        code = code[:MAX_CODE_CHARS]
-        message = message if len(message) <= MAX_MESSAGE_CHARS else f"{message[:MAX_MESSAGE_CHARS]} ..."
+        code, message = code[:MAX_CODE_CHARS], shortened(message)
         super().__init__(message)
         self.code = code
         self.message = message

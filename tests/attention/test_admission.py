@@ -39,6 +39,13 @@ def test_refused(wanted: dict[str, object], code: str, words: str) -> None:
     assert refused.value.message == str(refused.value)
 
 
+def test_why_it_is_refused_is_short_whatever_was_sent() -> None:
+    """Written out, such a name is longer than a frame may be: telling it would end the node."""
+    with pytest.raises(SubmitError, match="^task ") as refused:
+        admit([3], task="\x01" * (5 << 20))
+    assert len(refused.value.message) == len(str(refused.value)) == 2004
+
+
 def test_a_task_is_one_of_the_models() -> None:
     by_task = replace(CONFIG, routing=Routing("task", tasks=("python", "prose")))
 
