@@ -16,13 +16,14 @@ from cluster.gpus import unused_gpus
 from cluster.hosts import num_gpus, present_room
 from cluster.ingress import check_port_free
 from cluster.key_rotation import STEP_TIMEOUT_S
+from cluster.own_room import beyond_this_machine
 from cluster.patience import TIMEOUT_S, Deadline
 from cluster.plain import pack
 from cluster.ray_session import RaySession, joined, open_session
 from cluster.resize import GRACE_S
 from cluster.resolve import Service, resolve
 from cluster.room import Room
-from cluster.spec import ServiceSpec
+from cluster.spec import ServiceSpec, SpecError
 from cluster.startup import OnProgress, Progress, claim, start_parts
 from cluster.teardown import ask_controller, find_controller, running_service, services, stop_service
 from transport.address import check_socket_folder
@@ -103,7 +104,8 @@ def serve(
         on_notice: Called with what the user should know, such as that GPUs are not used.
 
     Raises:
-        ValueError: The model cannot be served, the port is taken, or the cluster's HTTP listens elsewhere.
+        ValueError: The model cannot be served, a process asks for more than a machine of our own has, the port is
+            taken, or the cluster's HTTP listens elsewhere.
         RuntimeError: A part did not come up; says which, and why.
         ConnectionError: There is no Ray cluster at `address`.
         OSError: There is no place for sockets.
@@ -115,8 +117,11 @@ def serve(
     on_progress(Progress("starting Ray" if address is None else "joining Ray"))
     session = open_session(address)
     try:
-        service = resolve(spec, present_room(), loopback=address is None)
-        if notice := unused_gpus(num_gpus(), spec, service.config.num_experts):
+        room, gpus = present_room(), num_gpus()
+        if address is None and (problems := list(beyond_this_machine(spec, room.hosts[0], gpus))):
+            raise SpecError(problems)
+        service = resolve(spec, room, loopback=address is None)
+        if notice := unused_gpus(gpus, spec, service.config.num_experts):
             on_notice(notice)
         controller = claim(service)
     except BaseException:
