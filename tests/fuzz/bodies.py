@@ -89,6 +89,7 @@ def _dear(limits: RequestLimits, max_context: int) -> Iterator[Named]:
     each = max(1, limits.max_sequences // limits.max_n)
     many = {"n": limits.max_n, "max_tokens": 16, "ignore_eos": True}
     full = [5] * (max_context - 1)
+    odd = [rng.randrange(2, 256) for _ in range(max_context - 1)]  # no token that a model would expect
     scored = limits.max_scored_tokens // (max_context - 1)
     cases: dict[str, dict[str, Any]] = {
         "sequences": {"prompt": ["ab"] * each, **many},
@@ -99,6 +100,14 @@ def _dear(limits: RequestLimits, max_context: int) -> Iterator[Named]:
         "streamed sequences": {"prompt": ["ab"] * each, **many, "stream": True, "logprobs": limits.max_logprobs},
         "prompts": {"prompt": ["ab"] * limits.max_prompts, "max_tokens": 1},
         "echoed prompts": {"prompt": [full] * scored, "max_tokens": 1, "echo": True, "logprobs": limits.max_logprobs},
+        "odd prompts, scored twice": {
+            "prompt": [odd] * scored,
+            "max_tokens": 1,
+            "echo": True,
+            "logprobs": limits.max_logprobs,
+            "prompt_logprobs": limits.max_logprobs,
+        },
+        "flat draws": {"prompt": "ab", **many, "temperature": 1e6, "top_p": 0.999, "min_p": 1e-9},
         "long echoed prompts of many": {"prompt": [full] * each, **many, "max_tokens": 1, "echo": True},
         "one long answer": {"prompt": "ab", "max_tokens": max_context - 8, "ignore_eos": True, "stream": True},
     }

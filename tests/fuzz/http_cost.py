@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -27,8 +28,8 @@ class Cost:
         status: LEFT where its client had no more patience.
         stall_s: The longest that the other client waited for an answer.
         gap_s: The longest that a stream beside it waited for a token.
-        mib: What the process that took most took more, at its peak.
-        kept_mib: What all of them hold more afterwards.
+        mib: What the process that took most took more, at its peak; of several bodies at once, the share of each.
+        kept_mib: What all of them hold more afterwards; the same.
     """
 
     name: str
@@ -69,14 +70,16 @@ class Gauge:
     Args:
         parts: The processes whose memory counts, by their ids, with names for messages.
         stream: An honest stream beside it; None: there is none.
+        copies: How often each body is sent at once; each copy may take MAX_MIB.
     """
 
-    def __init__(self, client: Client, parts: Mapping[int, str], stream: Stream | None = None) -> None:
+    def __init__(self, client: Client, parts: Mapping[int, str], stream: Stream | None = None, copies: int = 1) -> None:
         self.post = client.post
         self._address = client.address
         self._parts = parts
         self._memory = Memory(parts)
         self._stream = stream
+        self._copies = copies
 
     def cost(self, name: str, path: str, body: bytes, judge_stall: bool) -> Cost:
         """Sends a body, again if it was too dear, and tells the least that it cost; says what is wrong with it."""
@@ -99,16 +102,16 @@ class Gauge:
 
     def _once(self, name: str, path: str, body: bytes) -> Cost:
         before_mib, began_s = self._memory.mark(), time.monotonic()
-        with self._other_client() as waits_s:
-            answer = self.post(path, body)
+        with self._other_client() as waits_s, ThreadPoolExecutor(self._copies) as clients:
+            answers = list(clients.map(lambda _: self.post(path, body), range(self._copies)))
             took_s = time.monotonic() - began_s
             time.sleep(SETTLE_S)  # what the gateway still does with it afterwards counts too
         grown = self._memory.grown_mib(before_mib)
-        kept_mib = sum(self._memory.now_mib().values()) - sum(before_mib.values())
+        kept_mib = (sum(self._memory.now_mib().values()) - sum(before_mib.values())) / self._copies
         gap_s = 0.0 if self._stream is None else self._stream.longest_gap_s(began_s)
-        wrong = "; ".join(filter(None, [_wrong(answer), *self._wrong_beside()]))
-        stall_s = max(waits_s, default=0.0)
-        return Cost(name, path, len(body), answer.status, stall_s, max(grown, default=0.0), took_s, wrong,
+        wrong = "; ".join(filter(None, [*map(_wrong, answers), *self._wrong_beside()]))
+        stall_s, mib = max(waits_s, default=0.0), max(grown, default=0.0) / self._copies
+        return Cost(name, path, len(body), answers[0].status, stall_s, mib, took_s, wrong,
                     gap_s, kept_mib)  # fmt: skip
 
     def _wrong_beside(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The service that users run, `manta serve demo`, with the same bodies: honest streams go on beside them.
 
-Most of the time is for bodies that cost what they can, a fifth for pairs of fields, and a fifth for what its own
-`/openapi.json` describes. Then nothing of all this may be left in the service.
+Most of the time is for bodies that cost what they can, alone and several at once; the rest for pairs of fields, and for
+what its own `/openapi.json` describes. Then nothing of all this may be left in the service.
 """
 
 import itertools
@@ -33,11 +33,13 @@ START_TIMEOUT_S = STOP_TIMEOUT_S = 120.0
 EMPTY_TIMEOUT_S = 30.0  # after which nothing of a request may be left
 PATIENCE_S = 60.0  # of clients, whose requests may ask for more than a machine can give in it
 POLL_S = 0.5
-SHARES = {"first": 0.1, "bodies": 0.6, "pairs": 0.2}  # of the time; the rest is for what is described
+MAX_FIRST = 0.1  # of the time, for bodies before any is measured
+SHARES = {"bodies": 0.5, "together": 0.2, "pairs": 0.15, "schema": 0.15}  # of what is left then
 VOCABULARY = 4096  # of the demo model
 HONEST = {"prompt": "Once", "max_tokens": 1024, "ignore_eos": True}
 CALM = ("nothing", "/tokenize", b'{"prompt": "a"}')
 NUM_CALM = 20
+TOGETHER = 8  # of one body, at once
 
 
 @dataclass(frozen=True)
@@ -91,22 +93,30 @@ def campaign(service: Service, seconds: float, seed: int, on_progress: OnProgres
     bodies = list(big_bodies(RequestLimits(), model["max_model_len"]))
     with Stream(service.host, service.port, HONEST) as stream:
         gauge = Gauge(client, service.parts, stream)
-        warm(gauge, bodies, seconds * SHARES["first"])
+        warm(gauge, bodies, seconds * MAX_FIRST)
         calm = max((gauge.cost(*CALM, judge_stall=False) for _ in range(NUM_CALM)), key=lambda one: one.held_up_s)
         left_s = seconds - (time.monotonic() - began_s)
 
-        def part(name: str, bodies: Iterable[Named]) -> Outcome:
-            return measure(f"{NAME}-{name}", gauge, bodies, left_s * SHARES[name], judge_stall, on_progress)
+        def part(name: str, bodies: Iterable[Named], copies: int = 1) -> Outcome:
+            gauge = Gauge(client, service.parts, stream, copies)
+            # How long several hold others up is told, not judged: their clients take this machine's cores too.
+            judged = judge_stall and copies == 1
+            return measure(f"{NAME}-{name}", gauge, bodies, left_s * SHARES[name], judged, on_progress)
 
-        parts = [part("bodies", shuffled(bodies, seed)), part("pairs", pairs(random.Random(seed)))]
+        parts = [
+            part("bodies", shuffled(bodies, seed)),
+            part("together", shuffled(bodies, seed + 1), TOGETHER),
+            part("pairs", pairs(random.Random(seed))),
+        ]
         openapi = described(json.loads(service.get("/openapi.json")), model["id"])
-        left_s = seconds - (time.monotonic() - began_s)
-        parts.append(call_operations(f"{NAME}-schema", openapi, client.ask, left_s, seed, on_progress))
+        share_s = left_s * SHARES["schema"]
+        parts.append(call_operations(f"{NAME}-schema", openapi, client.ask, share_s, seed, on_progress))
     findings = [*itertools.chain.from_iterable(part.findings for part in parts), *map(Finding, service.left())]
-    remarks = (f"calm, the worst of {NUM_CALM}: {calm}", *itertools.chain.from_iterable(part.remarks for part in parts))
+    remarks = [f"calm, the worst of {NUM_CALM}: {calm}"]
+    remarks += [f"{part.name}: {remark}" for part in parts for remark in part.remarks]
     reached = "; ".join(part.coverage for part in parts) + f"; {stream.num_tokens:,} tokens of honest streams"
     executions, spent_s = sum(part.executions for part in parts), time.monotonic() - began_s
-    return Outcome(NAME, executions, reached, spent_s, None, tuple(findings), remarks, parts[0].costs)
+    return Outcome(NAME, executions, reached, spent_s, None, tuple(findings), tuple(remarks), parts[0].costs)
 
 
 def warm(gauge: Gauge, bodies: Iterable[Named], seconds: float) -> None:

@@ -1,12 +1,15 @@
 """Large work of several requests at once: a few threads beside the event loop, and turns of the loop for bodies."""
 
 import asyncio
+import itertools
 import json
 import threading
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
+from serving import beside as beside_module
 from serving import bodies
 from serving.app import build_app
 from serving.beside import MAX_THREADS, THREAD_FROM_TOKENS, TURN_FROM_BYTES, Turns, beside
@@ -61,6 +64,29 @@ def test_large_bodies_that_arrive_together_are_parsed_in_turns(
     assert [answer.status for answer in answers if answer is not None] == [400] * TOGETHER
     assert sum(parsed_in.values()) == TOGETHER
     assert (max(parsed_in.values()) == 1) == (num_bytes >= TURN_FROM_BYTES)
+
+
+def test_between_two_bodies_the_loop_is_left_to_others_for_as_long_as_one_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, pauses, order = itertools.count(step=3.0), list[float](), list[str]()
+    monkeypatch.setattr(beside_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+
+    async def others(loop: asyncio.AbstractEventLoop, delay_s: float, callback) -> None:
+        pauses.append(delay_s)
+        order.append("others")
+        loop.call_soon(callback)
+
+    async def all_of_them() -> None:
+        loop, turns = asyncio.get_running_loop(), Turns()
+        monkeypatch.setattr(
+            loop, "call_later", lambda delay_s, callback: loop.create_task(others(loop, delay_s, callback))
+        )
+        await asyncio.gather(*(turns.take(lambda: order.append("body"), TURN_FROM_BYTES) for _ in range(3)))
+
+    asyncio.run(all_of_them())
+    assert order[:5] == ["body", "others", "body", "others", "body"]
+    assert set(pauses) == {3.0}
 
 
 def test_a_body_that_is_wrong_gives_its_turn_on() -> None:
