@@ -2,11 +2,21 @@
 
 import errno
 import logging
+import os
 import socket
 
 import ray
+from ray.exceptions import GetTimeoutError, RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.ray_session import RAY_ENVIRONMENT
 from cluster.spec import ServiceSpec
+
+GUARD_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+HEAD_RESOURCE = "node:__internal_head__"
+HEAD_ANSWERS_S = 30.0  # a process is started there to ask
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK = ("127.0.0.1", "localhost")
 ANOTHER_HOST = "give an address of this machine with --host, or 0.0.0.0 for all of them"
@@ -65,6 +75,38 @@ def start_serve(spec: ServiceSpec) -> None:
             f"already and listens on {host}:{port}; one host and port serve a whole cluster. Give --host {host} "
             f"--port {port} (and another api.route_prefix than its other applications), or use another cluster"
         )
+
+
+def unguarded_proxy() -> str | None:
+    """Returns what to say if Serve's proxy on this cluster bounds no connection; None if it does.
+
+    None too if the host where it runs does not tell: nothing else depends on it.
+    """
+    head = next((host["NodeID"] for host in ray.nodes() if host["Alive"] and HEAD_RESOURCE in host["Resources"]), None)
+    if head is None:
+        return None
+    there = NodeAffinitySchedulingStrategy(head, soft=False)
+    asked = ray.remote(_guard_here).options(num_cpus=0, scheduling_strategy=there).remote()
+    try:
+        return unguarded(ray.get(asked, timeout=HEAD_ANSWERS_S))
+    except (GetTimeoutError, RayError) as error:
+        logger.info("whether Serve's proxy bounds its connections is not known: %s", error)
+        return None
+
+
+def unguarded(given: str | None) -> str | None:
+    """Returns what to say of the callback that Ray was started with where HTTP enters; None of ours."""
+    wanted = RAY_ENVIRONMENT[GUARD_VARIABLE]
+    if given == wanted:
+        return None
+    return (
+        "Serve's proxy on this cluster sets no limits to slow or many connections: Ray was started there without them. "
+        f"To have them, start Ray on its head, with Manta installed, with {GUARD_VARIABLE}={wanted}"
+    )
+
+
+def _guard_here() -> str | None:
+    return os.environ.get(GUARD_VARIABLE)
 
 
 def quiet_serve() -> None:

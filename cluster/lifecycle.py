@@ -14,7 +14,7 @@ from cluster.causes import cause_of
 from cluster.changes import Change, changes_between
 from cluster.gpus import unused_gpus
 from cluster.hosts import num_gpus, present_room
-from cluster.ingress import check_port_free
+from cluster.ingress import check_port_free, unguarded_proxy
 from cluster.key_rotation import STEP_TIMEOUT_S
 from cluster.own_room import beyond_this_machine
 from cluster.patience import TIMEOUT_S, Deadline
@@ -101,7 +101,7 @@ def serve(
 
     Args:
         address: A Ray cluster to use (the one this process has joined, if it has); None starts one on this machine.
-        on_notice: Called with what the user should know, such as that GPUs are not used.
+        on_notice: Called with what the user should know, such as that GPUs are not used, or limits not kept.
 
     Raises:
         ValueError: The model cannot be served, a process asks for more than a machine of our own has, the port is
@@ -122,6 +122,8 @@ def serve(
             raise SpecError(problems)
         service = resolve(spec, room, loopback=address is None)
         if notice := unused_gpus(gpus, spec, service.config.num_experts):
+            on_notice(notice)
+        if not service.room.own and (notice := unguarded_proxy()):
             on_notice(notice)
         controller = claim(service)
     except BaseException:

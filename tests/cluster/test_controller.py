@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 
+from cluster import beginning as beginning_module
 from cluster import control as control_module
 from cluster import fleet as fleet_module
 from cluster import ledger as ledger_module
@@ -31,6 +32,7 @@ SAID = Announcement("node", NODE, 7, "ray-node", "app", "replica", {})
 def no_ray(ray_store: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """But for its store, nothing of Ray is there."""
     restarted_by_ray(monkeypatch, False)
+    monkeypatch.setattr(beginning_module, "num_gpus", lambda: 0.0)
     monkeypatch.setattr(fleet_module, "_running_replicas", lambda service, layout: set())
     monkeypatch.setattr(fleet_module, "expert_actors", lambda service: [])
     monkeypatch.setattr(ExpertFleet, "sweep", lambda fleet: None)
@@ -38,7 +40,7 @@ def no_ray(ray_store: dict[bytes, bytes], monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def restarted_by_ray(monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
-    context = SimpleNamespace(was_current_actor_reconstructed=restarted)
+    context = SimpleNamespace(was_current_actor_reconstructed=restarted, get_node_id=lambda: "node")
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
 
 
@@ -49,6 +51,24 @@ def scenario(work: Callable[[Any], Any], service: Service, fresh: bool = False) 
         await work(begin(service.name, pack(service), fresh))
 
     asyncio.run(run())
+
+
+def test_gpus_that_are_not_used_are_its_first_event_and_said_once(
+    make: Callable[..., Service], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(beginning_module, "num_gpus", lambda: 8.0)
+    said: list[list[str]] = []
+
+    async def work(actor: Any) -> None:
+        status = await actor.status()
+        said.append([event["text"] for event in status["events"] if "Ray has 8 GPUs, and" in event["text"]])
+
+    service = make()
+    scenario(work, service)
+    store_service(service, "good")
+    scenario(work, service)
+    assert [len(texts) for texts in said] == [1, 0]
+    assert "attention: {num_gpus: " in said[0][0]
 
 
 @pytest.mark.parametrize("fresh", [False, True])

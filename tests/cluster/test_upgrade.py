@@ -11,6 +11,7 @@ import pytest
 import ray
 
 from cluster import before as before_module
+from cluster import beginning as beginning_module
 from cluster import control as control_module
 from cluster import fleet as fleet_module
 from cluster import hearing as hearing_module
@@ -55,6 +56,7 @@ class Ray:
         monkeypatch.setattr(refusal_module, "kill_experts", lambda service: self.ended.append("experts"))
         monkeypatch.setattr(fleet_module, "_running_replicas", lambda service, layout: set[tuple[int, int]]())
         monkeypatch.setattr(ExpertFleet, "sweep", lambda fleet: self.ended.append("sweep"))
+        monkeypatch.setattr(beginning_module, "num_gpus", lambda: 0.0)
         monkeypatch.setattr(control_module, "SETTLE_S", 0.01)
         monkeypatch.setattr(control_module, "TICK_S", 0.01)
 
