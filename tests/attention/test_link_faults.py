@@ -33,6 +33,7 @@ VOCABULARY = 97
 SETTINGS = NodeSettings(16, 256, None, prefill_chunk=None, max_batch_tokens=64, max_sequences=4, max_queued=8)
 ANSWER_TIMEOUT_S = 1.0
 WISHES = 6
+MAX_ROUNDS = 50
 
 
 @pytest.fixture(scope="module")
@@ -204,5 +205,8 @@ def test_streams_while_links_fail_now_and_then(
         for proxy in proxies:
             proxy.faults.delay_s = 0.001  # so that the streams last a while
         with now_and_then(fault, proxies, rng, pause_s):
-            assert generate(address, wishes) == expected
+            for _ in range(MAX_ROUNDS):  # on a quiet machine the first streams may end before the first fault
+                assert generate(address, wishes) == expected
+                if sum(proxy.num_connections for proxy in proxies) > len(proxies):
+                    break
         assert sum(proxy.num_connections for proxy in proxies) > len(proxies), "something was made anew"
