@@ -58,8 +58,8 @@ def max_connections() -> int:
     return max(1, min(wanted, room))
 
 
-class TooManyPipelined(Exception):
-    """A connection has more than MAX_PIPELINED requests waiting."""
+class NotServed(Exception):
+    """A head that ends what its connection may say: CONNECT (this is no proxy), or one beyond MAX_PIPELINED."""
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -68,9 +68,10 @@ class GuardedProtocol(HttpToolsProtocol):
     A request's head must be complete `HEAD_TIMEOUT_S` after the connection was made, or after its first byte on one
     that is kept alive, and have at most MAX_HEAD_BYTES, about; so much may trailers have, and what is said of a chunk.
     What comes while an answer is under way, such as the line end that some clients send after a body, does not hurry
-    it; what is still missing of a body when its request has been answered has `HEAD_TIMEOUT_S` left. What is sent must
-    be taken: the kernel gives up a connection on which the client has taken nothing for `SEND_TIMEOUT_S`. A connection
-    beyond `max_connections` is answered 503 and closed before anything is read of it; those that are there go on.
+    it; what is still missing of a body when its request has been answered has `HEAD_TIMEOUT_S` left, and so has the
+    next head after it. What is sent must be taken: the kernel gives up a connection on which the client has taken
+    nothing for `SEND_TIMEOUT_S`. A connection beyond `max_connections` is answered 503 and closed before anything is
+    read of it; those that are there go on.
 
     An offer to go on in another protocol than HTTP/1.1 or WebSocket is not taken up (RFC 9110, section 7.8).
     """
@@ -115,12 +116,14 @@ class GuardedProtocol(HttpToolsProtocol):
             self._expect_head()
 
     def on_headers_complete(self) -> None:
-        """Called by the parser."""
+        """Called by the parser, whose work an exception ends."""
+        if self.parser.get_method() == b"CONNECT":
+            raise NotServed
         if self._declines_upgrade():
             return
         if len(self.pipeline) >= MAX_PIPELINED:
             self.transport.abort()
-            raise TooManyPipelined  # ends what the parser would do with the rest
+            raise NotServed
         self._in_head = False
         self._num_heads += 1
         self._num_parts += 1
@@ -145,6 +148,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._num_parts += 1
         self._forget_head()
         super().on_message_complete()
+        if not self.parser.should_upgrade() and self.cycle.response_complete:
+            self._start_timer()  # the rest of a body has ended uvicorn's own, that of connections kept alive
 
     def on_response_complete(self) -> None:
         """Called by uvicorn, once an answer is complete."""
@@ -189,8 +194,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _declines_upgrade(self) -> bool:
         """Whether the request that is parsed offers another protocol, which nobody speaks here."""
-        offers = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"  # that one is no offer
-        return offers and not self._should_upgrade()
+        return self.parser.should_upgrade() and not self._should_upgrade()
 
     def _should_upgrade(self) -> bool:
         """Whether the connection becomes a WebSocket: not while an answer is due, which nobody would end any more."""

@@ -218,6 +218,17 @@ def test_a_body_that_trickles_on_after_its_answer(server: uvicorn.Server, body: 
         assert not all(sends(connection, b"y") for _ in range(500))
 
 
+@pytest.mark.parametrize("rest", [b"y", b"yG", b"y" + HEAD])
+def test_a_body_that_ends_after_its_answer_leaves_no_connection_for_ever(server: uvicorn.Server, rest: bytes) -> None:
+    request = b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nx"
+    with connected(server) as connection:
+        for sent in (request, b"y" + HEAD + b"X-Pause-S: 0.8\r\n\r\n", request):  # an answer may take its time as ever
+            connection.sendall(sent)
+            assert read_answers(connection, 1) == [b"end"]
+        connection.sendall(rest)
+        assert is_closed(connection)
+
+
 def test_pipelined_requests(server: uvicorn.Server) -> None:
     first = HEAD + b"X-Pause-S: 0.2\r\n\r\n"
     with connected(server) as few, connected(server) as many:
@@ -286,7 +297,9 @@ def test_an_offer_of_another_protocol_is_declined(server: uvicorn.Server, body: 
             pass
 
 
-@pytest.mark.parametrize("line", [b"CONNECT localhost:80 HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n"])
+@pytest.mark.parametrize(
+    "line", [b"CONNECT localhost:80 HTTP/1.1\r\n", b"CONNECT / HTTP/1.1\r\n", b"PRI * HTTP/2.0\r\n"]
+)
 def test_what_is_no_request(server: uvicorn.Server, line: bytes) -> None:
     with connected(server) as connection:
         connection.sendall(line + UPGRADE + b"\r\n")
