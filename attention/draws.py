@@ -48,6 +48,10 @@ class Rows:
             return cls(None, covers=True)
         return cls(np.flatnonzero(chosen_B), covers=num_chosen >= share * num_rows)
 
+    def alone(self) -> "Rows":
+        """The same rows without others, for where all that is gone through is copied, as into another type."""
+        return self if self.rows_R is None else Rows(self.rows_R, covers=False)
+
     def select(self, logits_BV: Tensor) -> Tensor:
         """What is to be gone through, in its own type; a copy unless that is everything."""
         return logits_BV if self.covers else select_rows(logits_BV, self.rows_R)
@@ -88,6 +92,7 @@ class Draws:
             return _greedy(logits_BV)
         ids_B = np.full(len(positions_B), FAILED, dtype=np.int64)
         if (rows := self.greedy) is not None:
+            rows = rows.alone() if logits_BV.is_cpu and logits_BV.dtype != torch.float32 else rows
             rows.put(_greedy(rows.select(logits_BV)), ids_B)
         if (group := self.unfiltered) is not None:
             logits_RV, uniform_R = group.rows.select(logits_BV).float(), _uniforms(group, positions_B)

@@ -119,3 +119,15 @@ def test_what_one_row_asks_for_copies_no_other(few: dict[str, Any], many: dict[s
     with CountNew() as count:
         sampler.sample(logits, range(num_many + 1))
     assert count.num <= (num_rows + 0.5) * vocabulary
+
+
+def test_the_best_tokens_of_few_rows_are_no_reason_to_convert_all_of_them() -> None:
+    vocabulary, num_rows = 4096, 32
+    sampler = Sampler(vocabulary, num_rows, EOS, CPU)
+    for lane in range(num_rows):
+        sampler.add(lane, Sampling() if lane < 4 else Sampling(temperature=1.0, top_k=5), [], [])
+    logits = logits_of(num_rows, 1, torch.bfloat16, vocabulary)
+    sampler.sample(logits, range(num_rows))
+    with CountNew() as count:
+        sampler.sample(logits, range(num_rows))
+    assert count.num <= 1.5 * num_rows * vocabulary  # once for those that are drawn
