@@ -56,7 +56,8 @@ def test_serve_keeps_names_of_classes_and_none_of_their_code(model: Path) -> Non
     """What Serve starts after the package was replaced is the new one's."""
     for deployment in deployments(build({"model": str(model)})).values():
         kept = cloudpickle.dumps(deployment.func_or_class)
-        assert str(ROOT).encode() not in kept, f"{deployment.name}: code names the file that it is from"
+        ours = [folder for folder in ("attention", "router", "serving") if f"{ROOT / folder}/".encode() in kept]
+        assert not ours, f"{deployment.name}: code names the file that it is from"
         assert b"Part" in kept
 
 
