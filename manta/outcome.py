@@ -53,7 +53,8 @@ def say_last(text: str) -> None:
 def signals_are_ctrl_c() -> Generator[None]:
     """Inside, ENDING do what Ctrl-C does, so that clean-up runs; but SIGHUP not under `nohup`, which ignores it.
 
-    Ray installs a handler of its own while it starts; enter this again after that.
+    Ray installs a handler of its own while it starts; enter this again after that. A terminal is closed once: a SIGHUP
+    that follows (the shell sends one, and the kernel another when the shell ends) does not interrupt the clean-up.
     """
     taken = [number for number in ENDING if not (number == signal.SIGHUP and _is_ignored(number))]
     before = {number: signal.signal(number, _interrupt) for number in taken}
@@ -61,7 +62,8 @@ def signals_are_ctrl_c() -> Generator[None]:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not (number == signal.SIGHUP and _is_ignored(number)):
+                signal.signal(number, handler)
 
 
 def _is_ignored(number: signal.Signals) -> bool:
@@ -84,4 +86,6 @@ def _reader_has_left() -> bool:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    if number == signal.SIGHUP:
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

@@ -37,6 +37,21 @@ def test_under_nohup_a_closed_terminal_ends_nothing() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+def test_a_terminal_is_closed_once() -> None:
+    """The shell says so, and when it ends itself the kernel, in the middle of the clean-up."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        with signals_are_ctrl_c():
+            with pytest.raises(KeyboardInterrupt), signals_are_ctrl_c():
+                terminate_this_process(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            with pytest.raises(KeyboardInterrupt):
+                terminate_this_process(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_entering_again_wins_over_a_handler_installed_in_between() -> None:
     with signals_are_ctrl_c():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
