@@ -25,9 +25,9 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
     Raises:
         SpecError: The file cannot be read, others may write to it, or a line is no key; never shows a key.
     """
-    if path.exists() and not path.is_file():  # a pipe is read once, and every gateway reads it
-        raise _refused(path, "is a folder, a pipe or a device", "make a file, with one API key a line")
     try:
+        if path.exists() and not path.is_file():  # a pipe is read once, and every gateway reads it
+            raise _refused(path, "is a folder, a pipe or a device", "make a file, with one API key a line")
         with path.open("rb") as file:
             mode = stat.S_IMODE(path.stat().st_mode)
             data = file.read(MAX_FILE_BYTES + 1)

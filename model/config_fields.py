@@ -23,10 +23,10 @@ class ConfigFields:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Parse the file at `path`. Raises ConfigError when it cannot be read or is not a JSON object."""
-        if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
-            problem = "this is a folder, a pipe or a device, and no file."
-            raise ConfigError(str(path), problem, "Put the file itself in its place.")
         try:
+            if path.exists() and not path.is_file():  # to open a pipe would wait for whoever writes to it
+                problem = "this is a folder, a pipe or a device, and no file."
+                raise ConfigError(str(path), problem, "Put the file itself in its place.")
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
         except OSError as error:

@@ -20,7 +20,7 @@ def read_end_tokens(fields: ConfigFields, vocab_size: int) -> tuple[int, ...]:
         ConfigError: A file cannot be read, or names what is no token.
     """
     generation = fields.path.with_name(GENERATION_FILE)
-    is_there = generation.is_file() or generation.is_symlink()
+    is_there = generation.is_symlink() or generation.is_file()  # in this order: a link may lead where nobody may look
     said = (ConfigFields.read(generation) if is_there else fields).token_ids(FIELD)
     # One beyond the vocabulary (an added token that was never trained) cannot be drawn, so it ends nothing.
     return tuple(dict.fromkeys(token for token in said if 0 <= token < vocab_size))

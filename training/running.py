@@ -100,7 +100,9 @@ def keep_tokenizer(directory: Path, run: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     copy_tokenizer(directory, scratch)
-    if target.exists():
+    if target.is_symlink():  # it is replaced, not what it leads to
+        target.unlink()
+    elif target.exists():
         shutil.rmtree(target)
     scratch.rename(target)
 

@@ -53,6 +53,12 @@ def test_a_pipe_of_keys_is_not_waited_for(tmp_path: Path) -> None:
         read_api_keys(tmp_path / "keys")
 
 
+def test_a_path_that_cannot_even_be_looked_at_is_named(tmp_path: Path) -> None:
+    """As in a folder that is closed to whoever serves."""
+    with pytest.raises(SpecError, match=r"api.keys_file: .* cannot be read \(File name too long\); make it"):
+        read_api_keys(tmp_path / ("k" * 300))
+
+
 def test_a_byte_order_mark_is_no_part_of_a_key(keys: Path) -> None:
     keys.write_text(f"{ONE}\n", encoding="utf-8-sig")
     assert read_api_keys(keys) == (ONE,)

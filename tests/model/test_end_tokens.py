@@ -43,6 +43,14 @@ def test_as_transformers(directory: Path, config: object, generation: object) ->
     assert read_config(directory).eos_token_ids == tuple(dict.fromkeys(each for each in ids if each < 320))
 
 
+def test_a_link_that_leads_where_nobody_may_look_is_named(directory: Path) -> None:
+    """As from a snapshot in the hub's cache to a blob of another user's."""
+    say(directory, 5, "no file")
+    (directory / "generation_config.json").symlink_to("x" * 300)
+    with pytest.raises(ConfigError, match=r"generation_config\.json: the file cannot be read .*File name too long"):
+        read_config(directory)
+
+
 def test_a_broken_generation_config_is_named(directory: Path) -> None:
     say(directory, 5, {"eos_token_id": "</s>"})
     with pytest.raises(ConfigError, match=r"generation_config\.json: eos_token_id is"):

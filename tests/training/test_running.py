@@ -71,3 +71,15 @@ def test_a_run_s_own_tokenizer_may_be_named(tmp_path: Path) -> None:
     keep_tokenizer(make_tokenizer(tmp_path / "one"), folder)
     keep_tokenizer(folder / TOKENIZER_FOLDER, folder)
     assert (folder / TOKENIZER_FOLDER / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("to", ["elsewhere", "nothing"])
+def test_a_link_in_place_of_the_tokenizer_is_replaced(tmp_path: Path, to: str) -> None:
+    elsewhere, folder = make_tokenizer(tmp_path / "elsewhere"), tmp_path / "run"
+    folder.mkdir()
+    (folder / TOKENIZER_FOLDER).symlink_to(tmp_path / to)
+    before = sorted(path.name for path in elsewhere.iterdir())
+    keep_tokenizer(make_tokenizer(tmp_path / "other", adds_bos=False), folder)
+    assert not (folder / TOKENIZER_FOLDER).is_symlink()
+    assert (folder / TOKENIZER_FOLDER / "tokenizer.json").is_file()
+    assert sorted(path.name for path in elsewhere.iterdir()) == before
