@@ -211,6 +211,8 @@ class RequestLimitsSpec(Section):
     """The size of a body. Nobody else is served while one is parsed: 1 MiB takes some 30 ms."""
     body_timeout_s: Seconds = DEFAULTS.body_timeout_s
     """How long a body may take to arrive."""
+    max_bodies_bytes: Count = DEFAULTS.max_bodies_bytes
+    """The bodies that one gateway holds before they are parsed, together; beyond it the largest is answered 429."""
     max_n: Count = DEFAULTS.max_n
     """`n`: the choices of one prompt."""
     max_prompts: Count = DEFAULTS.max_prompts

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from serving import tokenization
 from serving.access import HostGuard, KeyGuard
+from serving.bodies import Bodies
 from serving.errors import ApiError, short, unknown_model
 from serving.exposition import merge_and_render
 from serving.gateway import Gateway
@@ -54,7 +55,7 @@ def build_app(
     metrics: GatewayMetrics | None = None,
 ) -> FastAPI:
     """The application. `ready` decides about /health; `metrics` may be shared with who answers other gateways."""
-    gateway = Gateway(settings, tokenizer, generator, metrics or GatewayMetrics())
+    gateway = Gateway(settings, tokenizer, generator, metrics or GatewayMetrics(), Bodies(settings))
     app = FastAPI(title="Manta", summary="Experts as services", separate_input_output_schemas=False)
     app.state.metrics = gateway.metrics
     _add_generation(app, gateway)

@@ -3,10 +3,13 @@
 A body is parsed under the interpreter's lock, so that nobody else is served meanwhile. What that may take is bounded by
 the body's size, by how many lists and objects it holds (each is worth dozens of numbers in time and memory), by giving
 up at the first finding, and, of large bodies that arrive together, by turns (docs/decisions/010-cost-of-a-request.md).
+What all of them hold of memory, arriving slowly or waiting for their turn, is bounded too.
 """
 
 import asyncio
 import codecs
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -14,8 +17,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from serving.beside import Turns
-from serving.errors import body_timeout, from_validation, invalid, too_large, unsupported_encoding
-from serving.settings import RequestLimits
+from serving.errors import body_timeout, from_validation, invalid, too_large, too_many_bodies, unsupported_encoding
+from serving.settings import GatewaySettings, RequestLimits
 
 BodyT = TypeVar("BodyT", bound=BaseModel)
 MAX_LENGTH_DIGITS = 18  # of a Content-Length: enough to tell
@@ -24,13 +27,60 @@ OPENINGS = (ord("["), ord("{"))
 WIDE_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # those of UTF-32 begin, or go on, with a zero byte
 
 
-async def read_body(request: Request, kind: type[BodyT], limits: RequestLimits, turns: Turns) -> BodyT:
-    """The validated body. Raises ApiError (400, 408, 413, 415)."""
-    encoding = request.headers.get("content-encoding", "").strip().lower()
-    if encoding not in ("", "identity"):
-        raise unsupported_encoding(encoding)
-    data = await _read_limited(request, limits)
-    return await turns.take(lambda: parse_body(data, kind, limits), len(data))
+@dataclass(eq=False)
+class _Arriving:
+    """A body that is not parsed yet; `ending` gives it up."""
+
+    ending: asyncio.Timeout
+    num_bytes: int = 0
+    refused: bool = False
+
+
+class Bodies:
+    """Reads the bodies that come to one gateway, and bounds what those that are not parsed yet hold together.
+
+    Beyond `max_bodies_bytes` the largest is refused: many clients that send large ones, slowly or at once, keep none of
+    the others out. `num_bytes`: what they hold.
+    """
+
+    def __init__(self, settings: GatewaySettings) -> None:
+        self._limits = settings.limits
+        self._retry_after_s = settings.retry_after_s
+        self._turns = Turns()
+        self._arriving: set[_Arriving] = set()
+        self.num_bytes = 0
+
+    async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
+        """The validated body. Raises ApiError (400, 408, 413, 415, 429)."""
+        encoding = request.headers.get("content-encoding", "").strip().lower()
+        if encoding not in ("", "identity"):
+            raise unsupported_encoding(encoding)
+        arriving = _Arriving(asyncio.timeout(None))
+        self._arriving.add(arriving)
+        try:
+            async with arriving.ending:
+                data = await _read_limited(request, self._limits, lambda num_bytes: self._hold(arriving, num_bytes))
+                return await self._turns.take(lambda: parse_body(data, kind, self._limits), len(data))
+        except TimeoutError as error:
+            raise too_many_bodies(self._limits.max_bodies_bytes, self._retry_after_s) from error
+        finally:
+            self._drop(arriving)
+
+    def _hold(self, arriving: _Arriving, num_bytes: int) -> None:
+        if arriving.refused:
+            return
+        arriving.num_bytes += num_bytes
+        self.num_bytes += num_bytes
+        while self.num_bytes > self._limits.max_bodies_bytes and len(self._arriving) > 1:
+            largest = max(self._arriving, key=lambda one: one.num_bytes)
+            self._drop(largest)
+            largest.refused = True
+            largest.ending.reschedule(0.0)
+
+    def _drop(self, arriving: _Arriving) -> None:
+        if arriving in self._arriving:
+            self._arriving.remove(arriving)
+            self.num_bytes -= arriving.num_bytes
 
 
 def parse_body(data: bytes, kind: type[BodyT], limits: RequestLimits) -> BodyT:
@@ -59,7 +109,7 @@ def count_openings(data: bytes, enough: int) -> int:
     return sum(int(np.count_nonzero(outside & (plain == opening))) for opening in OPENINGS)
 
 
-async def _read_limited(request: Request, limits: RequestLimits) -> bytes:
+async def _read_limited(request: Request, limits: RequestLimits, hold: Callable[[int], None]) -> bytes:
     limit_bytes, timeout_s = limits.max_body_bytes, limits.body_timeout_s
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit() and int(declared[:MAX_LENGTH_DIGITS]) > limit_bytes:
@@ -71,6 +121,7 @@ async def _read_limited(request: Request, limits: RequestLimits) -> bytes:
                 data += part
                 if len(data) > limit_bytes:
                     raise too_large(limit_bytes)
+                hold(len(part))
     except TimeoutError as error:
         raise body_timeout(timeout_s) from error
     except ClientDisconnect as error:

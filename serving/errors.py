@@ -7,6 +7,7 @@ ApiError
 ├── not_found()         404 unknown model or path
 ├── request_timeout()   408 the body did not arrive in time
 ├── too_large()         413 the body exceeds the limit
+├── too_many_bodies()   429 this one is the largest of too many that arrive together
 ├── unsupported_media_type()  415 without keys: the body is not said to be JSON
 ├── unsupported_encoding()    415 the body is compressed
 └── from_generation()   400, 429, 500 or 503: what the nodes said; 504 when they took too long
@@ -131,6 +132,15 @@ def too_large(limit_bytes: int) -> ApiError:
     """413: the body is refused before it is read whole."""
     message = f"The request body exceeds the limit of {limit_bytes} bytes (limits.request.max_body_bytes)."
     return ApiError(413, message, code="request_too_large")
+
+
+def too_many_bodies(limit_bytes: int, retry_after_s: float) -> ApiError:
+    """429: of the bodies that arrive together the largest has to wait."""
+    message = (
+        f"The bodies that arrive at this gateway together exceed {limit_bytes} bytes "
+        "(limits.request.max_bodies_bytes), and this is the largest of them: send it again later."
+    )
+    return ApiError(429, message, code="overloaded", retry_after_s=retry_after_s)
 
 
 def body_timeout(limit_s: float) -> ApiError:

@@ -3,15 +3,14 @@
 import secrets
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from protos.generation_pb2 import Sampling, Submit
 from serving.bad_words import encode_bad_words
-from serving.beside import Turns
-from serving.bodies import BodyT, read_body
+from serving.bodies import Bodies, BodyT
 from serving.choice import TextRules
 from serving.costs import most_output_tokens
 from serving.errors import invalid, unknown_model
@@ -48,7 +47,7 @@ class Gateway:
     codec: TextCodec
     generator: Generator
     metrics: GatewayMetrics
-    turns: Turns = field(default_factory=Turns)
+    bodies: Bodies
 
     async def complete(self, request: Request) -> Response:
         """POST /v1/completions. Raises ApiError for whatever is wrong with the request."""
@@ -85,8 +84,8 @@ class Gateway:
         return self._respond(body, self._answer(CHAT, body, job, logprobs))
 
     async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
-        """The validated body, for the model that is served. Raises ApiError (400, 404, 408, 413, 415)."""
-        body = await read_body(request, kind, self.settings.limits, self.turns)
+        """The validated body, for the model that is served. Raises ApiError (400, 404, 408, 413, 415, 429)."""
+        body = await self.bodies.read(request, kind)
         if isinstance(body, Body) and body.model not in (None, self.settings.model_name):
             raise unknown_model(body.model or "", self.settings.model_name)
         return body

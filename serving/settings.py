@@ -18,6 +18,7 @@ class RequestLimits:
 
     max_body_bytes: int = MIB
     body_timeout_s: float = 60.0  # for the body to arrive
+    max_bodies_bytes: int = 64 * MIB  # of all that one gateway has not parsed yet; beyond it 429 for the largest
     max_n: int = 128
     max_prompts: int = 256
     max_sequences: int = 512  # prompts times n

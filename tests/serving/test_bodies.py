@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from serving.beside import Turns
-from serving.bodies import count_openings, parse_body, read_body
+from serving.bodies import Bodies, count_openings, parse_body
 from serving.errors import ApiError, shown, unknown_model
 from serving.fake import FakeGenerator
 from serving.schemas import ChatBody, ChatMessage, CompletionBody, DetokenizeBody, TokenizeBody
-from serving.settings import RequestLimits
+from serving.settings import GatewaySettings, RequestLimits
 from tests.serving.conftest import Serve
 
 LIMITS = RequestLimits()
@@ -171,5 +170,53 @@ def test_declared_lengths(length: str, status: int) -> None:
     headers = [(b"content-length", length.encode("latin-1"))]
     request = Request({"type": "http", "method": "POST", "headers": headers}, receive)
     with pytest.raises(ApiError) as caught:
-        asyncio.run(read_body(request, CompletionBody, LIMITS, Turns()))
+        asyncio.run(Bodies(GatewaySettings("m", 64, limits=LIMITS)).read(request, CompletionBody))
     assert caught.value.status == status
+
+
+def test_the_largest_of_too_many_bodies_is_refused() -> None:
+    """Slow clients with large bodies keep a small one out no more than each other's; nothing of them stays held."""
+    limits = RequestLimits(max_bodies_bytes=1000)
+    bodies, left = Bodies(GatewaySettings("m", 64, limits=limits)), asyncio.Event()
+
+    def arriving(*parts: bytes, rest: bool) -> Request:
+        given = iter(parts)
+
+        async def receive() -> dict[str, Any]:
+            part = next(given, None)
+            if part is None:
+                await left.wait()
+                return {"type": "http.disconnect"}
+            return {"type": "http.request", "body": part, "more_body": rest}
+
+        return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+    async def status(request: Request) -> int:
+        try:
+            await bodies.read(request, TokenizeBody)
+        except ApiError as error:
+            return error.status
+        return 200
+
+    async def crowd() -> list[int]:
+        slow = [asyncio.ensure_future(status(arriving(b" " * size, rest=True))) for size in (300, 500, 190)]
+        await asyncio.sleep(0)
+        honest = [await status(arriving(b'{"prompt": "a word"}', rest=False)) for _ in range(3)]
+        refused, _ = await asyncio.wait(slow, return_when=asyncio.FIRST_COMPLETED)
+        assert refused == {slow[1]}
+        left.set()
+        return [*honest, *(await asyncio.gather(*slow))]
+
+    assert asyncio.run(asyncio.wait_for(crowd(), 10)) == [200, 200, 200, 400, 429, 400]
+    assert bodies.num_bytes == 0
+
+
+def test_one_body_alone_is_never_too_many() -> None:
+    limits = RequestLimits(max_bodies_bytes=1)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"prompt": "a word"}', "more_body": False}
+
+    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+    bodies = Bodies(GatewaySettings("m", 64, limits=limits))
+    assert asyncio.run(bodies.read(request, TokenizeBody)).prompt == "a word"
