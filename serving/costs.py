@@ -16,14 +16,15 @@ def most_output_tokens(
     *,
     num_copies: int,
     echo: bool,
-    scores_prompts: bool,
+    prompts_told: int,
     scores_outputs: bool,
     stream: bool,
 ) -> int:
     """The most tokens that each sequence may have.
 
     A stream is sent as it comes, but what is repeated or scored of prompts comes at once, each prompt `num_copies`
-    times, with `echo` their texts. Raises ApiError (400) when that alone is too much.
+    times, with `echo` their texts, and with each their scores, `prompts_told` times. Raises ApiError (400) when that
+    alone is too much.
     """
     limits, num_sequences = settings.limits, len(prompts) * n
     num_repeated = num_copies * sum(len(prompt.token_ids) for prompt in prompts)
@@ -41,11 +42,12 @@ def most_output_tokens(
             f"allowed in one request ({CHARS_PER_TOKEN} for each of limits.request.max_output_tokens).",
             "n",
         )
-    num_scored = num_repeated if scores_prompts else 0
+    num_scored = num_repeated * prompts_told
     if num_scored > limits.max_scored_tokens:
         raise invalid(
-            f"logprobs: {num_scored} tokens of prompts would be scored, those of a completion once for each choice; at "
-            f"most {limits.max_scored_tokens} are allowed in one request (limits.request.max_scored_tokens).",
+            f"logprobs: {num_scored} tokens of prompts would be scored, those of a completion once for each choice, "
+            f"and twice where both echo and prompt_logprobs ask for it; at most {limits.max_scored_tokens} are allowed "
+            "in one request (limits.request.max_scored_tokens).",
             "logprobs",
         )
     if stream:

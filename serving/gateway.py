@@ -128,7 +128,7 @@ class Gateway:
             settings,
             num_copies=num_told if repeats else 0,
             echo=echo,
-            scores_prompts=scores.prompts is not None,
+            prompts_told=scores.prompts_told,
             scores_outputs=scores.outputs is not None,
             stream=bool(body.stream),
         )

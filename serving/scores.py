@@ -15,12 +15,14 @@ class Scores:
     Args:
         outputs: For each output token.
         prompts: For each token of the prompt but the first.
+        prompts_told: How often those are told: as `prompt_logprobs`, and with the text that is echoed.
         listed: The alternatives of output tokens, instead of the best ones.
         as_ids: Whether tokens are named by their ids.
     """
 
     outputs: int | None = None
     prompts: int | None = None
+    prompts_told: int = 0
     listed: tuple[int, ...] = ()
     as_ids: bool = False
 
@@ -45,4 +47,5 @@ def _scores(body: CompletionBody | ChatBody, outputs: int | None, echoed: int | 
     check_limit("logprob_token_ids", len(listed), limits.max_logprobs)
     if listed and outputs is None:
         raise invalid("logprob_token_ids: it needs logprobs to be set.", "logprob_token_ids")
-    return Scores(outputs, prompts, tuple(listed), bool(body.return_tokens_as_token_ids))
+    told = (echoed is not None) + (body.prompt_logprobs is not None)
+    return Scores(outputs, prompts, told, tuple(listed), bool(body.return_tokens_as_token_ids))

@@ -22,6 +22,7 @@ CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content":
 USER = {"role": "user", "content": "x"}
 PART = {"type": "text", "text": "x"}
 IDS = [[5] * 40] * 3
+ECHO: dict[str, Any] = {"echo": True, "logprobs": 0}
 LIMITS = RequestLimits(
     max_text_bytes=60, max_prompt_tokens=119, max_messages=4, max_scored_tokens=100, max_output_tokens=200
 )
@@ -33,7 +34,7 @@ def test_a_few_tokens_that_stand_for_much_text_are_not_repeated_without_end(echo
     settings = GatewaySettings(MODEL, 512, limits=LIMITS)
 
     def most(num_chars: int) -> int:
-        wishes: dict[str, bool] = {"scores_prompts": False, "scores_outputs": False, "stream": True}
+        wishes: dict[str, Any] = {"prompts_told": 0, "scores_outputs": False, "stream": True}
         prompts = [Prompt([5], " " * num_chars)] * 2
         return most_output_tokens(prompts, 4, settings, num_copies=4, echo=echo, **wishes)
 
@@ -52,11 +53,12 @@ def test_a_few_tokens_that_stand_for_much_text_are_not_repeated_without_end(echo
         ("/v1/completions", {"prompt": ["x", "\u00e9" * 31]}, "prompt", "62 bytes, at most 60"),
         ("/v1/completions", {"prompt": IDS}, "prompt", "119 tokens"),
         ("/v1/completions", {"prompt": ["a b c d e f g"] * 30}, "prompt", "119 tokens"),
-        ("/v1/completions", {"prompt": [[5] * 51] * 2, "echo": True, "logprobs": 0}, "logprobs", "102 tokens"),
-        ("/v1/completions", {"prompt": [5] * 26, "echo": True, "logprobs": 0, "n": 4}, "logprobs", "104 tokens"),
+        ("/v1/completions", {"prompt": [[5] * 51] * 2} | ECHO, "logprobs", "102 tokens"),
+        ("/v1/completions", {"prompt": [5] * 26, "n": 4} | ECHO, "logprobs", "104 tokens"),
+        ("/v1/completions", {"prompt": [5] * 51, "prompt_logprobs": 0} | ECHO, "logprobs", "102 tokens"),
         ("/v1/completions", {"max_tokens": 67, "n": 3}, "max_tokens", "may have 66 each"),
         ("/v1/completions", {"max_tokens": 34, "n": 3, "logprobs": 0}, "max_tokens", "may have 33 each"),
-        ("/v1/completions", {"prompt": [5] * 97, "echo": True, "logprobs": 0}, "max_tokens", "may have 3 each"),
+        ("/v1/completions", {"prompt": [5] * 97} | ECHO, "max_tokens", "may have 3 each"),
         ("/v1/chat/completions", {"messages": [USER] * 5}, "messages", "at most 4"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [PART] * 4}]}, "messages", "at most 4"),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": "x" * 60}]}, "messages", "more than 60"),
