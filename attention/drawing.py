@@ -1,7 +1,8 @@
 """One random draw per row, by inverting the cumulative distribution at a given number in [0, 1).
 
 Whole rows are touched on the device; what is left of them (sums of blocks, or a few candidates) is decided in NumPy on
-the host. Legend: R rows, V vocabulary, N blocks of a row, L tokens of a block, M candidates.
+the host.
+Legend: R rows, V vocabulary, N blocks of a row, L tokens of a block, M candidates, P pending rows, S sorted ones.
 """
 
 from dataclasses import dataclass
@@ -12,12 +13,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from attention.vocabulary import BLOCK, BlockedLogits, Candidates, Floats, Ints, in_blocks
+from attention.vocabulary import BLOCK, BlockedLogits, Floats, Ints, in_blocks
 
 Doubles: TypeAlias = npt.NDArray[np.float64]
 
 FAILED = -1  # in place of a token id where a row has no finite largest logit
 BELOW_ONE = 1.0 - 2.0**-40
+SORTED_TOGETHER = 1 << 17  # logits: what is made of so many, in float64, stays in the caches
 SLACK = 1e-4  # floors are lowered by this share, so that rounding can only admit a candidate too many
 
 
@@ -86,16 +88,54 @@ def draw_filtered(logits_RV: Tensor, filters: Filters, uniform_R: Doubles, works
     ids_R = np.full(len(best_R), FAILED, dtype=np.int64)
     pending = np.flatnonzero(np.isfinite(best_R))
     for floors_R in _rungs(blocked, _floors(blocked, best_R, totals_R, filters), totals_R > 0):
+        many_P = blocked.many_reach(floors_R[pending], pending)
+        if many_P.any():
+            _draw_sorted(blocked, pending[many_P], best_R, totals_R, filters, uniform_R, ids_R)
+            pending = pending[~many_P]
         if not len(pending):
             break
         candidates = blocked.reaching(floors_R[pending], pending)
-        weights_RM, enough_R = _kept_weights(candidates, best_R[pending], totals_R[pending], filters.take(pending))
-        cumulative_RM = weights_RM.cumsum(axis=-1)
-        chosen_R = _first_above(cumulative_RM, uniform_R[pending] * BELOW_ONE * cumulative_RM[:, -1])
-        drawn_R = candidates.ids_RM[np.arange(len(pending)), chosen_R]
-        ids_R[pending] = drawn_R  # that of a row without enough candidates is drawn again
-        pending = pending[~enough_R]
+        weights_RM, enough_P = _kept_weights(
+            candidates.values_RM, best_R[pending], totals_R[pending], filters.take(pending)
+        )
+        # The id of a row without enough candidates is drawn again.
+        ids_R[pending] = candidates.ids_RM[np.arange(len(pending)), _chosen(weights_RM, uniform_R[pending])]
+        pending = pending[~enough_P]
     return ids_R
+
+
+def _draw_sorted(
+    blocked: BlockedLogits,
+    rows: Ints,
+    best_R: Doubles,
+    totals_R: Doubles,
+    filters: Filters,
+    uniform_R: Doubles,
+    ids_R: Ints,
+) -> None:
+    """Draws what listing candidates would for `rows`, and puts it in `ids_R`.
+
+    All of a row's logits are sorted, without their ids, which sorts ten times as fast: the id of the one that is drawn
+    is found by its logit and by how many equal ones come before it.
+    """
+    step = max(1, SORTED_TOGETHER // blocked.logits_RV.shape[1])
+    for start in range(0, len(rows), step):
+        some_S = rows[start : start + step]
+        logits_SV = blocked.rows(some_S)
+        sorted_SV = -np.sort(-logits_SV, axis=-1)
+        weights_SV, _ = _kept_weights(sorted_SV, best_R[some_S], totals_R[some_S], filters.take(some_S))
+        chosen_S = _chosen(weights_SV, uniform_R[some_S])
+        drawn_S1 = sorted_SV[np.arange(len(some_S)), chosen_S][:, None]
+        equal_SV, before_S = logits_SV == drawn_S1, chosen_S - (sorted_SV > drawn_S1).sum(axis=-1)
+        ids_S = equal_SV.argmax(axis=-1)
+        for row in np.flatnonzero(before_S):
+            ids_S[row] = np.flatnonzero(equal_SV[row])[before_S[row]]
+        ids_R[some_S] = ids_S
+
+
+def _chosen(weights_RM: Doubles, uniform_R: Doubles) -> Ints:
+    cumulative_RM = weights_RM.cumsum(axis=-1)
+    return _first_above(cumulative_RM, uniform_R * BELOW_ONE * cumulative_RM[:, -1])
 
 
 def _first_above(cumulative_RM: Doubles, target_R: Doubles) -> Ints:
@@ -150,13 +190,13 @@ def _rungs(blocked: BlockedLogits, floors_R: Floats, needs_total_R: npt.NDArray[
 
 
 def _kept_weights(
-    candidates: Candidates, best_R: Doubles, totals_R: Doubles, filters: Filters
+    logits_RM: Floats, best_R: Doubles, totals_R: Doubles, filters: Filters
 ) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Weights of the candidates [R, M], the best weighing 1; 0 for those that min-p, top-k or top-p remove.
+    """Weights of the candidates [R, M], sorted, the best weighing 1; 0 for those that min-p, top-k or top-p remove.
 
     Also tells of each row whether it holds all that may be drawn; if not, its candidates weigh less than p together.
     """
-    values_RM = candidates.values_RM.astype(np.float64)
+    values_RM = logits_RM.astype(np.float64)
     weights_RM = np.exp((values_RM - best_R[:, None]) / filters.temperature_R[:, None])
     weights_RM[weights_RM < filters.min_p_R[:, None]] = 0.0
     weights_RM[np.arange(values_RM.shape[1]) >= filters.top_k_R[:, None]] = 0.0
