@@ -2,7 +2,7 @@
 
 Whole rows are touched on the device; what is left of them (sums of blocks, or a few candidates) is decided in NumPy on
 the host.
-Legend: R rows, V vocabulary, N blocks of a row, L tokens of a block, M candidates, P pending rows, S sorted ones.
+Legend: R rows, V vocabulary, N blocks of a row, L tokens of a block, M candidates, I hits, P pending rows, W wide ones.
 """
 
 from dataclasses import dataclass
@@ -120,17 +120,15 @@ def _draw_sorted(
     """
     step = max(1, SORTED_TOGETHER // blocked.logits_RV.shape[1])
     for start in range(0, len(rows), step):
-        some_S = rows[start : start + step]
-        logits_SV = blocked.rows(some_S)
-        sorted_SV = -np.sort(-logits_SV, axis=-1)
-        weights_SV, _ = _kept_weights(sorted_SV, best_R[some_S], totals_R[some_S], filters.take(some_S))
-        chosen_S = _chosen(weights_SV, uniform_R[some_S])
-        drawn_S1 = sorted_SV[np.arange(len(some_S)), chosen_S][:, None]
-        equal_SV, before_S = logits_SV == drawn_S1, chosen_S - (sorted_SV > drawn_S1).sum(axis=-1)
-        ids_S = equal_SV.argmax(axis=-1)
-        for row in np.flatnonzero(before_S):
-            ids_S[row] = np.flatnonzero(equal_SV[row])[before_S[row]]
-        ids_R[some_S] = ids_S
+        some_W = rows[start : start + step]
+        logits_WV = blocked.rows(some_W)
+        sorted_WV = -np.sort(-logits_WV, axis=-1)
+        weights_WV, _ = _kept_weights(sorted_WV, best_R[some_W], totals_R[some_W], filters.take(some_W))
+        chosen_W = _chosen(weights_WV, uniform_R[some_W])
+        drawn_W1 = sorted_WV[np.arange(len(some_W)), chosen_W][:, None]
+        before_W = chosen_W - np.count_nonzero(sorted_WV > drawn_W1, axis=-1)
+        lines_I, equal_I = np.nonzero(logits_WV == drawn_W1)
+        ids_R[some_W] = equal_I[np.searchsorted(lines_I, np.arange(len(some_W))) + before_W]
 
 
 def _chosen(weights_RM: Doubles, uniform_R: Doubles) -> Ints:
@@ -192,7 +190,7 @@ def _rungs(blocked: BlockedLogits, floors_R: Floats, needs_total_R: npt.NDArray[
 def _kept_weights(
     logits_RM: Floats, best_R: Doubles, totals_R: Doubles, filters: Filters
 ) -> tuple[Doubles, npt.NDArray[np.bool_]]:
-    """Weights of the candidates [R, M], sorted, the best weighing 1; 0 for those that min-p, top-k or top-p remove.
+    """Weights of logits [R, M] that are sorted, the best weighing 1; 0 for those that min-p, top-k or top-p remove.
 
     Also tells of each row whether it holds all that may be drawn; if not, its candidates weigh less than p together.
     """

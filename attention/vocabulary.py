@@ -1,8 +1,8 @@
 """Passes over whole rows of logits: the best token of a row, and the few tokens that reach a floor.
 
 Sorting 32000 logits costs 2.4 ms a row; finding the 50 best through the maxima of blocks costs 15 us (one
-thread, 32 rows). So nothing here sorts a vocabulary: the maxima of blocks of 64 say where to look. (Its logits alone,
-without their ids, are sorted in 0.2 ms; that pays from an eighth of them on, `attention/drawing.py`.)
+thread, 32 rows). So nothing here sorts pairs of a vocabulary: the maxima of blocks of 64 say where to look. (Its logits
+alone are sorted in 0.2 ms; that pays from three eighths of them on, `attention/drawing.py`.)
 Legend: R rows, V vocabulary, N blocks of a row, L tokens of a block, M candidates (padded), I hits over all rows.
 """
 
@@ -18,7 +18,7 @@ Floats: TypeAlias = npt.NDArray[np.float32]
 Ints: TypeAlias = npt.NDArray[np.int64]
 
 BLOCK = 64
-MANY, MOST = 1 / 8, 3 / 4  # of a vocabulary, of its blocks
+MANY, MOST = 3 / 8, 3 / 4  # of a vocabulary, of its blocks
 LOW_WORD = np.int64(0xFFFFFFFF)
 LAST_KEY = np.iinfo(np.int64).max
 
@@ -90,7 +90,7 @@ class BlockedLogits:
         """Of which of the given rows so many tokens reach the floor that listing them takes longer than sorting all."""
         vocab_size = self.logits_RV.shape[1]
         num_blocks_R = np.count_nonzero(self.maxima_RN[rows_R] >= floors_R[:, None], axis=-1)
-        many_R = num_blocks_R >= MOST * self.maxima_RN.shape[1]  # else it is hardly so, and need not be counted
+        many_R = num_blocks_R >= MOST * self.maxima_RN.shape[1]  # of others so many hardly ever do
         if many_R.any():
             counts_R = np.count_nonzero(self.rows(rows_R[many_R]) >= floors_R[many_R, None], axis=-1)
             many_R[many_R] = counts_R >= MANY * vocab_size

@@ -205,14 +205,15 @@ DEFAULTS = RequestLimits()
 
 
 class RequestLimitsSpec(Section):
-    """What one request may cost. What asks for more is answered 400, 408 or 413 and told the limit."""
+    """What one request may cost. What asks for more is answered 400, 408, 413 or 429 and told the limit."""
 
     max_body_bytes: Count = DEFAULTS.max_body_bytes
     """The size of a body. Nobody else is served while one is parsed: 1 MiB takes some 30 ms."""
     body_timeout_s: Seconds = DEFAULTS.body_timeout_s
     """How long a body may take to arrive."""
     max_bodies_bytes: Count = DEFAULTS.max_bodies_bytes
-    """The bodies that one gateway holds before they are parsed, together; beyond it the largest is answered 429."""
+    """What one gateway holds of bodies before they are parsed, all together (two of the largest size always fit).
+    Beyond it the largest is answered 429."""
     max_n: Count = DEFAULTS.max_n
     """`n`: the choices of one prompt."""
     max_prompts: Count = DEFAULTS.max_prompts
@@ -240,7 +241,8 @@ class RequestLimitsSpec(Section):
     max_logprobs: CountOrZero = DEFAULTS.max_logprobs
     """`logprobs`, `top_logprobs`, `prompt_logprobs`, `logprob_token_ids`: how many alternatives of each token."""
     max_scored_tokens: Count = DEFAULTS.max_scored_tokens
-    """Tokens answered at once with log-probabilities: of prompts (`echo`), and of outputs that are not streamed."""
+    """Tokens answered at once with log-probabilities: of prompts (`echo`, `prompt_logprobs`; twice if both ask), and
+    of outputs that are not streamed."""
     max_output_tokens: Count = DEFAULTS.max_output_tokens
     """The tokens of all sequences of an answer that is not streamed; left open by the request, they are cut to it."""
     delivery_timeout_s: Seconds = DEFAULTS.delivery_timeout_s

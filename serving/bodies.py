@@ -39,15 +39,16 @@ class _Arriving:
 class Bodies:
     """Reads the bodies that come to one gateway, and bounds what those that are not parsed yet hold together.
 
-    Beyond `max_bodies_bytes` the largest is refused: many clients that send large ones, slowly or at once, keep none of
-    the others out. `num_bytes`: what they hold.
+    Beyond `max_bodies_bytes` (two of the largest size always fit) the largest is refused, so that clients which send
+    large ones, slowly or at once, do not keep small ones out. `num_bytes`: what they hold.
     """
 
     def __init__(self, settings: GatewaySettings) -> None:
         self._limits = settings.limits
+        self._max_bytes = max(settings.limits.max_bodies_bytes, 2 * settings.limits.max_body_bytes)
         self._retry_after_s = settings.retry_after_s
         self._turns = Turns()
-        self._arriving: set[_Arriving] = set()
+        self._arriving: set[_Arriving] = set()  # those that hold something
         self.num_bytes = 0
 
     async def read(self, request: Request, kind: type[BodyT]) -> BodyT:
@@ -56,22 +57,26 @@ class Bodies:
         if encoding not in ("", "identity"):
             raise unsupported_encoding(encoding)
         arriving = _Arriving(asyncio.timeout(None))
-        self._arriving.add(arriving)
         try:
             async with arriving.ending:
                 data = await _read_limited(request, self._limits, lambda num_bytes: self._hold(arriving, num_bytes))
+                if arriving.refused:
+                    raise TimeoutError
                 return await self._turns.take(lambda: parse_body(data, kind, self._limits), len(data))
         except TimeoutError as error:
-            raise too_many_bodies(self._limits.max_bodies_bytes, self._retry_after_s) from error
+            if not arriving.refused:
+                raise
+            raise too_many_bodies(self._max_bytes, self._retry_after_s) from error
         finally:
             self._drop(arriving)
 
     def _hold(self, arriving: _Arriving, num_bytes: int) -> None:
         if arriving.refused:
             return
+        self._arriving.add(arriving)
         arriving.num_bytes += num_bytes
         self.num_bytes += num_bytes
-        while self.num_bytes > self._limits.max_bodies_bytes and len(self._arriving) > 1:
+        while self.num_bytes > self._max_bytes:
             largest = max(self._arriving, key=lambda one: one.num_bytes)
             self._drop(largest)
             largest.refused = True

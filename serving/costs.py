@@ -23,7 +23,7 @@ def most_output_tokens(
     """The most tokens that each sequence may have.
 
     A stream is sent as it comes, but what is repeated or scored of prompts comes at once, each prompt `num_copies`
-    times, with `echo` their texts, and with each their scores, `prompts_told` times. Raises ApiError (400) when that
+    times, with `echo` their texts, and the scores of each `prompts_told` times. Raises ApiError (400) when that
     alone is too much.
     """
     limits, num_sequences = settings.limits, len(prompts) * n

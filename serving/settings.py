@@ -10,7 +10,7 @@ LEAST_UNREAD_BYTES = 2 * READ_AHEAD_BYTES  # below, clients that do read would b
 
 @dataclass(frozen=True)
 class RequestLimits:
-    """What a single request may cost; beyond it, a 400 (408, 413) that names the limit.
+    """What a single request may cost; beyond it, a 400 (408, 413) that names the limit. And what bodies may together.
 
     The service file sets them under `limits.request`; their defaults are stated here alone. A request that keeps to the
     defaults holds up no other client for more than 100 ms and adds at most 64 MB to a gateway (docs/decisions/010).

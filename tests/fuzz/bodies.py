@@ -101,7 +101,7 @@ def _dear(limits: RequestLimits, max_context: int) -> Iterator[Named]:
         "prompts": {"prompt": ["ab"] * limits.max_prompts, "max_tokens": 1},
         "echoed prompts": {"prompt": [full] * scored, "max_tokens": 1, "echo": True, "logprobs": limits.max_logprobs},
         "odd prompts, scored twice": {
-            "prompt": [odd] * max(1, scored // 2),
+            "prompt": [odd[: limits.max_scored_tokens // 2]] * max(1, scored // 2),
             "max_tokens": 1,
             "echo": True,
             "logprobs": limits.max_logprobs,

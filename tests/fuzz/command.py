@@ -3,9 +3,10 @@
     make fuzz MINUTES=30
     python -m tests.fuzz [--minutes 10] [--only bytes,stops] [--seed N] [--json FILE] [--url http://127.0.0.1:PORT]
 
-The time is shared evenly by what is run. Each target shows how many inputs it has tried and what they have reached; the
-smallest input of a finding is kept in build/fuzz. Exits with 1 where something was found, with 2 for bad arguments, and
-with 130 after Ctrl-C or SIGTERM: what it has started is stopped by then.
+The time is shared evenly by what is run; what ends sooner leaves the rest to others of its kind. Each target shows how
+many inputs it has tried and what they have reached; the smallest input of a finding is kept in build/fuzz. Exits with 1
+where something was found, with 2 for bad arguments, and with 130 after Ctrl-C or SIGTERM: what it has started is stopped
+by then.
 """
 
 import argparse
@@ -110,15 +111,17 @@ def _parts(text: str) -> dict[str, dict[str, Part]]:
 
 
 def run(arguments: argparse.Namespace, console: Console) -> list[Outcome]:
-    """Runs every part for its share of the time."""
+    """Runs every part for its share of the time of its kind; what one leaves of it is for those that follow."""
     outcomes: list[Outcome] = []
     with Progress(console) as progress:
         for parts in arguments.only.values():
-            share_s = arguments.minutes * 60 / len(arguments.only) / len(parts)
-            for name, part in parts.items():
+            left_s = arguments.minutes * 60 / len(arguments.only)
+            for number, (name, part) in enumerate(parts.items()):
+                share_s = max(left_s, 0.0) / (len(parts) - number)
                 progress.begin(name, share_s)
                 outcomes.append(part(share_s, arguments.seed, progress.update))
                 progress.end(outcomes[-1])
+                left_s -= outcomes[-1].seconds
     return outcomes
 
 

@@ -45,20 +45,23 @@ def test_the_status_judges_and_the_time_is_shared(
 ) -> None:
     shares: list[tuple[str, float, int]] = []
 
-    def part(name: str, found: tuple[Finding, ...]):
+    def part(name: str, found: tuple[Finding, ...], needs: float = 1.0):
         def run(seconds: float, seed: int, on_progress) -> Outcome:
             shares.append((name, seconds, seed))
             on_progress(name, 5, "half")
-            return Outcome(name, 10, "3 edges", seconds, 12.5, found)
+            return Outcome(name, 10, "3 edges", needs * seconds, 12.5, found)
 
         return run
 
-    kinds = {"one": {"a": part("a", ()), "b": part("b", findings)}, "two": {"c": part("c", ())}}
+    hasty, last = part("a", (), needs=0.5), part("d", ())
+    kinds = {"one": {"a": hasty, "b": part("b", findings), "d": last}, "two": {"c": part("c", ())}}
     monkeypatch.setattr(command, "KINDS", kinds)
     written = tmp_path / "out.json"
     status = main(["--minutes", "2", "--seed", "7", "--json", str(written)])
     assert status == len(findings)
-    assert shares == [("a", 30.0, 7), ("b", 30.0, 7), ("c", 60.0, 7)]
+    assert shares == [("a", 20.0, 7), ("b", 25.0, 7), ("d", 25.0, 7), ("c", 60.0, 7)]
     listed = json.loads(written.read_text())["outcomes"]
-    assert [(one["name"], len(one["findings"])) for one in listed] == [("a", 0), ("b", len(findings)), ("c", 0)]
+    assert [(one["name"], len(one["findings"])) for one in listed] == [
+        (name, len(findings) if name == "b" else 0) for name in "abdc"
+    ]
     assert ("[its] traceback" in capsys.readouterr().out) == bool(findings)

@@ -176,7 +176,7 @@ def test_declared_lengths(length: str, status: int) -> None:
 
 def test_the_largest_of_too_many_bodies_is_refused() -> None:
     """Slow clients with large bodies keep a small one out no more than each other's; nothing of them stays held."""
-    limits = RequestLimits(max_bodies_bytes=1000)
+    limits = RequestLimits(max_body_bytes=500, max_bodies_bytes=1000)
     bodies, left = Bodies(GatewaySettings("m", 64, limits=limits)), asyncio.Event()
 
     def arriving(*parts: bytes, rest: bool) -> Request:
@@ -211,12 +211,31 @@ def test_the_largest_of_too_many_bodies_is_refused() -> None:
     assert bodies.num_bytes == 0
 
 
-def test_one_body_alone_is_never_too_many() -> None:
-    limits = RequestLimits(max_bodies_bytes=1)
-
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.request", "body": b'{"prompt": "a word"}', "more_body": False}
-
-    request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+def test_two_of_the_largest_bodies_fit_however_small_the_bound_is() -> None:
+    """A request without a body, or with a small one, does not have a large one refused that is alone otherwise."""
+    limits = RequestLimits(max_body_bytes=1000, max_bodies_bytes=100)
     bodies = Bodies(GatewaySettings("m", 64, limits=limits))
-    assert asyncio.run(bodies.read(request, TokenizeBody)).prompt == "a word"
+
+    def request(*parts: bytes, rest: bool) -> Request:
+        given = list(parts)
+
+        async def receive() -> dict[str, Any]:
+            if not given:
+                await asyncio.sleep(60)
+            part = given.pop(0)
+            return {"type": "http.request", "body": part, "more_body": rest or bool(given)}
+
+        return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+    async def both() -> str:
+        others = [asyncio.ensure_future(bodies.read(request(b" " * 999, rest=True), TokenizeBody))]
+        others.append(asyncio.ensure_future(bodies.read(request(rest=True), TokenizeBody)))
+        await asyncio.sleep(0)
+        body = await bodies.read(request(b'{"prompt": "', b"a" * 900, b'"}', rest=False), TokenizeBody)
+        for other in others:
+            other.cancel()
+        await asyncio.wait(others)
+        assert bodies.num_bytes == 0
+        return str(body.prompt)
+
+    assert asyncio.run(asyncio.wait_for(both(), 10)) == "a" * 900
