@@ -5,8 +5,8 @@
 
 The time is shared evenly by what is run; what ends sooner leaves the rest to others of its kind. Each target shows how
 many inputs it has tried and what they have reached; the smallest input of a finding is kept in build/fuzz. Exits with 1
-where something was found, with 2 for bad arguments, and with 130 after Ctrl-C or SIGTERM: what it has started is stopped
-by then.
+where something was found, with 2 for bad arguments, and with 130 after Ctrl-C or SIGTERM: what it has started is
+stopped by then.
 """
 
 import argparse
