@@ -1,6 +1,7 @@
 """A node, a router and two experts on real sockets, with a proxy before each of them."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,3 +50,21 @@ def service_behind_proxies(
         (of_node,) = stack.enter_context(proxy_thread(setup.node.address, over_tcp=over_tcp))
         yield Proxied(of_node.address, of_experts, of_router, of_node)
         setup.wait_idle()
+
+
+@contextmanager
+def again_and_again(act: Callable[[], None], pause_s: float = 0.0) -> Iterator[None]:
+    """Does something to the links, such as a fault, again and again, in a thread; first after the pause."""
+    stopped = threading.Event()
+
+    def work() -> None:
+        while not stopped.wait(pause_s):
+            act()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        thread.join()

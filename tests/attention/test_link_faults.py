@@ -7,8 +7,7 @@ without streams and without sampling, test_links_like_transformers.py compares w
 import asyncio
 import random
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from attention.sizing import NodeSettings
 from manta.local import LocalModel
 from protos.generation_pb2 import FAILED, Sampling, Submit
 from serving.nodes import NodeGenerator
-from tests.attention.behind_proxies import RECOVERY_S, service_behind_proxies
+from tests.attention.behind_proxies import RECOVERY_S, again_and_again, service_behind_proxies
 from tests.attention.node_setup import CREDENTIALS, TIMEOUT_S
 from tests.local_driver import Wish, run
 from tests.random_checkpoint import make_checkpoint
@@ -142,29 +141,6 @@ def half_open_now_and_then(proxies: list[LinkProxy], rng: random.Random) -> None
     proxy.loop.post(proxy.reset)  # a connection that was begun meanwhile would wait for the handshake's end
 
 
-@contextmanager
-def now_and_then(
-    fault: Callable[[list[LinkProxy], random.Random], None],
-    proxies: list[LinkProxy],
-    rng: random.Random,
-    pause_s: float,
-) -> Iterator[None]:
-    """Does something to the links again and again, in a thread."""
-    stopped = threading.Event()
-
-    def work() -> None:
-        while not stopped.wait(pause_s):
-            fault(proxies, rng)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
-
-
 @pytest.mark.parametrize("over_tcp", [False, True])
 @pytest.mark.parametrize("fault", [delay, slow, cut])
 def test_streams_over_faulty_links(
@@ -204,7 +180,7 @@ def test_streams_while_links_fail_now_and_then(
         address, proxies = service.address, service.proxies
         for proxy in proxies:
             proxy.faults.delay_s = 0.001  # so that the streams last a while
-        with now_and_then(fault, proxies, rng, pause_s):
+        with again_and_again(lambda: fault(proxies, rng), pause_s):
             for _ in range(MAX_ROUNDS):  # on a quiet machine the first streams may end before the first fault
                 assert generate(address, wishes) == expected
                 if sum(proxy.num_connections for proxy in proxies) > len(proxies):

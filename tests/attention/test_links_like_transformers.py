@@ -7,7 +7,6 @@ sealed TCP. What is expected is what transformers itself generates, greedily, fr
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -20,7 +19,7 @@ from transformers import MixtralForCausalLM
 import transport.link
 import transport.replicas
 from attention.sizing import NodeSettings
-from tests.attention.behind_proxies import Proxied, service_behind_proxies
+from tests.attention.behind_proxies import Proxied, again_and_again, service_behind_proxies
 from tests.attention.node_setup import TIMEOUT_S, Gateway
 from tests.oracle import Oracle
 from tests.random_checkpoint import make_checkpoint
@@ -181,23 +180,6 @@ def half_open(direction: Direction | None) -> Callable[[LinkProxy], None]:
     return swallow
 
 
-@contextmanager
-def again_and_again(fault: Callable[[LinkProxy], None], proxies: list[LinkProxy], rng: Random) -> Iterator[None]:
-    stopped = threading.Event()
-
-    def work() -> None:
-        while not stopped.is_set():
-            fault(rng.choice(proxies))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        thread.join()
-
-
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize(
     "fault",
@@ -211,7 +193,7 @@ def test_a_link_that_fails_again_and_again(
     prompts = served.draw(rng, 2, length=12, num_tokens=8)
     expected = served.expected(prompts, 8)
     num_connections = sum(proxy.num_connections for proxy in proxies)
-    with again_and_again(fault, proxies, rng):
+    with again_and_again(lambda: fault(rng.choice(proxies))):
         until_s = time.monotonic() + 2 * ANSWER_TIMEOUT_S
         while time.monotonic() < until_s:
             served.check(prompts, expected)
