@@ -95,6 +95,9 @@ class _StrictLoader(yaml.SafeLoader):
                 continue
             # As written, for `1` and "1" are the same field; and as read, for 16 and 0x10 are.
             read = key.value if key.tag == _MERGE else self.construct_object(key)
+            if not isinstance(read, Hashable):  # such as `!!map`
+                problem = f"this key is read as {key.tag.rpartition(':')[2]}, which cannot be one; write plain text"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
             if key.value in seen or read in seen:
                 raise yaml.constructor.ConstructorError(
                     problem=f"`{key.value}` is given twice; keep one", problem_mark=key.start_mark

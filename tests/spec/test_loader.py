@@ -33,6 +33,8 @@ def aliases(first: str, each: str, levels: int) -> str:
         ("a: !!int x", "cannot be read as int"),
         ("a: !!float x", "cannot be read as float"),
         ("a: !!bool x", "cannot be read as bool"),
+        ("{2, !!set }", "column 5: this key is read as set, which cannot be one; write plain text"),
+        ("!!map :", "this key is read as map"),
         ("a: !!set [1]", "line 1, column 4: this cannot be read as set: it is no mapping"),
         ("a: " + "9" * 5000, "cannot be read as int"),
         ("a: 0x" + "f" * 1000, "cannot be read as int .it has more than 1024 bits"),
