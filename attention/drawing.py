@@ -90,7 +90,9 @@ def draw_filtered(logits_RV: Tensor, filters: Filters, uniform_R: Doubles, works
     for floors_R in _rungs(blocked, _floors(blocked, best_R, totals_R, filters), totals_R > 0):
         many_P = blocked.many_reach(floors_R[pending], pending)
         if many_P.any():
-            _draw_sorted(blocked, pending[many_P], best_R, totals_R, filters, uniform_R, ids_R)
+            for rows in _together(pending[many_P], logits_RV.shape[1]):
+                given = best_R[rows], totals_R[rows], filters.take(rows), uniform_R[rows]
+                ids_R[rows] = _draw_sorted(blocked.rows(rows), *given)
             pending = pending[~many_P]
         if not len(pending):
             break
@@ -104,31 +106,26 @@ def draw_filtered(logits_RV: Tensor, filters: Filters, uniform_R: Doubles, works
     return ids_R
 
 
-def _draw_sorted(
-    blocked: BlockedLogits,
-    rows: Ints,
-    best_R: Doubles,
-    totals_R: Doubles,
-    filters: Filters,
-    uniform_R: Doubles,
-    ids_R: Ints,
-) -> None:
-    """Draws what listing candidates would for `rows`, and puts it in `ids_R`.
+def _draw_sorted(logits_WV: Floats, best_W: Doubles, totals_W: Doubles, filters: Filters, uniform_W: Doubles) -> Ints:
+    """Draws what listing candidates would, [W]; `filters` are those of these rows.
 
     All of a row's logits are sorted, without their ids, which sorts ten times as fast: the id of the one that is drawn
     is found by its logit and by how many equal ones come before it.
     """
-    step = max(1, SORTED_TOGETHER // blocked.logits_RV.shape[1])
-    for start in range(0, len(rows), step):
-        some_W = rows[start : start + step]
-        logits_WV = blocked.rows(some_W)
-        sorted_WV = -np.sort(-logits_WV, axis=-1)
-        weights_WV, _ = _kept_weights(sorted_WV, best_R[some_W], totals_R[some_W], filters.take(some_W))
-        chosen_W = _chosen(weights_WV, uniform_R[some_W])
-        drawn_W1 = sorted_WV[np.arange(len(some_W)), chosen_W][:, None]
-        before_W = chosen_W - np.count_nonzero(sorted_WV > drawn_W1, axis=-1)
-        lines_I, equal_I = np.nonzero(logits_WV == drawn_W1)
-        ids_R[some_W] = equal_I[np.searchsorted(lines_I, np.arange(len(some_W))) + before_W]
+    rows_W = np.arange(len(logits_WV))
+    sorted_WV = -np.sort(-logits_WV, axis=-1)
+    weights_WV, _ = _kept_weights(sorted_WV, best_W, totals_W, filters)
+    chosen_W = _chosen(weights_WV, uniform_W)
+    drawn_W1 = sorted_WV[rows_W, chosen_W][:, None]
+    before_W = chosen_W - np.count_nonzero(sorted_WV > drawn_W1, axis=-1)
+    lines_I, equal_I = np.nonzero(logits_WV == drawn_W1)
+    return equal_I[np.searchsorted(lines_I, rows_W) + before_W]
+
+
+def _together(rows: Ints, vocab_size: int) -> list[Ints]:
+    """The rows in groups that are sorted together."""
+    size = max(1, SORTED_TOGETHER // vocab_size)
+    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 def _chosen(weights_RM: Doubles, uniform_R: Doubles) -> Ints:

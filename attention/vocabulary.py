@@ -90,7 +90,7 @@ class BlockedLogits:
     def many_reach(self, floors_R: Floats, rows_R: Ints) -> npt.NDArray[np.bool_]:
         """Of which of the given rows so many tokens reach the floor that listing them takes longer than sorting all.
 
-        An estimate, by every SAMPLED-th token.
+        An estimate, by every SAMPLED-th token. Floors and what is returned: one for each of `rows_R`.
         """
         num_blocks_R = np.count_nonzero(self.maxima_RN[rows_R] >= floors_R[:, None], axis=-1)
         many_R = num_blocks_R >= MOST * self.maxima_RN.shape[1]  # of others so many hardly ever do

@@ -42,7 +42,7 @@ class Slices:
             self._began_s = time.perf_counter()
 
 
-class Turns:
+class OneByOne:
     """Parses large bodies that have arrived together one after the other.
 
     Between two, the event loop is left to others for as long as the first one took: what they ask for takes many turns

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
-from serving.beside import Turns
+from serving.beside import OneByOne
 from serving.errors import body_timeout, from_validation, invalid, too_large, too_many_bodies, unsupported_encoding
 from serving.settings import GatewaySettings, RequestLimits
 
@@ -47,7 +47,7 @@ class Bodies:
         self._limits = settings.limits
         self._max_bytes = max(settings.limits.max_bodies_bytes, 2 * settings.limits.max_body_bytes)
         self._retry_after_s = settings.retry_after_s
-        self._turns = Turns()
+        self._one_by_one = OneByOne()
         self._arriving: set[_Arriving] = set()  # those that hold something
         self.num_bytes = 0
 
@@ -62,7 +62,7 @@ class Bodies:
                 data = await _read_limited(request, self._limits, lambda num_bytes: self._hold(arriving, num_bytes))
                 if arriving.refused:
                     raise TimeoutError
-                return await self._turns.take(lambda: parse_body(data, kind, self._limits), len(data))
+                return await self._one_by_one.take(lambda: parse_body(data, kind, self._limits), len(data))
         except TimeoutError as error:
             if not arriving.refused:
                 raise

@@ -85,11 +85,8 @@ def served(seconds: float, seed: int, on_progress: OnProgress, url: str | None =
 def campaign(service: Service, seconds: float, seed: int, on_progress: OnProgress) -> Outcome:
     """For so long. Raises AssertionError where the service does not say what it serves."""
     [model] = json.loads(service.get("/v1/models"))["data"]
-    began_s, client, judge_stall = (
-        time.monotonic(),
-        Client(service.host, service.port, PATIENCE_S),
-        seconds >= STALLS_FROM_S,
-    )
+    began_s, judge_stall = time.monotonic(), seconds >= STALLS_FROM_S
+    client = Client(service.host, service.port, PATIENCE_S)
     bodies = list(big_bodies(RequestLimits(), model["max_model_len"]))
     with Stream(service.host, service.port, HONEST) as stream:
         gauge = Gauge(client, service.parts, stream)

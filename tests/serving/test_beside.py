@@ -12,7 +12,7 @@ import pytest
 from serving import beside as beside_module
 from serving import bodies
 from serving.app import build_app
-from serving.beside import MAX_THREADS, THREAD_FROM_TOKENS, TURN_FROM_BYTES, Turns, beside
+from serving.beside import MAX_THREADS, THREAD_FROM_TOKENS, TURN_FROM_BYTES, OneByOne, beside
 from serving.fake import FakeGenerator
 from serving.settings import GatewaySettings
 from serving.tokenizer import TextCodec
@@ -78,7 +78,7 @@ def test_between_two_bodies_the_loop_is_left_to_others_for_as_long_as_one_took(
         loop.call_soon(callback)
 
     async def all_of_them() -> None:
-        loop, turns = asyncio.get_running_loop(), Turns()
+        loop, turns = asyncio.get_running_loop(), OneByOne()
         monkeypatch.setattr(
             loop, "call_later", lambda delay_s, callback: loop.create_task(others(loop, delay_s, callback))
         )
@@ -90,7 +90,7 @@ def test_between_two_bodies_the_loop_is_left_to_others_for_as_long_as_one_took(
 
 
 def test_a_body_that_is_wrong_gives_its_turn_on() -> None:
-    turns = Turns()
+    turns = OneByOne()
 
     def fail() -> None:
         raise ValueError("x")
