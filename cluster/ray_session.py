@@ -222,7 +222,9 @@ def _loopback_only() -> Generator[None]:
 
 @contextmanager
 def _signals_kept(ignored: bool = False) -> Generator[None]:
-    """Puts the handlers of what ends a command back at the end: Ray installs its own, which exit at once.
+    """Puts the handlers of what ends a command back at the end: Ray installs its own, which exits at once.
+
+    A SIGTERM that meets Ray's does what it would have done without.
 
     Args:
         ignored: Whether those signals are ignored meanwhile.
@@ -235,6 +237,11 @@ def _signals_kept(ignored: bool = False) -> Generator[None]:
         for number in before if ignored else ():
             signal.signal(number, signal.SIG_IGN)
         yield
+    except SystemExit as ending:
+        handler = before[signal.SIGTERM]
+        if ending.code == signal.SIGTERM and callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -115,16 +115,24 @@ def step_of(directory: Path) -> int:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Returns those that were written to their end, the newest first. None of them is read."""
+    """Returns those that were written to their end, the newest first. None of them is read.
+
+    Raises:
+        CheckpointError: What is there cannot be listed.
+    """
     found = (path for path in listed(folder) if is_checkpoint_name(path.name) and (path / PROGRESS_FILE).is_file())
-    return sorted(found, reverse=True)
+    try:
+        return sorted(found, reverse=True)
+    except OSError as error:
+        what = f"{folder} cannot be read: {error.strerror or error}"
+        raise CheckpointError(f"{what}; it is to be a folder that this user can read") from error
 
 
 def newest_checkpoint(folder: Path) -> Complete | None:
     """Returns the newest; None: there is none.
 
     Raises:
-        CheckpointError: As `read_newest`.
+        CheckpointError: As `complete_checkpoints` and `read_newest`.
     """
     found = complete_checkpoints(folder)
     return read_newest(found[0]) if found else None
@@ -180,14 +188,17 @@ def newest_in(folder: Path, but: int | None = None) -> str:
         found = complete_checkpoints(folder)
         if found and step_of(found[0]) == but:
             return f"its weights are those of {found[0].name}, the newest complete checkpoint; {next_older(found[0])}"
-    except OSError as error:
-        return f"what there is to go on from cannot be read ({error})"
+    except CheckpointError as error:
+        return f"what there is to go on from: {error}"
     return f"the newest complete checkpoint is {found[0].name}" if found else "there is no checkpoint yet"
 
 
 def next_older(directory: Path) -> str:
-    """Says what there is in place of a checkpoint that is no good."""
-    older = [path.name for path in complete_checkpoints(directory.parent) if path.name < directory.name]
+    """Says what there is in place of a checkpoint that is no good; for errors, so it raises none."""
+    try:
+        older = [path.name for path in complete_checkpoints(directory.parent) if path.name < directory.name]
+    except CheckpointError as error:
+        return f"what there is to go on from: {error}"
     if not older:
         return f"there is no older one: once {directory.name} is moved away, the run begins anew"
     return f"the next older is {older[0]}, which is used once {directory.name} is moved away"

@@ -253,10 +253,10 @@ def test_a_loss_that_is_no_number_is_not_tried_again(files: Path) -> None:
 
 
 @pytest.mark.full
-def test_storage_that_cannot_be_written_is_named(files: Path) -> None:
+def test_storage_that_is_no_folder_is_named(files: Path) -> None:
     (files / "storage" / "blocked").mkdir(parents=True)
     (files / "storage" / "blocked" / "checkpoints").write_text("a file where a folder is to be")
-    with pytest.raises(TrainingFailed, match=r"blocked/checkpoints cannot be written"):
+    with pytest.raises(TrainingFailed, match=r"blocked/checkpoints cannot be read: Not a directory"):
         run_training(spec_of(files, "blocked", limits={"max_failures": 0}), Watch())
 
 

@@ -24,6 +24,7 @@ from training.progress import (
     complete_checkpoints,
     newest_checkpoint,
     newest_in,
+    next_older,
     read_progress,
     step_of,
 )
@@ -156,6 +157,17 @@ def test_a_damaged_checkpoint_is_named(ranks: Ranks, tmp_path: Path, seed: int) 
     (complete.directory / "progress.json").write_text(json.dumps({**said, "format": 99}))
     with pytest.raises(DamagedCheckpoint, match="has format 99; this version of Manta reads 2"):
         newest_checkpoint(tmp_path / "run")
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoints"
+    file.write_text("a file where a folder is to be")
+    said = "checkpoints cannot be read: Not a directory; it is to be a folder that this user can read"
+    for look in (newest_checkpoint, complete_checkpoints):
+        with pytest.raises(CheckpointError, match=said):
+            look(file)
+    assert said in newest_in(file)
+    assert said in next_older(file / checkpoint_name(2))
 
 
 def test_a_folder_that_cannot_be_written_is_named_and_the_last_one_stays(tmp_path: Path, seed: int) -> None:
