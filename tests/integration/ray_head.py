@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx
 
+from cluster.ray_session import RAY_ENVIRONMENT
 from tests.integration.marked import MARK, kill_marked, marked, new_mark
 from tests.integration.ray_service import free_port, wait_until
 
@@ -101,8 +102,9 @@ def started_head(folder: Path, **environment: str) -> Iterator[Head]:
         environment: Of Ray and of commands, beside what leads to this Ray.
     """
     gcs, dashboard = free_port(), free_port()
+    around = {name: value for name, value in os.environ.items() if name not in RAY_ENVIRONMENT}  # of the session's Ray
     whole = {
-        **os.environ,
+        **around,
         MARK: new_mark(),
         "PYTHONPATH": str(ROOT),
         "RAY_ADDRESS": f"127.0.0.1:{gcs}",
