@@ -224,7 +224,7 @@ def _loopback_only() -> Generator[None]:
 def _signals_kept(ignored: bool = False) -> Generator[None]:
     """Puts the handlers of what ends a command back at the end: Ray installs its own, which exits at once.
 
-    A SIGTERM that meets Ray's does what it would have done without.
+    A SIGTERM that meets Ray's is handed to the one from before, which for a command ends it as Ctrl-C does.
 
     Args:
         ignored: Whether those signals are ignored meanwhile.

@@ -125,7 +125,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
         return sorted(found, reverse=True)
     except OSError as error:
         what = f"{folder} cannot be read: {error.strerror or error}"
-        raise CheckpointError(f"{what}; it is to be a folder that this user can read") from error
+        raise CheckpointError(f"{what}; see that it is a folder, and that this user can read it") from error
 
 
 def newest_checkpoint(folder: Path) -> Complete | None:

@@ -78,11 +78,11 @@ def test_between_two_bodies_the_loop_is_left_to_others_for_as_long_as_one_took(
         loop.call_soon(callback)
 
     async def all_of_them() -> None:
-        loop, turns = asyncio.get_running_loop(), OneByOne()
+        loop, one_by_one = asyncio.get_running_loop(), OneByOne()
         monkeypatch.setattr(
             loop, "call_later", lambda delay_s, callback: loop.create_task(others(loop, delay_s, callback))
         )
-        await asyncio.gather(*(turns.take(lambda: order.append("body"), TURN_FROM_BYTES) for _ in range(3)))
+        await asyncio.gather(*(one_by_one.take(lambda: order.append("body"), TURN_FROM_BYTES) for _ in range(3)))
 
     asyncio.run(all_of_them())
     assert order[:5] == ["body", "others", "body", "others", "body"]
@@ -90,14 +90,14 @@ def test_between_two_bodies_the_loop_is_left_to_others_for_as_long_as_one_took(
 
 
 def test_a_body_that_is_wrong_gives_its_turn_on() -> None:
-    turns = OneByOne()
+    one_by_one = OneByOne()
 
     def fail() -> None:
         raise ValueError("x")
 
     async def both() -> int:
         with pytest.raises(ValueError, match="x"):
-            await turns.take(fail, TURN_FROM_BYTES)
-        return await asyncio.wait_for(turns.take(lambda: 5, TURN_FROM_BYTES), 10)
+            await one_by_one.take(fail, TURN_FROM_BYTES)
+        return await asyncio.wait_for(one_by_one.take(lambda: 5, TURN_FROM_BYTES), 10)
 
     assert asyncio.run(both()) == 5

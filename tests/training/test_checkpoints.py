@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_named(ranks: Ranks, tmp_path: Path, seed: int) 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     file = tmp_path / "checkpoints"
     file.write_text("a file where a folder is to be")
-    said = "checkpoints cannot be read: Not a directory; it is to be a folder that this user can read"
+    said = "checkpoints cannot be read: Not a directory; see that it is a folder, and that this user can read it"
     for look in (newest_checkpoint, complete_checkpoints):
         with pytest.raises(CheckpointError, match=said):
             look(file)
