@@ -13,9 +13,9 @@ from model.linear import make_linear
 
 # Of one product: it bounds the memory between the two projections, where a row is widest.
 MAX_ROWS = 4096
-# Of one product on a processor, in floating-point operations: between two products an actor tells that it gets on, and
-# a slow core (40 GFLOP/s) takes 5 s for so many. They are 567 rows of an expert of Mixtral 8x7B, 331 of 8x22B: enough
-# for full speed.
+# Of one product on a processor, in floating-point operations: after so much work an actor tells that it gets on, and a
+# slow core (40 GFLOP/s) takes 5 s for it. That is 567 rows of an expert of Mixtral 8x7B, 331 of 8x22B: enough for full
+# speed.
 MAX_OPERATIONS = 2e11
 
 
@@ -31,23 +31,25 @@ class ExpertFFN:
 
     def __init__(self, gate_up_2FD: Tensor, down_DF: Tensor) -> None:
         self._size = gate_up_2FD.shape[0] // 2
-        self._max_rows = max_rows(gate_up_2FD.shape[1], self._size) if gate_up_2FD.is_cpu else MAX_ROWS
+        self.max_rows = max_rows(gate_up_2FD.shape[1], self._size) if gate_up_2FD.is_cpu else MAX_ROWS
+        """Of one product."""
         self._gate_up = make_linear(gate_up_2FD)
         self._down = make_linear(down_DF)
 
     def __call__(self, rows_ND: Tensor, on_progress: Callable[[], None] = lambda: None) -> Tensor:
-        """Computes; calls `on_progress` after each product, which is bounded in rows and in operations."""
-        if rows_ND.shape[0] <= self._max_rows:
-            output_ND = self._compute(rows_ND)
+        """Computes any number of rows; calls `on_progress` after each product."""
+        if rows_ND.size(0) <= self.max_rows:
+            output_ND = self.product(rows_ND)
             on_progress()
             return output_ND
         outputs: list[Tensor] = []
-        for part_ND in rows_ND.split(self._max_rows):
-            outputs.append(self._compute(part_ND))
+        for part_ND in rows_ND.split(self.max_rows):
+            outputs.append(self.product(part_ND))
             on_progress()
         return torch.cat(outputs)
 
-    def _compute(self, rows_ND: Tensor) -> Tensor:
+    def product(self, rows_ND: Tensor) -> Tensor:
+        """Computes `max_rows` rows or fewer."""
         gate_up_N2F = self._gate_up(rows_ND)
         size = self._size  # two slices: half of what chunk takes
         return self._down(F.silu(gate_up_N2F[:, :size]).mul_(gate_up_N2F[:, size:]))

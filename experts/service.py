@@ -28,7 +28,8 @@ class ExpertService:
     """The computation of an expert actor; `num_rows` counts what it has done.
 
     Args:
-        on_progress: Called after each product.
+        on_progress: Called after each product; once, after a request served alone that is no more work than one product
+            may be.
     """
 
     def __init__(
@@ -53,8 +54,14 @@ class ExpertService:
         except CallError as error:
             request.responder.fail(error)
             return
-        self.num_rows += request.rows_TD.shape[0]
-        _reply(request, [ffn(rows_ND, self._on_progress) for _, ffn, rows_ND in parts])
+        num_rows = request.rows_TD.size(0)
+        self.num_rows += num_rows
+        if num_rows <= parts[0][1].max_rows:  # a small one takes 20 µs: telling after each would cost 2 % of it
+            outputs = [ffn.product(rows_ND) for _, ffn, rows_ND in parts]
+            self._on_progress()
+        else:
+            outputs = [ffn(rows_ND, self._on_progress) for _, ffn, rows_ND in parts]
+        _reply(request, outputs)
 
     def _serve_merged(self, requests: Sequence[Request]) -> None:
         by_layer: dict[int, list[Request]] = {}

@@ -77,7 +77,8 @@ class Delivery:
     async def _deliver(self, send: Send, work: Callable[[Outlet], Awaitable[None]]) -> None:
         limits = self._settings.limits
         try:
-            await work(Outlet(send, limits.delivery_timeout_s, limits.max_unread_bytes))
+            async with Outlet(send, limits.delivery_timeout_s, limits.max_unread_bytes) as outlet:
+                await work(outlet)
         except ClientStalled as stalled:
             self._metrics.failures["client_stalled"] += 1
             LOG.warning("request %s was given up: %s", self._answer.request_id, stalled)
@@ -130,12 +131,13 @@ class Delivery:
             for index, delta in deltas.items():
                 plain = renderer.plain_chunk(index, delta)
                 body += await renderer.full_chunk(index, delta, run) if plain is None else [plain]
-            if any(body) and not self._started:
+            some = any(body)
+            if some and not self._started:
                 self._started = True
                 await outlet.start(200, [*STREAM_HEADERS, self._id_header])
             if run.done:
                 return [*body, renderer.ending(run.usage)]
-            if any(body):
+            if some:
                 await outlet.body(body, more=True)
 
     async def _whole(self) -> list[str]:

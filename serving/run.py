@@ -48,6 +48,7 @@ class Run:
         self._num_prompt_tokens = sum(len(prompt.token_ids) for prompt in job.prompts)
         self._num_open = len(job.prompts) * job.n
         self._submits = job.submits
+        self._generates = len(job.submits) > 0
         self._generator = generator
         self._metrics = metrics
         self._fanin: FanIn | None = None
@@ -89,7 +90,7 @@ class Run:
 
     async def step(self, deltas: dict[int, Delta]) -> None:
         """Waits for news and adds all of it to `deltas` (by choice index). Raises GenerationError."""
-        if not self._submits:
+        if not self._generates:
             self._end_empty(deltas)
             return
         assert self._fanin is not None

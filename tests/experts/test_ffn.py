@@ -33,8 +33,8 @@ def test_more_rows_than_one_product_takes(monkeypatch: pytest.MonkeyPatch, seed:
     generator = torch.Generator().manual_seed(seed)
     weights = random_ffn(generator)
     ffn, sizes = ExpertFFN(*weights), list[int]()
-    compute = ffn._compute  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(ffn, "_compute", lambda rows_ND: sizes.append(len(rows_ND)) or compute(rows_ND))
+    product = ffn.product
+    monkeypatch.setattr(ffn, "product", lambda rows_ND: sizes.append(len(rows_ND)) or product(rows_ND))
     rows_ND = torch.randn(11, WIDTH, generator=generator)
     assert torch.allclose(ffn(rows_ND), naive(rows_ND, *weights), atol=1e-5)
     assert sizes == [4, 4, 3]
@@ -45,8 +45,8 @@ def test_one_product_is_bounded_in_operations_too(monkeypatch: pytest.MonkeyPatc
     generator = torch.Generator().manual_seed(seed)
     weights = random_ffn(generator)
     ffn, sizes, told = ExpertFFN(*weights), list[int](), list[int]()
-    compute = ffn._compute  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(ffn, "_compute", lambda rows_ND: sizes.append(len(rows_ND)) or compute(rows_ND))
+    product = ffn.product
+    monkeypatch.setattr(ffn, "product", lambda rows_ND: sizes.append(len(rows_ND)) or product(rows_ND))
     rows_ND = torch.randn(12, WIDTH, generator=generator)
     assert torch.allclose(ffn(rows_ND, lambda: told.append(len(sizes))), naive(rows_ND, *weights), atol=1e-5)
     assert sizes == [5, 5, 2]

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experts.ffn import ExpertFFN
 from experts.service import ExpertService
 from tests.experts.shards import WIDTH, Answers, call, close, random_shard
 from transport.base import Request
@@ -37,6 +38,29 @@ def test_calls_served_together_get_their_own_answers(made: list[tuple[Request, A
         expected_ND = SHARD.naive(request.header.expert_rows, request.rows_TD)
         assert torch.allclose(answers.rows, expected_ND, atol=1e-5)
     assert service.num_rows == sum(request.rows_TD.shape[0] for request, _ in made)
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes", "told"),
+    [
+        ({0: 1, 1: 2, 2: 2}, [1, 2, 2], [3]),  # no more than one product may have
+        ({0: 1, 1: 3, 2: 2}, [1, 3, 2], [1, 2, 3]),
+        ({1: 11}, [5, 5, 1], [1, 2, 3]),
+    ],
+)
+def test_progress_is_told_after_as_much_as_one_product_may_be(
+    counts: dict[int, int], sizes: list[int], told: list[int], monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr("experts.ffn.MAX_ROWS", 5)
+    done, heard = list[int](), list[int]()
+    product = ExpertFFN.product
+    monkeypatch.setattr(ExpertFFN, "product", lambda ffn, rows_ND: done.append(len(rows_ND)) or product(ffn, rows_ND))
+    shard = random_shard(seed)
+    service = ExpertService(shard.shard, CPU, lambda: heard.append(len(done)))
+    request, answers = call(0, counts, torch.randn(sum(counts.values()), WIDTH))
+    service.serve([request])
+    assert (done, heard) == (sizes, told)
+    assert torch.allclose(answers.rows, shard.naive(request.header.expert_rows, request.rows_TD), atol=1e-5)
 
 
 @given(calls())

@@ -6,7 +6,7 @@ import pickle
 import socket
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from serving.app import build_app
 from serving.fake import FakeGenerator
 from serving.metrics import GatewayMetrics
-from serving.outlet import PIECE_BYTES, ClientStalled, Outlet
+from serving.outlet import MARK_BYTES, PIECE_BYTES, ClientStalled, Outlet
 from serving.settings import LEAST_UNREAD_BYTES, READ_AHEAD_BYTES, GatewaySettings, RequestLimits
 from serving.tokenizer import TextCodec
 from tests.serving.conftest import MODEL, Serve
@@ -141,39 +141,111 @@ def test_a_slow_reader_gets_all_of_it(codec: TextCodec, stream: bool) -> None:
 
 
 def test_what_is_let_go_of_is_counted() -> None:
+    part = MARK_BYTES // 2
+
     async def check() -> None:
         held: list[Any] = []
 
         async def send(message: Any) -> None:
             held.append(message)
 
-        outlet = Outlet(send, timeout_s=1.0, max_bytes=10)
-        await outlet.body(["abc", "def"], more=True)
-        await outlet.body(["\u00e9"], more=True)
-        assert outlet.held_bytes == 8
-        del held[0]
-        assert outlet.held_bytes == 2
-        await outlet.body(["0123456789"], more=True)
-        with pytest.raises(ClientStalled, match="max_unread_bytes"):
-            await outlet.body(["x"], more=True)
-        del held[1:]
-        await outlet.body(["x"], more=True)
-        await asyncio.sleep(1.1)
-        with pytest.raises(ClientStalled, match="delivery_timeout_s"):
+        async with Outlet(send, timeout_s=1.0, max_bytes=3 * MARK_BYTES) as outlet:
+            await outlet.body(["a" * part], more=True)
+            assert outlet.held_bytes == 0  # no message has told yet
+            await outlet.body(["a" * (part - 2), "\u00e9"], more=True)
+            assert outlet.held_bytes == 2 * part
+            del held[0]
+            assert outlet.held_bytes == 2 * part
+            del held[0]
+            assert outlet.held_bytes == 0
+            await outlet.body(["a" * (3 * MARK_BYTES + 1)], more=True)
+            with pytest.raises(ClientStalled, match="max_unread_bytes"):
+                await outlet.body(["x"], more=True)
+            held.clear()
+            await outlet.body(["a" * 2 * part], more=True)
+            await asyncio.sleep(1.1)
+            with pytest.raises(ClientStalled, match="delivery_timeout_s"):
+                await outlet.body([], more=False)
+            held.clear()
             await outlet.body([], more=False)
-        held.clear()
-        await outlet.body([], more=False)
-        assert held[0]["more_body"] is False
+            assert held[0]["more_body"] is False
 
     asyncio.run(check())
 
 
-def test_a_send_that_never_returns_ends() -> None:
-    async def never(message: Any) -> None:
-        await asyncio.Event().wait()
+@pytest.mark.parametrize("delay_s", [0.0, 0.15, 0.5])
+def test_a_send_that_never_returns_ends(delay_s: float) -> None:
+    """However late in the answer it comes."""
 
-    async def check(send: Callable[[Any], Awaitable[None]]) -> None:
+    async def check() -> None:
+        num_sent = 0
+
+        async def send(message: Any) -> None:
+            nonlocal num_sent
+            del message
+            num_sent += 1
+            if num_sent == 2:
+                await asyncio.Event().wait()
+
+        async def answer() -> None:
+            async with Outlet(send, timeout_s=0.2, max_bytes=1 << 20) as outlet:
+                await outlet.body(["x"], more=True)
+                await asyncio.sleep(delay_s)
+                await outlet.body(["x"])
+
+        began_s = time.monotonic()
+        with pytest.raises(ClientStalled, match=r"0\.2 s"):
+            await answer()
+        assert delay_s + 0.2 <= time.monotonic() - began_s < delay_s + 10
+
+    asyncio.run(check())
+
+
+def test_a_send_that_returns_when_it_is_given_up_already() -> None:
+    async def check() -> None:
+        async def send(message: Any) -> None:
+            del message
+            while outlet._patience.when() is None:  # pyright: ignore[reportPrivateUsage]
+                await asyncio.sleep(0)
+
+        async def answer() -> None:
+            async with outlet:
+                await outlet.body(["x"], more=True)
+                await asyncio.sleep(30)
+
+        outlet = Outlet(send, timeout_s=0.05, max_bytes=1 << 20)
         with pytest.raises(ClientStalled, match=r"0\.05 s"):
-            await Outlet(send, timeout_s=0.05, max_bytes=1 << 20).body(["x"])
+            await answer()
 
-    asyncio.run(check(never))
+    asyncio.run(check())
+
+
+@pytest.mark.parametrize("end", [None, KeyError, asyncio.CancelledError])
+def test_the_end_of_an_answer_leaves_no_timer(end: type[BaseException] | None) -> None:
+    """What ended it comes out as it is."""
+
+    async def send(message: Any) -> None:
+        del message
+
+    async def work() -> None:
+        async with Outlet(send, timeout_s=0.05, max_bytes=1 << 20) as outlet:
+            await outlet.body(["x"], more=True)
+            await asyncio.sleep(0.2)  # longer than what is sent may wait
+            if end is asyncio.CancelledError:
+                await asyncio.Event().wait()
+            if end is not None:
+                raise end
+
+    async def check() -> None:
+        task = asyncio.ensure_future(work())
+        await asyncio.wait([task], timeout=0.4)
+        task.cancel()
+        await asyncio.wait([task])
+        ended: type[BaseException] | None = asyncio.CancelledError
+        if not task.cancelled():
+            ended = None if task.exception() is None else type(task.exception())
+        assert ended is end
+        timers: list[asyncio.TimerHandle] = asyncio.get_running_loop()._scheduled  # pyright: ignore
+        assert [timer for timer in timers if not timer.cancelled()] == []
+
+    asyncio.run(check())
