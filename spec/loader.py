@@ -56,6 +56,9 @@ def parse_yaml(text: str, source: str) -> object:
         raise SpecError(
             [Problem("", "is nested too deeply; a section has one or two others around it.")], source
         ) from error
+    except (OverflowError, ValueError) as error:  # PyYAML makes a character of any number that is escaped
+        words = r'has an escape in quotes (\U and eight digits) of no character; the last one is "\U0010FFFF".'
+        raise SpecError([Problem("", words)], source) from error
 
 
 class _StrictLoader(yaml.SafeLoader):

@@ -101,3 +101,10 @@ def test_another_encoding_is_named(tmp_path: Path) -> None:
     path.write_text("a: 1\n", encoding="utf-16")
     with pytest.raises(SpecError, match="is not text in UTF-8 .*; save it as that"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize("number", ["00110000", "7FFFFFFF", "80000000", "FFFFFFFF"])
+def test_an_escape_of_no_character_is_named(number: str, tmp_path: Path) -> None:
+    assert read(tmp_path, r'name: "\U0010FFFF"') == {"name": "\U0010ffff"}
+    with pytest.raises(SpecError, match="of no character"):
+        read(tmp_path, f'name: "\\U{number}"')
