@@ -130,7 +130,7 @@ class Outlet:
         try:
             await self._send(message)
         except asyncio.CancelledError:
-            if self._patience.expired():
+            if self._patience.expired():  # by `_look`; else the client has left, or the request's time is over
                 raise self._stalled() from None
             raise
         finally:

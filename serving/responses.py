@@ -131,13 +131,13 @@ class Delivery:
             for index, delta in deltas.items():
                 plain = renderer.plain_chunk(index, delta)
                 body += await renderer.full_chunk(index, delta, run) if plain is None else [plain]
-            some = any(body)
-            if some and not self._started:
+            has_news = any(body)
+            if has_news and not self._started:
                 self._started = True
                 await outlet.start(200, [*STREAM_HEADERS, self._id_header])
             if run.done:
                 return [*body, renderer.ending(run.usage)]
-            if some:
+            if has_news:
                 await outlet.body(body, more=True)
 
     async def _whole(self) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.scanner import ScannerError
 
 from spec.errors import Problem, SpecError
 
@@ -56,18 +57,29 @@ def parse_yaml(text: str, source: str) -> object:
         raise SpecError(
             [Problem("", "is nested too deeply; a section has one or two others around it.")], source
         ) from error
-    except (OverflowError, ValueError) as error:  # PyYAML makes a character of any number that is escaped
-        words = r'has an escape in quotes (\U and eight digits) of no character; the last one is "\U0010FFFF".'
-        raise SpecError([Problem("", words)], source) from error
 
 
 class _StrictLoader(yaml.SafeLoader):
     """PyYAML's safe loader, made strict.
 
     A key given twice is an error: PyYAML would silently drop the first. So is a value that does not fit its tag (a 13th
-    month, `!!int x`), for which PyYAML raises whatever int() and the like do. And aliases that repeat others by the
-    thousand are refused before anything is made of them.
+    month, `!!int x`), an escape of no character, or a version of a thousand digits, for which PyYAML raises whatever
+    int() and the like do. And aliases that repeat others by the thousand are refused before anything is made of them.
     """
+
+    def scan_flow_scalar_non_spaces(self, double: bool, start_mark: yaml.Mark) -> list[str]:
+        try:
+            return super().scan_flow_scalar_non_spaces(double, start_mark)
+        except (OverflowError, ValueError) as error:
+            problem = r'this escape stands for no character; the last one is "\U0010FFFF"'
+            raise ScannerError(problem=problem, problem_mark=self.get_mark()) from error
+
+    def scan_yaml_directive_number(self, start_mark: yaml.Mark) -> int:
+        try:
+            return super().scan_yaml_directive_number(start_mark)
+        except ValueError as error:
+            problem = "this is no version of YAML; leave the line out"
+            raise ScannerError(problem=problem, problem_mark=self.get_mark()) from error
 
     def get_single_node(self) -> yaml.Node | None:
         node = super().get_single_node()

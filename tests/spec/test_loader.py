@@ -106,5 +106,11 @@ def test_another_encoding_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", ["00110000", "7FFFFFFF", "80000000", "FFFFFFFF"])
 def test_an_escape_of_no_character_is_named(number: str, tmp_path: Path) -> None:
     assert read(tmp_path, r'name: "\U0010FFFF"') == {"name": "\U0010ffff"}
-    with pytest.raises(SpecError, match="of no character"):
-        read(tmp_path, f'name: "\\U{number}"')
+    with pytest.raises(SpecError, match=r"line 2, column 11: this escape stands for no character"):
+        read(tmp_path, f'a: 1\nname: "a\\U{number}"')
+
+
+@pytest.mark.parametrize("version", ["1." + "9" * 5000, "9" * 5000 + ".1"])
+def test_a_version_of_thousands_of_digits_is_named(version: str, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"line 1, column \d+: this is no version of YAML; leave the line out"):
+        read(tmp_path, f"%YAML {version}\n---\na: 1\n")
