@@ -84,7 +84,10 @@ class FakeServer:
         routes = [Route("/v1/models", self.list_models), Route("/v1/completions", self.complete, methods=["POST"])]
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
-        config = uvicorn.Config(Starlette(routes=routes), log_level="critical", timeout_graceful_shutdown=1)
+        # Of asyncio's own loop, whose timers are never early: uvloop's count whole milliseconds.
+        config = uvicorn.Config(
+            Starlette(routes=routes), loop="asyncio", log_level="critical", timeout_graceful_shutdown=1
+        )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
         self._thread.start()
